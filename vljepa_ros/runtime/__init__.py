@@ -1,0 +1,1 @@
+"""The runtime: model bundles and the engines that run them, without ROS and without torch."""

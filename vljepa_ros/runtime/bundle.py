@@ -1,0 +1,426 @@
+"""The model bundle: a folder with `bundle.yaml`, ONNX graphs and tokenizers (design section 5).
+
+Invariant: a `Bundle` that `load_bundle` returned says what its schema asks for, and, unless
+verification was turned off, every file that it lists has the content that its manifest promises.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError, VLJepaError
+from .manifest import (
+    MANIFEST,
+    Section,
+    file_problem,
+    listed_files,
+    read_manifest,
+    write_manifest,
+)
+
+__all__ = [
+    "Bundle", "BundleError", "ChangeSpec", "ClipSpec", "DecoderSpec", "GraphSpec", "QuerySpec",
+    "TensorSpec", "TextSpec", "Thresholds", "find_bundle", "load_bundle", "shipped_bundles",
+    "verify_bundle", "write_manifest",
+]  # fmt: skip
+
+DTYPES = ("float32", "float16", "int64", "int32", "uint8", "int8", "bool")
+
+# Inputs and outputs by graph, as (name, dtype, number of dimensions).
+GRAPHS: dict[str, tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]] = {
+    "x_encoder": ([("frames", "uint8", 5)], [("visual_tokens", "float32", 3)]),
+    "predictor": (
+        [("visual_tokens", "float32", 3), ("query_ids", "int64", 2), ("query_mask", "int64", 2)],
+        [("embedding", "float32", 3)],
+    ),
+    "y_encoder": ([("ids", "int64", 2), ("mask", "int64", 2)], [("embedding", "float32", 2)]),
+    "y_decoder": (
+        [("embedding", "float32", 2), ("ids", "int64", 2), ("past", "float32", 5)],
+        [("logits", "float32", 2), ("present", "float32", 5)],
+    ),
+}
+REQUIRED = ("x_encoder", "predictor", "y_encoder")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph: NumPy dtype name; a string in the shape is any size."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph of a bundle."""
+
+    name: str
+    path: Path
+    sha256: str
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """The geometry of a clip: `frames` square RGB pictures of `image_size` pixels.
+
+    `sample_rate`: frames per second inside the clip; `tubelet`: frames per visual token.
+    """
+
+    frames: int
+    image_size: int
+    tubelet: int
+    sample_rate: float
+
+    @property
+    def period_ns(self) -> int:
+        """Nanoseconds between two frames of the clip."""
+        return round(1e9 / self.sample_rate)
+
+    @property
+    def span_ns(self) -> int:
+        """Nanoseconds from the oldest to the newest frame of the clip."""
+        return (self.frames - 1) * self.period_ns
+
+
+@dataclass(frozen=True)
+class QuerySpec:
+    """The query side of the predictor: default question, token count, tokenizer file."""
+
+    default: str
+    length: int
+    tokenizer: Path
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """The text side of the Y-encoder: token count, tokenizer file, prompt around each text."""
+
+    length: int
+    tokenizer: Path
+    prompt: str
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """The Y-decoder: longest text in tokens, tokenizer, token ids, cache geometry.
+
+    `empty_text` is said where the decoder ends at once.
+    """
+
+    length: int
+    tokenizer: Path
+    begin: int
+    end: int
+    layers: int
+    heads: int
+    head_dim: int
+    empty_text: str
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Calibrated thresholds.
+
+    `gate`: grey levels 0..255 of a block mean that count as new; `change`: the Ward cost at which
+    `change_score` is 1.0; `watch`: the cosine at which a standing condition holds.
+    """
+
+    gate: float
+    change: float
+    watch: float
+
+
+@dataclass(frozen=True)
+class ChangeSpec:
+    """The change detector's defaults for this bundle, in steps at the clip's sample rate."""
+
+    candidate: int
+    min_segment: int
+    hysteresis: float
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model bundle, read and checked. `path` is its folder, `manifest` the YAML as it stands."""
+
+    path: Path
+    name: str
+    version: str
+    model_id: str
+    embedding_dim: int
+    clip: ClipSpec
+    query: QuerySpec
+    y_encoder: TextSpec
+    decoder: DecoderSpec | None
+    templates: dict[str, str]
+    temperature: float
+    thresholds: Thresholds
+    change: ChangeSpec
+    tolerance: float
+    graphs: dict[str, GraphSpec]
+    source: dict[str, Any]
+    evaluation: dict[str, Any]
+    manifest: dict[str, Any]
+
+
+def shipped_bundles() -> list[Path]:
+    """Folders that hold bundles by name: $VLJEPA_BUNDLES, the installed share, the source tree."""
+    folders = [Path(p) for p in os.environ.get("VLJEPA_BUNDLES", "").split(os.pathsep) if p]
+    prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
+    folders += [Path(p) / "share/vljepa_ros/engines" for p in [*prefixes, sys.prefix]]
+    folders.append(Path(__file__).resolve().parents[2] / "engines")
+    return folders
+
+
+def find_bundle(source: str) -> Path:
+    """The folder of the bundle that `source` means.
+
+    A local folder; the name of a bundle shipped with the package or in $VLJEPA_BUNDLES; or a
+    Hugging Face Hub id `owner/name[@revision]`, fetched into the Hub's cache. Raises BundleError.
+    """
+    local = Path(source).expanduser()
+    if (local / MANIFEST).is_file():
+        return local
+    if re.fullmatch(r"[\w.-]*\w[\w.-]*", source):
+        for folder in shipped_bundles():
+            if (folder / source / MANIFEST).is_file():
+                return folder / source
+    if local.is_dir():
+        raise BundleError(f"{local} is not a model bundle: it holds no {MANIFEST}.")
+    hub_id = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", source)
+    if hub_id:
+        return _fetch(hub_id[1], hub_id[2])
+    raise BundleError(
+        f"No bundle '{source}': it is no folder, no Hub id (owner/name), and no bundle of that "
+        f"name lies in {', '.join(str(f) for f in shipped_bundles())}."
+    )
+
+
+def _fetch(repo_id: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise BundleError(
+            f"'{repo_id}' is no local folder, and fetching it from the Hugging Face Hub needs "
+            "huggingface_hub: pip install huggingface_hub."
+        ) from None
+    try:
+        return Path(snapshot_download(repo_id, revision=revision))
+    except Exception as error:  # the Hub client raises a dozen unrelated types when offline
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise BundleError(
+            f"'{repo_id}' is no local folder, and it could not be fetched from the Hugging Face "
+            f"Hub ({type(error).__name__}: {reason}); check the name and the network, or give "
+            "a local folder."
+        ) from error
+
+
+def load_bundle(source: str | Path, verify: bool = True) -> Bundle:
+    """Read the bundle in a folder, or the one that a name or Hub id means (`find_bundle`).
+
+    With `verify` every listed file's sha256 is checked. Raises BundleError, which names the file.
+    """
+    folder = source if isinstance(source, Path) else find_bundle(source)
+    manifest, digest = read_manifest(folder)
+    bundle = _parse(folder, manifest, digest)
+    if verify:
+        problems = _file_problems(folder, manifest)
+        if problems:
+            more = f" ({len(problems) - 1} more problems.)" if len(problems) > 1 else ""
+            raise BundleError(problems[0] + more)
+    return bundle
+
+
+def verify_bundle(path: str | Path) -> list[str]:
+    """Every problem of the bundle in the folder `path`, a sentence each; empty: none.
+
+    Checks the manifest, the hash of every file, and each graph's inputs and outputs as
+    ONNX Runtime reads them.
+    """
+    from .engine import open_engine
+
+    folder = Path(path)
+    try:
+        manifest, digest = read_manifest(folder)
+        bundle = _parse(folder, manifest, digest)
+        problems = _file_problems(folder, manifest)
+    except VLJepaError as error:
+        return [str(error)]
+    if problems:  # do not hand altered graphs to a parser
+        return problems
+    for graph in bundle.graphs.values():
+        try:
+            open_engine(graph, "onnxruntime-cpu").close()
+        except VLJepaError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _file_problems(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    file = folder / MANIFEST
+    listed = dict(listed_files(manifest, file))
+    problems = [p for p in (file_problem(*item) for item in listed.items()) if p]
+    # Weights that a graph keeps in a file beside it would otherwise go unchecked.
+    problems += [
+        f"{extra} is not listed in {file}; list it under 'files' or take it away."
+        for pattern in ("*.onnx*", "*.data")
+        for extra in sorted(folder.rglob(pattern))
+        if extra not in listed
+    ]
+    return list(dict.fromkeys(problems))
+
+
+def _parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
+    root = Section(manifest, folder / MANIFEST)
+    _check_preprocess(root.section("preprocess"))
+    name, version = root.get("name", str), root.get("version", str)
+    clip, query, y_encoder = root.section("clip"), root.section("query"), root.section("y_encoder")
+    thresholds, change = root.section("thresholds"), root.section("change")
+    graphs = root.section("graphs")
+    bundle = Bundle(
+        path=folder,
+        name=name,
+        version=version,
+        model_id=f"{name}-{version}#{digest[:8]}",
+        embedding_dim=root.positive("embedding_dim", int),
+        clip=ClipSpec(
+            clip.positive("frames", int),
+            clip.positive("image_size", int),
+            clip.positive("tubelet", int),
+            clip.positive("sample_rate", float),
+        ),
+        query=QuerySpec(
+            query.get("default", str), query.positive("length", int), query.inside("tokenizer")
+        ),
+        y_encoder=TextSpec(
+            y_encoder.positive("length", int),
+            y_encoder.inside("tokenizer"),
+            y_encoder.template("prompt", "{}"),
+        ),
+        decoder=_decoder(root.section("decoder")) if "y_decoder" in graphs.values else None,
+        templates={
+            key: root.section("templates").template(key) for key in manifest.get("templates", {})
+        },
+        temperature=root.positive("temperature", float),
+        thresholds=Thresholds(
+            thresholds.positive("gate", float),
+            thresholds.positive("change", float),
+            thresholds.get("watch", float),
+        ),
+        change=ChangeSpec(
+            change.positive("candidate", int),
+            change.positive("min_segment", int),
+            change.positive("hysteresis", float),
+        ),
+        tolerance=root.section("tolerance").positive("cosine", float),
+        graphs={key: _graph(graphs.section(key), key) for key in graphs.values},
+        source=manifest.get("source", {}),
+        evaluation=manifest.get("evaluation", {}),
+        manifest=manifest,
+    )
+    _check_geometry(bundle)
+    return bundle
+
+
+def _check_preprocess(section: Section) -> None:
+    for key, only in (("resize", "shorter_side"), ("crop", "centre")):
+        if section.get(key, str) != only:
+            raise BundleError(
+                f"{section.file}: 'preprocess.{key}' is {section.values[key]!r}, and only "
+                f"'{only}' is supported."
+            )
+
+
+def _decoder(section: Section) -> DecoderSpec:
+    return DecoderSpec(
+        section.positive("length", int),
+        section.inside("tokenizer"),
+        section.get("begin", int),
+        section.get("end", int),
+        section.positive("layers", int),
+        section.positive("heads", int),
+        section.positive("head_dim", int),
+        section.get("empty_text", str, ""),
+    )
+
+
+def _graph(section: Section, name: str) -> GraphSpec:
+    if name not in GRAPHS:
+        raise BundleError(
+            f"{section.file}: unknown graph '{name}'; graphs are {', '.join(GRAPHS)}."
+        )
+    inputs, outputs = (
+        {key: _tensor(section.section(side).section(key)) for key in section.section(side).values}
+        for side in ("inputs", "outputs")
+    )
+    for side, specs, wanted in (("inputs", inputs, GRAPHS[name][0]),
+                                ("outputs", outputs, GRAPHS[name][1])):  # fmt: skip
+        found = [(key, spec.dtype, len(spec.shape)) for key, spec in specs.items()]
+        if sorted(found) != sorted(wanted):
+            raise BundleError(
+                f"{section.file}: 'graphs.{name}.{side}' must be (name, dtype, dimensions) "
+                f"{wanted}, not {found}."
+            )
+    return GraphSpec(
+        name, section.inside("file"), section.get("sha256", str), inputs, outputs
+    )
+
+
+def _tensor(section: Section) -> TensorSpec:
+    dtype, shape = section.get("dtype", str), section.get("shape", list)
+    if dtype not in DTYPES:
+        raise BundleError(
+            f"{section.file}: '{section.where}.dtype' is '{dtype}'; use one of {', '.join(DTYPES)}."
+        )
+    if not all(isinstance(d, str) or (type(d) is int and d > 0) for d in shape):
+        raise BundleError(
+            f"{section.file}: '{section.where}.shape' must hold sizes above 0 or names, "
+            f"not {shape}."
+        )
+    return TensorSpec(dtype, tuple(shape))
+
+
+def _check_geometry(bundle: Bundle) -> None:
+    """The sizes that the manifest gives twice must agree, and the required graphs be there."""
+    file = bundle.path / MANIFEST
+    for name in REQUIRED:
+        if name not in bundle.graphs:
+            raise BundleError(f"{file}: the graph '{name}' is missing.")
+    clip, dim = bundle.clip, bundle.embedding_dim
+    if clip.frames % clip.tubelet:
+        raise BundleError(
+            f"{file}: {clip.frames} clip frames do not divide into tubelets of {clip.tubelet}."
+        )
+    size = clip.image_size
+    wanted: list[tuple[str, str, tuple[int | None, ...]]] = [
+        ("x_encoder", "frames", (None, clip.frames, size, size, 3)),
+        ("predictor", "query_ids", (None, bundle.query.length)),
+        ("predictor", "query_mask", (None, bundle.query.length)),
+        ("predictor", "embedding", (None, None, dim)),
+        ("y_encoder", "ids", (None, bundle.y_encoder.length)),
+        ("y_encoder", "mask", (None, bundle.y_encoder.length)),
+        ("y_encoder", "embedding", (None, dim)),
+    ]
+    if bundle.decoder is not None:
+        cache = (2 * bundle.decoder.layers, None, bundle.decoder.heads, None)
+        wanted += [
+            ("y_decoder", "embedding", (None, dim)),
+            ("y_decoder", "past", (*cache, bundle.decoder.head_dim)),
+            ("y_decoder", "present", (*cache, bundle.decoder.head_dim)),
+        ]
+    for name, tensor, sizes in wanted:
+        graph = bundle.graphs[name]
+        shape = (graph.inputs.get(tensor) or graph.outputs[tensor]).shape
+        for found, size_wanted in zip(shape, sizes, strict=True):
+            if isinstance(found, int) and size_wanted is not None and found != size_wanted:
+                raise BundleError(
+                    f"{file}: the shape of '{tensor}' of '{name}' is {list(shape)}, and the "
+                    f"manifest's other sections ask for {size_wanted} where it has {found}."
+                )

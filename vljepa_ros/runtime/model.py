@@ -1,0 +1,162 @@
+"""VL-JEPA as its users see it: clips, questions and embeddings instead of tensors.
+
+Invariant: every embedding that leaves this module is float32, of unit length unless the graph
+gave none, and belongs to the space of the one bundle that the object was made from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .bundle import Bundle
+from .engine import Engine, open_engine
+from .errors import EngineError
+from .text import TextTokenizer
+
+TEXT_CACHE = 1024  # texts
+TEXT_BATCH = 32  # texts per run of the Y-encoder
+TIMINGS = 500  # runs
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What runs one graph."""
+
+    name: str
+    backend: str
+    precision: str
+    device: str
+
+
+class VLJepa:
+    """The engines of one bundle.
+
+    One thread at a time: the owner serialises calls. `parts` names the graphs to open, e.g. a
+    decoder opens `("y_decoder", "y_encoder")`. Raises BundleError or EngineError.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = "auto",
+        threads: int = 0,
+        parts: Sequence[str] = ("x_encoder", "predictor", "y_encoder"),
+    ) -> None:
+        self.bundle = bundle
+        self._engines: dict[str, Engine] = {}
+        self._runs: dict[str, deque[float]] = {}
+        for part in parts:
+            if part not in bundle.graphs:
+                raise EngineError(
+                    f"The bundle {bundle.path} has no '{part}'; use a bundle that has one."
+                )
+            self._engines[part] = open_engine(bundle.graphs[part], backend, threads)
+            self._runs[part] = deque(maxlen=TIMINGS)
+        if "predictor" in parts:
+            self._query_tokenizer = TextTokenizer(bundle.query.tokenizer, bundle.query.length)
+        if "y_encoder" in parts:
+            self._text_tokenizer = TextTokenizer(
+                bundle.y_encoder.tokenizer, bundle.y_encoder.length
+            )
+        if "y_decoder" in parts and bundle.decoder is not None:
+            self._decoder_tokenizer = TextTokenizer(
+                bundle.decoder.tokenizer, bundle.decoder.length
+            )
+        self._queries: tuple[tuple[str, ...], np.ndarray, np.ndarray] | None = None
+        self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    @property
+    def info(self) -> list[EngineInfo]:
+        """The engines that are open."""
+        return [
+            EngineInfo(e.name, e.backend, e.precision, e.device) for e in self._engines.values()
+        ]
+
+    def latency(self, part: str) -> tuple[float, float] | None:
+        """p50 and p99 of the last 500 runs of one graph, in seconds; None before the first."""
+        runs = list(self._runs[part])
+        if not runs:
+            return None
+        p50, p99 = np.percentile(runs, (50, 99))
+        return float(p50), float(p99)
+
+    def encode(self, clips: np.ndarray) -> np.ndarray:
+        """Visual tokens, float32 `[B, N, Dv]`, of clips, uint8 `[B, T, S, S, 3]` RGB."""
+        return self._run("x_encoder", frames=clips)["visual_tokens"]
+
+    def predict(self, visual_tokens: np.ndarray, queries: Sequence[str]) -> np.ndarray:
+        """Embeddings, float32 `[B, Q, E]`: the answer to each query for each clip's tokens."""
+        key = tuple(queries)
+        if self._queries is None or self._queries[0] != key:
+            self._queries = (key, *self._query_tokenizer(key))
+        _, ids, mask = self._queries
+        return self._run(
+            "predictor", visual_tokens=visual_tokens, query_ids=ids, query_mask=mask
+        )["embedding"]
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of texts in the shared space, float32 `[N, E]`; the last 1024 are kept."""
+        found = {t: self._texts[t] for t in texts if t in self._texts}
+        new = list(dict.fromkeys(t for t in texts if t not in found))
+        for start in range(0, len(new), TEXT_BATCH):
+            batch = new[start : start + TEXT_BATCH]
+            prompt = self.bundle.y_encoder.prompt
+            ids, mask = self._text_tokenizer([prompt.replace("{}", t) for t in batch])
+            embeddings = self._run("y_encoder", ids=ids, mask=mask)["embedding"]
+            found.update(zip(batch, embeddings, strict=True))
+        for text in dict.fromkeys(texts):
+            self._texts[text] = found[text]
+            self._texts.move_to_end(text)
+        while len(self._texts) > TEXT_CACHE:
+            self._texts.popitem(last=False)
+        dim = self.bundle.embedding_dim
+        return np.stack([found[t] for t in texts]) if texts else np.zeros((0, dim), np.float32)
+
+    def decode(self, embedding: np.ndarray) -> str:
+        """The words of an embedding, float32 `[E]`: greedy, with a key-value cache."""
+        spec = self.bundle.decoder
+        if spec is None:
+            raise EngineError(f"The bundle {self.bundle.path} has no decoder.")
+        if not np.isfinite(embedding).all():
+            raise EngineError("The embedding to decode holds values that are not finite.")
+        past = np.zeros((2 * spec.layers, 1, spec.heads, 0, spec.head_dim), np.float32)
+        token, tokens = spec.begin, []
+        started = time.monotonic()
+        while len(tokens) < spec.length:
+            outputs = self._engine("y_decoder").run(
+                embedding=embedding[None], ids=np.array([[token]], np.int64), past=past
+            )
+            token, past = int(outputs["logits"][0].argmax()), outputs["present"]
+            if token == spec.end:
+                break
+            tokens.append(token)
+        self._runs["y_decoder"].append(time.monotonic() - started)  # a whole text, not a token
+        return self._decoder_tokenizer.decode(tokens) or spec.empty_text
+
+    def confidence(self, text: str, embedding: np.ndarray) -> float:
+        """Cosine between `text`, encoded, and `embedding`, float32 `[E]`, in -1..1."""
+        norm = float(np.linalg.norm(embedding))
+        return float(self.embed_text([text])[0] @ embedding) / norm if norm > 0 else 0.0
+
+    def close(self) -> None:
+        """Release every engine."""
+        for engine in self._engines.values():
+            engine.close()
+
+    def _engine(self, part: str) -> Engine:
+        try:
+            return self._engines[part]
+        except KeyError:
+            raise EngineError(f"The '{part}' of {self.bundle.model_id} was not opened.") from None
+
+    def _run(self, part: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        engine = self._engine(part)
+        started = time.monotonic()
+        outputs = engine.run(**inputs)
+        self._runs[part].append(time.monotonic() - started)
+        return outputs

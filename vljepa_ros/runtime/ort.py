@@ -1,0 +1,121 @@
+"""The ONNX Runtime backend: the embedded default, on CPU, and on CUDA where its package has it.
+
+Invariant: the session's own inputs and outputs are those that the manifest declares.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .bundle import GraphSpec, TensorSpec
+from .errors import EngineError
+from .tensors import check_declared, check_inputs
+
+_DTYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64",
+    "tensor(int32)": "int32", "tensor(uint8)": "uint8", "tensor(int8)": "int8",
+    "tensor(bool)": "bool",
+}  # fmt: skip
+
+
+class DeviceError(EngineError):
+    """The backend's device does not work here, though its library is installed."""
+
+
+def cpu_missing() -> tuple[str, str] | None:
+    """Why the CPU backend cannot run, and the fix; None where it can."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        return f"onnxruntime does not import ({error})", "pip install onnxruntime"
+    return None
+
+
+def cuda_missing() -> tuple[str, str] | None:
+    """Why the CUDA backend cannot run, and the fix; None where it can."""
+    missing = cpu_missing()
+    if missing is not None:
+        return missing
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return (
+            "this onnxruntime is built without CUDA",
+            "on a machine with an NVIDIA GPU: pip install onnxruntime-gpu",
+        )
+    return None
+
+
+class OrtEngine:
+    """An ONNX Runtime session for one graph."""
+
+    def __init__(self, graph: GraphSpec, threads: int = 0, *, cuda: bool = False) -> None:
+        self.name = graph.name
+        self.backend = "onnxruntime-cuda" if cuda else "onnxruntime-cpu"
+        self.device = "cuda" if cuda else "cpu"
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self._session: Any = _open_session(graph, threads, cuda)
+        for side, declared, nodes in (
+            ("inputs", graph.inputs, self._session.get_inputs()),
+            ("outputs", graph.outputs, self._session.get_outputs()),
+        ):
+            check_declared(graph.name, str(graph.path), side, declared, _specs(nodes))
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.precision = metadata.get("precision", "fp32")
+        self._output_names = list(graph.outputs)
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs by name. EngineError where an input does not match, or the run fails."""
+        if self._session is None:
+            raise EngineError(f"The engine of '{self.name}' is closed.")
+        check_inputs(self.name, self.inputs, inputs)
+        try:
+            outputs = self._session.run(self._output_names, inputs)
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            raise EngineError(f"'{self.name}' failed on {self.backend}: {_line(error)}.") from error
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None
+
+
+def _open_session(graph: GraphSpec, threads: int, cuda: bool) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; they also come back as exceptions
+    # Spinning threads would burn a robot's cores between two steps.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Fold weights that are stored as int8 (DequantizeLinear) into float once, at load.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    providers = ["CUDAExecutionProvider"] if cuda else []
+    try:
+        session = onnxruntime.InferenceSession(
+            str(graph.path), options, providers=[*providers, "CPUExecutionProvider"]
+        )
+    except Exception as error:  # as above
+        kind = DeviceError if cuda else EngineError
+        raise kind(f"{graph.path} does not load in ONNX Runtime: {_line(error)}.") from error
+    if cuda and "CUDAExecutionProvider" not in session.get_providers():
+        raise DeviceError("CUDA does not start here; look at nvidia-smi and the CUDA libraries.")
+    return session
+
+
+def _specs(nodes: list[Any]) -> dict[str, TensorSpec]:
+    """Specs of a session's tensors; an unnamed open size is called '?'."""
+    return {
+        node.name: TensorSpec(
+            _DTYPES.get(node.type, node.type),
+            tuple(d if isinstance(d, int) else str(d or "?") for d in node.shape),
+        )
+        for node in nodes
+    }
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")
