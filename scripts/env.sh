@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC1090
 # Sourced by bash or zsh, from any folder: `. scripts/env.sh`. After it `python` imports rclpy and the built package,
 # and `vljepa` is a command. Invariant: it only sets the environment, installs nothing, and may be sourced again.
 
@@ -28,9 +29,11 @@ if [ -z "$_vljepa_ros" ]; then
   _vljepa_prepend AMENT_PREFIX_PATH "$_vljepa_root/.venv"
   _vljepa_prepend CMAKE_PREFIX_PATH "$_vljepa_root/.venv"
   _vljepa_prepend LD_LIBRARY_PATH "$_vljepa_root/.venv/lib"
-  for _vljepa_libs in $(find "$_vljepa_root/.venv/lib" -maxdepth 3 -type d -name 'ros_*.libs' 2> /dev/null); do
-    _vljepa_prepend LD_LIBRARY_PATH "$_vljepa_libs"
-  done
+  while IFS= read -r _vljepa_libs; do
+    [ -z "$_vljepa_libs" ] || _vljepa_prepend LD_LIBRARY_PATH "$_vljepa_libs"
+  done << END
+$(find "$_vljepa_root/.venv/lib" -maxdepth 3 -type d -name 'ros_*.libs' 2> /dev/null)
+END
 fi
 if [ -f "$_vljepa_root/.colcon/install/local_setup.$_vljepa_shell" ]; then
   . "$_vljepa_root/.colcon/install/local_setup.$_vljepa_shell"
