@@ -17,11 +17,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from vljepa_ros.runtime.bundle import write_manifest
 
-WORDS = (
+TEXT = (
     "what is happening the a an red green blue yellow cube ball block falls rolls stands lies "
     "moves turns stops hand arm picks puts drops table floor on off left right up down nothing "
     "video of describe one two ?"
-).split()  # noqa: SIM905
+)
+WORDS = TEXT.split()
 SPECIAL = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
 VOCABULARY = len(SPECIAL) + len(WORDS)
 
@@ -58,9 +59,7 @@ class _Graph:
             for side in (inputs, outputs)
         ]
         graph = helper.make_graph(self.nodes, path.stem, infos[0], infos[1], self.weights)
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
-        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
         onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString(deterministic=True))
         return {
@@ -200,8 +199,11 @@ def _y_decoder(folder: Path, dim: int, seed: int) -> dict[str, Any]:
     x = g.op("Add", x, g.op("Unsqueeze", g.op("Mul", e, g.const(3)), g.shape(1)))
     split = g.shape(0, 1, heads, size)
     q, k, v = (
-        g.op("Transpose", g.op("Reshape", g.op("MatMul", x, g.weight(width, width)), split),
-             perm=[0, 2, 1, 3])
+        g.op(
+            "Transpose",
+            g.op("Reshape", g.op("MatMul", x, g.weight(width, width)), split),
+            perm=[0, 2, 1, 3],
+        )
         for _ in range(3)
     )  # B, heads, 1, size
     new = g.op("Concat", *(g.op("Unsqueeze", t, g.shape(0)) for t in (k, v)), axis=0)
@@ -228,8 +230,10 @@ def _y_decoder(folder: Path, dim: int, seed: int) -> dict[str, Any]:
             "ids": ("int64", ["B", 1]),
             "past": ("float32", cache),
         },
-        {"logits": ("float32", ["B", VOCABULARY]),
-         "present": ("float32", [2, "B", heads, "S1", size])},
+        {
+            "logits": ("float32", ["B", VOCABULARY]),
+            "present": ("float32", [2, "B", heads, "S1", size]),
+        },
     )
 
 

@@ -6,14 +6,12 @@ verification was turned off, every file that it lists has the content that its m
 
 from __future__ import annotations
 
-import os
-import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import BundleError, VLJepaError
+from .locate import find_bundle
 from .manifest import (
     MANIFEST,
     Section,
@@ -24,10 +22,20 @@ from .manifest import (
 )
 
 __all__ = [
-    "Bundle", "BundleError", "ChangeSpec", "ClipSpec", "DecoderSpec", "GraphSpec", "QuerySpec",
-    "TensorSpec", "TextSpec", "Thresholds", "find_bundle", "load_bundle", "shipped_bundles",
-    "verify_bundle", "write_manifest",
-]  # fmt: skip
+    "Bundle",
+    "ChangeSpec",
+    "ClipSpec",
+    "DecoderSpec",
+    "GraphSpec",
+    "QuerySpec",
+    "TensorSpec",
+    "TextSpec",
+    "Thresholds",
+    "find_bundle",
+    "load_bundle",
+    "verify_bundle",
+    "write_manifest",
+]
 
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "int8", "bool")
 
@@ -168,58 +176,6 @@ class Bundle:
     source: dict[str, Any]
     evaluation: dict[str, Any]
     manifest: dict[str, Any]
-
-
-def shipped_bundles() -> list[Path]:
-    """Folders that hold bundles by name: $VLJEPA_BUNDLES, the installed share, the source tree."""
-    folders = [Path(p) for p in os.environ.get("VLJEPA_BUNDLES", "").split(os.pathsep) if p]
-    prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
-    folders += [Path(p) / "share/vljepa_ros/engines" for p in [*prefixes, sys.prefix]]
-    folders.append(Path(__file__).resolve().parents[2] / "engines")
-    return folders
-
-
-def find_bundle(source: str) -> Path:
-    """The folder of the bundle that `source` means.
-
-    A local folder; the name of a bundle shipped with the package or in $VLJEPA_BUNDLES; or a
-    Hugging Face Hub id `owner/name[@revision]`, fetched into the Hub's cache. Raises BundleError.
-    """
-    local = Path(source).expanduser()
-    if (local / MANIFEST).is_file():
-        return local
-    if re.fullmatch(r"[\w.-]*\w[\w.-]*", source):
-        for folder in shipped_bundles():
-            if (folder / source / MANIFEST).is_file():
-                return folder / source
-    if local.is_dir():
-        raise BundleError(f"{local} is not a model bundle: it holds no {MANIFEST}.")
-    hub_id = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", source)
-    if hub_id:
-        return _fetch(hub_id[1], hub_id[2])
-    raise BundleError(
-        f"No bundle '{source}': it is no folder, no Hub id (owner/name), and no bundle of that "
-        f"name lies in {', '.join(str(f) for f in shipped_bundles())}."
-    )
-
-
-def _fetch(repo_id: str, revision: str | None) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise BundleError(
-            f"'{repo_id}' is no local folder, and fetching it from the Hugging Face Hub needs "
-            "huggingface_hub: pip install huggingface_hub."
-        ) from None
-    try:
-        return Path(snapshot_download(repo_id, revision=revision))
-    except Exception as error:  # the Hub client raises a dozen unrelated types when offline
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise BundleError(
-            f"'{repo_id}' is no local folder, and it could not be fetched from the Hugging Face "
-            f"Hub ({type(error).__name__}: {reason}); check the name and the network, or give "
-            "a local folder."
-        ) from error
 
 
 def load_bundle(source: str | Path, verify: bool = True) -> Bundle:
@@ -368,9 +324,7 @@ def _graph(section: Section, name: str) -> GraphSpec:
                 f"{section.file}: 'graphs.{name}.{side}' must be (name, dtype, dimensions) "
                 f"{wanted}, not {found}."
             )
-    return GraphSpec(
-        name, section.inside("file"), section.get("sha256", str), inputs, outputs
-    )
+    return GraphSpec(name, section.inside("file"), section.get("sha256", str), inputs, outputs)
 
 
 def _tensor(section: Section) -> TensorSpec:

@@ -64,9 +64,7 @@ class VLJepa:
                 bundle.y_encoder.tokenizer, bundle.y_encoder.length
             )
         if "y_decoder" in parts and bundle.decoder is not None:
-            self._decoder_tokenizer = TextTokenizer(
-                bundle.decoder.tokenizer, bundle.decoder.length
-            )
+            self._decoder_tokenizer = TextTokenizer(bundle.decoder.tokenizer, bundle.decoder.length)
         self._queries: tuple[tuple[str, ...], np.ndarray, np.ndarray] | None = None
         self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
 
@@ -95,9 +93,9 @@ class VLJepa:
         if self._queries is None or self._queries[0] != key:
             self._queries = (key, *self._query_tokenizer(key))
         _, ids, mask = self._queries
-        return self._run(
-            "predictor", visual_tokens=visual_tokens, query_ids=ids, query_mask=mask
-        )["embedding"]
+        return self._run("predictor", visual_tokens=visual_tokens, query_ids=ids, query_mask=mask)[
+            "embedding"
+        ]
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts in the shared space, float32 `[N, E]`; the last 1024 are kept."""
@@ -125,7 +123,7 @@ class VLJepa:
         if not np.isfinite(embedding).all():
             raise EngineError("The embedding to decode holds values that are not finite.")
         past = np.zeros((2 * spec.layers, 1, spec.heads, 0, spec.head_dim), np.float32)
-        token, tokens = spec.begin, []
+        token, tokens = spec.begin, list[int]()
         started = time.monotonic()
         while len(tokens) < spec.length:
             outputs = self._engine("y_decoder").run(

@@ -1,0 +1,1 @@
+"""Perception: from camera pictures to a semantic stream, without ROS and without torch."""

@@ -1,0 +1,336 @@
+"""The perceiver: windows, gates and change detectors of every camera, joined to one model.
+
+Invariant: the steps of a camera depend on the stamps and pictures it was given, on the settings
+and on the model; not on other cameras, not on when anything arrived.
+
+Threads: one worker calls `take` and `step`. `due` may be called from another thread (the image
+callback's), and so may `configure` and everything that only reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.runtime.preprocess import prepare
+
+from .change import ChangeDetector
+from .gate import NoveltyGate, block_means
+from .settings import Settings
+from .stages import Stages
+from .window import Clip, Sampler, Verdict, Window, millihertz, slot
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A segment closed and a new one opened. `embedding`: the new one's mean, `[E]`, unit."""
+
+    segment_id: int
+    segment_start_ns: int
+    previous_segment_id: int
+    previous_segment_start_ns: int
+    score: float
+    embedding: np.ndarray
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one camera means now for one standing query.
+
+    `stamp_ns` and `frame_id` are the newest frame's, `window_start_ns` the oldest's. `embedding`:
+    float32 `[E]`, unit length. `reused`: the gate found nothing new and the last embedding
+    stands. `change_score` >= 1.0 is a change, and `change` says what changed.
+    """
+
+    camera: str
+    query: str
+    stamp_ns: int
+    frame_id: str
+    window_start_ns: int
+    embedding: np.ndarray
+    sequence: int
+    segment_id: int
+    change_score: float
+    reused: bool
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The visual tokens, float32 `[N, Dv]`, that stand for a camera's newest clip."""
+
+    tokens: np.ndarray
+    stamp_ns: int
+    frame_id: str
+
+
+@dataclass
+class Counters:
+    """What happened to a camera's frames and steps since the start."""
+
+    frames: int = 0  # offered to `due`
+    due: int = 0  # found due
+    late: int = 0  # late, duplicate
+    invalid: int = 0  # with a stamp of zero
+    taken: int = 0  # put into the window
+    encodes: int = 0  # clips encoded
+    reused: int = 0  # clips that the gate passed over
+    changes: int = 0
+    restarts: int = 0  # of the stream: time jumped back, or a gap
+    errors: int = 0  # steps dropped because an embedding was not finite
+
+
+@dataclass
+class _Stream:
+    """One camera's answer to one standing query."""
+
+    detector: ChangeDetector
+    sequence: int = 0
+    embedding: np.ndarray | None = None  # the last one; None: to be predicted again
+    failing: bool = False
+
+    def restart(self) -> None:
+        """Forget what was seen; the sequence and the segment ids go on."""
+        self.detector.restart()
+        self.embedding = None
+
+
+@dataclass
+class _Camera:
+    sampler: Sampler  # of the thread that calls `due`
+    window: Window
+    gate: NoveltyGate
+    rate_mhz: int
+    counters: Counters = field(default_factory=Counters)
+    streams: dict[str, _Stream] = field(default_factory=dict)
+    frame_id: str = ""
+    stepped: int | None = None  # stamp of the last step
+    tokens: np.ndarray | None = None
+    seen: Seen | None = None
+
+
+class Perceiver:
+    """Turns the frames of N cameras into steps of the semantic stream.
+
+    For each frame: `due`, then, if the verdict is due, `take`, then, for all cameras whose `take`
+    returned true, one `step`. Raises SettingsError where the settings are out of range.
+    """
+
+    def __init__(self, model: VLJepa, cameras: Sequence[str], settings: Settings) -> None:
+        settings.check()
+        self.model = model
+        self.bundle = model.bundle
+        self.settings = settings
+        self.stages = Stages()
+        self._pending: Settings | None = None
+        clip = self.bundle.clip
+        self._cameras = {
+            name: _Camera(Sampler(1, clip.span_ns, 1), Window(clip, 1), NoveltyGate(0, 0), 1)
+            for name in cameras
+        }
+        self._apply(settings)
+
+    @property
+    def cameras(self) -> list[str]:
+        """The names of the cameras."""
+        return list(self._cameras)
+
+    def counters(self, camera: str) -> Counters:
+        """The camera's counters, live."""
+        return self._cameras[camera].counters
+
+    def seen(self, camera: str) -> Seen | None:
+        """The visual tokens of the camera's last step; None before the first."""
+        return self._cameras[camera].seen
+
+    def configure(self, settings: Settings) -> None:
+        """Change the settings from the next frame on. SettingsError where one is out of range.
+
+        A new query opens its own segment and sequence; one that comes back goes on counting in a
+        new segment. Streams of queries that stay are not disturbed.
+        """
+        settings.check()
+        self.settings = self._pending = settings
+
+    def due(self, camera: str, stamp_ns: int) -> Verdict:
+        """Whether a frame with this stamp is to be taken; costs about a microsecond."""
+        state = self._cameras[camera]
+        verdict = state.sampler.offer(stamp_ns)
+        counters = state.counters
+        counters.frames += 1
+        if verdict.due:
+            counters.due += 1
+        elif verdict is Verdict.INVALID:
+            counters.invalid += 1
+        elif verdict is not Verdict.EARLY:
+            counters.late += 1
+        return verdict
+
+    def take(self, camera: str, stamp_ns: int, frame_id: str, image: np.ndarray) -> bool:
+        """Put a due frame, RGB uint8 `[H, W, 3]`, into the camera's window.
+
+        Returns whether the camera is due for a step, which is then to be taken with `step` before
+        the camera's next frame.
+        """
+        self._catch_up()
+        state = self._cameras[camera]
+        started = time.monotonic()
+        picture = prepare(image, self.bundle.clip.image_size)
+        started = self.stages.lap("resize", started)
+        verdict = state.window.push(stamp_ns, picture, block_means(picture))
+        self.stages.lap("window", started)
+        if not verdict.due:
+            return False
+        state.counters.taken += 1
+        state.frame_id = frame_id
+        if verdict is Verdict.RESTARTED:
+            self._restart(state)
+        if not state.window.full:
+            return False
+        rate = state.rate_mhz
+        if state.stepped is not None and slot(stamp_ns, rate) <= slot(state.stepped, rate):
+            return False
+        state.stepped = stamp_ns
+        return True
+
+    def step(self, cameras: Sequence[str]) -> list[Step]:
+        """The steps of cameras that are due: one for each camera and standing query, in order.
+
+        The clips that are new are encoded in one run, and predicted in one. A step whose embedding
+        is not finite is dropped, counted and logged. EngineError where an engine fails; the next
+        step then tries again.
+        """
+        queries = self._settings.queries_of(self.bundle)
+        clips = {name: self._cameras[name].window.clip() for name in cameras}
+        self._encode(clips)
+        fresh = self._predict(cameras, queries)
+        started = time.monotonic()
+        steps = [
+            self._advance(name, query, clips[name], (name, query) not in fresh)
+            for name in cameras
+            for query in queries
+        ]
+        self.stages.lap("detect", started)
+        return [step for step in steps if step is not None]
+
+    def _catch_up(self) -> None:
+        """Apply settings that `configure` left, on the worker's thread."""
+        settings, self._pending = self._pending, None
+        if settings is not None:
+            self._apply(settings)
+
+    def _apply(self, settings: Settings) -> None:
+        bundle = self.bundle
+        queries = settings.queries_of(bundle)
+        max_gap_ns = round(settings.max_gap * 1e9)
+        for name, state in self._cameras.items():
+            state.rate_mhz = millihertz(settings.rate_of(name, bundle))
+            intake = max(state.rate_mhz, millihertz(bundle.clip.sample_rate))
+            state.sampler.rate_mhz, state.sampler.max_gap_ns = intake, max_gap_ns
+            state.window.configure(intake, max_gap_ns)
+            threshold = settings.gate_threshold
+            state.gate.threshold = bundle.thresholds.gate if threshold is None else threshold
+            state.gate.max_age_ns = round(settings.gate_max_age * 1e9)
+            for query in queries:
+                stream = state.streams.setdefault(query, _Stream(ChangeDetector(1, 1, 1, 1)))
+                settings.set_detector(stream.detector, name, bundle)
+            for query in state.streams.keys() - set(queries):
+                state.streams[query].restart()
+        self._settings = settings
+
+    def _restart(self, state: _Camera) -> None:
+        """Leave nothing of the stream so far, but for the ids and sequences."""
+        state.counters.restarts += 1
+        state.gate.restart()
+        state.stepped = state.tokens = state.seen = None
+        for stream in state.streams.values():
+            stream.restart()
+
+    def _encode(self, clips: dict[str, Clip]) -> None:
+        """Encode the clips that are new, in one run."""
+        started = time.monotonic()
+        new = [name for name, clip in clips.items() if self._cameras[name].gate.is_new(clip)]
+        started = self.stages.lap("gate", started)
+        if new:
+            pictures = [picture for name in new for picture in clips[name].pictures]
+            batch = np.stack(pictures).reshape(len(new), -1, *pictures[0].shape)
+            for name, tokens in zip(new, self.model.encode(batch), strict=True):
+                state = self._cameras[name]
+                state.tokens = tokens
+                state.gate.accept(clips[name])
+                for stream in state.streams.values():
+                    stream.embedding = None
+            self.stages.lap("encode", started)
+        for name, clip in clips.items():
+            state = self._cameras[name]
+            state.counters.encodes += name in new
+            state.counters.reused += name not in new
+            assert state.tokens is not None  # a camera's first clip is always new
+            state.seen = Seen(state.tokens, clip.end_ns, state.frame_id)
+
+    def _predict(self, cameras: Sequence[str], queries: Sequence[str]) -> set[tuple[str, str]]:
+        """Predict what has no embedding, in one run; returns those (camera, query)."""
+        fresh = {
+            (name, query)
+            for name in cameras
+            for query in queries
+            if self._cameras[name].streams[query].embedding is None
+        }
+        behind = [name for name in cameras if any((name, query) in fresh for query in queries)]
+        if behind:
+            started = time.monotonic()
+            tokens = np.stack([self._cameras[name].tokens for name in behind])  # type: ignore[misc]
+            embeddings = self.model.predict(tokens, queries)
+            for name, row in zip(behind, embeddings, strict=True):
+                for query, embedding in zip(queries, row, strict=True):
+                    if (name, query) in fresh:
+                        self._cameras[name].streams[query].embedding = embedding
+            self.stages.lap("predict", started)
+        return fresh
+
+    def _advance(self, name: str, query: str, clip: Clip, reused: bool) -> Step | None:
+        """One step of one stream; None where its embedding is not finite."""
+        state = self._cameras[name]
+        stream = state.streams[query]
+        embedding = stream.embedding
+        assert embedding is not None  # `_predict` ran
+        if not np.isfinite(embedding).all():
+            self._refuse(name, query)
+            return None
+        stream.failing = False
+        found = stream.detector.update(clip.end_ns, embedding)
+        change = None
+        if found.changed:
+            state.counters.changes += 1
+            change = Change(
+                found.segment_id, found.segment_start_ns, found.previous_segment_id,
+                found.previous_segment_start_ns, found.score, found.mean,
+            )  # fmt: skip
+        stream.sequence += 1
+        return Step(
+            name, query, clip.end_ns, state.frame_id, clip.start_ns, embedding,
+            stream.sequence, found.segment_id, found.score, reused, change,
+        )  # fmt: skip
+
+    def _refuse(self, name: str, query: str) -> None:
+        """Drop a step whose embedding is not finite; the next one is predicted anew."""
+        state = self._cameras[name]
+        stream = state.streams[query]
+        stream.embedding = None
+        if not np.isfinite(state.tokens).all():  # type: ignore[arg-type]
+            state.gate.restart()
+        state.counters.errors += 1
+        if not stream.failing:  # once, until it is well again
+            log.error(
+                "Camera '%s', query '%s': the embedding holds values that are not finite; the "
+                "step is dropped. Verify the bundle %s, or try another backend.",
+                name, query, self.bundle.path,
+            )  # fmt: skip
+        stream.failing = True
