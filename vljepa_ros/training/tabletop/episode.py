@@ -1,0 +1,198 @@
+"""One simulated episode: frames at 8 Hz, what is true in each of them, and its events.
+
+An episode is a function of its seed (and `DATA_VERSION`): the same seed gives the same bytes on the
+same machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+
+from . import plan, skills
+from .camera import Camera, project, shrink
+from .scene import sample_scene
+from .truth import Event, events, facts
+from .vocabulary import COLOURS, KINDS, ON_TABLE, SHAPES
+from .world import TICK, World
+
+DATA_VERSION = 1
+IMAGE_SIZE = 96
+FRAME_RATE = 8
+TICKS_PER_FRAME = round(1 / (FRAME_RATE * TICK))
+SECONDS = 30.0
+SPLITS = {"train": 0, "test": 10_000_000, "composition": 20_000_000}  # first seed of each
+
+
+@dataclass
+class Episode:
+    """An episode with jpeg frames that are decoded when asked for.
+
+    `arrays` holds the fields of the file format (see `store.py`); F frames, O objects, E events.
+    """
+
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        try:
+            return self.__dict__["arrays"][name]
+        except KeyError:
+            raise AttributeError(f"an episode has no field {name!r}") from None
+
+    def __len__(self) -> int:
+        return len(self.arrays["stamps"])
+
+    def frame(self, index: int) -> np.ndarray:
+        """RGB uint8 [96, 96, 3]."""
+        start, end = self.arrays["offsets"][index : index + 2]
+        image = cv2.imdecode(self.arrays["jpeg"][start:end], cv2.IMREAD_COLOR)
+        return np.ascontiguousarray(image[..., ::-1])
+
+    @cached_property
+    def object_names(self) -> list[tuple[str, str]]:
+        """(colour, shape) of every object."""
+        return [(COLOURS[colour], SHAPES[shape]) for shape, colour in self.arrays["objects"]]
+
+    @cached_property
+    def events(self) -> list[Event]:
+        kinds, items, spans = (self.arrays[f"event_{name}"] for name in ("kind", "object", "span"))
+        return [
+            Event(KINDS[kind], int(item) if item >= 0 else None, float(start), float(end))
+            for kind, item, (start, end) in zip(kinds, items, spans)
+        ]
+
+    def event_at(self, t: float) -> Event:
+        """The current event at `t` seconds; before the first and after the last, the nearest one."""
+        index = int(np.searchsorted(self.arrays["event_span"][:, 0], t, side="right")) - 1
+        return self.events[max(0, index)]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the frames of an episode are drawn."""
+
+    shadows: bool
+    noise: float  # standard deviation in grey levels
+
+
+def _inside(uv: np.ndarray, margin: float = 0.0) -> np.ndarray:
+    return np.all((uv > -margin) & (uv < 1 + margin), axis=-1)
+
+
+def begin(seed: int) -> World:
+    """The world of a seed before its first tick, gripper parked and objects at rest."""
+    rng = np.random.default_rng(seed)
+    composition = seed >= SPLITS["composition"]
+    count = int(rng.choice([1, 2, 3, 4], p=[0.3, 0.25, 0.25, 0.2]))
+    spec = sample_scene(rng, count, composition)
+    world = World(spec, rng, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
+    world.place_gripper(skills.parking_place(world, at_edge=False))
+    world.settle(0.5)
+    return world
+
+
+def _capture(camera: Camera, look: Look, rng: np.random.Generator) -> np.ndarray:
+    image = shrink(camera.picture(), IMAGE_SIZE)
+    if look.noise:
+        image = np.clip(image + rng.normal(0, look.noise, image.shape), 0, 255).astype(np.uint8)
+    return image
+
+
+def simulate(seed: int, seconds: float = SECONDS) -> Episode:
+    """Runs the episode of a seed: `seconds * 8` frames of 96 x 96."""
+    style = np.random.default_rng([seed, 1])
+    calm = bool(style.random() < 0.35)
+    look = Look(bool(style.random() < 0.15), float(style.choice([0.0, style.uniform(0.5, 2.0)], p=[0.6, 0.4])))
+    world = begin(seed)
+    composition = seed >= SPLITS["composition"]
+    controller = plan.mixed(world, seconds, plan.CALM if calm else plan.BUSY, composition)
+    jpegs: list[np.ndarray] = []
+    with Camera(world, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE, look.shadows) as camera:
+        for tick in range(round(seconds / TICK)):
+            next(controller)
+            world.tick()
+            if tick % TICKS_PER_FRAME == 0:
+                image = _capture(camera, look, style)
+                ok, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+                assert ok
+                jpegs.append(data.ravel())
+    arrays = _truth_arrays(world, TICKS_PER_FRAME)
+    arrays["jpeg"] = np.concatenate(jpegs)
+    arrays["offsets"] = np.cumsum([0, *(len(data) for data in jpegs)], dtype=np.int64)
+    meta = {
+        "seed": seed,
+        "data_version": DATA_VERSION,
+        "seconds": seconds,
+        "calm": calm,
+        "shadows": look.shadows,
+        "noise": look.noise,
+    }
+    return Episode(arrays, meta)
+
+
+def episode_events(world: World) -> list[Event]:
+    """The events of everything a world has recorded."""
+    history = world.history.arrays()
+    gripper_in_view = _inside(project(world, history["gripper"] + [0, 0, 0.01]))
+    hand_in_view = _hand_in_view(world, history["hand"])
+    uv = _object_uv(world, history)
+    fading = 12  # ticks; a fall is named though it leads out of the view at once
+    in_view = _inside(uv, 0.02)
+    in_view[fading:] |= in_view[:-fading]
+    return events(world.spec, history, facts(world.spec, history), gripper_in_view, hand_in_view, in_view)
+
+
+def _object_uv(world: World, history: dict[str, np.ndarray]) -> np.ndarray:
+    """Projected object centres, [T, O, 2]."""
+    position = history["position"]
+    return project(world, position.reshape(-1, 3)).reshape(*position.shape[:2], 2)
+
+
+_HAND_POINTS = np.array([[0, 0.08, 0], [-0.04, 0.04, 0], [0.05, 0.02, 0], [0, -0.08, 0], [0, -0.25, 0.05]])
+
+
+def _hand_in_view(world: World, hand: np.ndarray) -> np.ndarray:
+    """Whether any of the hand [T, 4] is in the square view; a parked hand (under the floor) is not."""
+    cos, sin = np.cos(hand[:, 3]), np.sin(hand[:, 3])
+    seen = np.zeros(len(hand), dtype=bool)
+    for x, y, z in _HAND_POINTS:
+        point = hand[:, :3] + np.stack([cos * x - sin * y, sin * x + cos * y, np.full_like(cos, z)], axis=1)
+        seen |= _inside(project(world, point))
+    return (hand[:, 2] > -1) & seen
+
+
+def _truth_arrays(world: World, stride: int) -> dict[str, np.ndarray]:
+    """The truth fields of the file format; frames are every `stride` ticks."""
+    history = world.history.arrays()
+    known = facts(world.spec, history)
+    found = episode_events(world)
+    frames = slice(0, None, stride)
+    uv = _object_uv(world, history)
+    tips = history["gripper"] + np.array([0, 0, 0.02])
+    gripper_uv, hand_uv = project(world, tips), project(world, history["hand"][:, :3])
+    bits = known.bits()
+    above = (bits & ON_TABLE > 0) | (history["position"][..., 2] > 0)
+    objects = [[SHAPES.index(o.shape), COLOURS.index(o.colour)] for o in world.spec.objects]
+    count = len(history["gripper"][frames])
+    return {
+        "stamps": np.arange(count) * stride * TICK,
+        "objects": np.array(objects, dtype=np.int16),
+        "object_uv": uv[frames].astype(np.float32),
+        "object_visible": (_inside(uv) & above)[frames],
+        "object_motion": np.gradient(uv, TICK, axis=0)[frames].astype(np.float32),
+        "object_state": bits[frames],
+        "gripper_uv": gripper_uv[frames].astype(np.float32),
+        "gripper_visible": _inside(gripper_uv, 0.02)[frames],
+        "gripper_closed": (1 - history["opening"][frames] / 0.062).clip(0, 1).astype(np.float32),
+        "gripper_motion": np.gradient(gripper_uv, TICK, axis=0)[frames].astype(np.float32),
+        "hand_visible": _hand_in_view(world, history["hand"])[frames],
+        "hand_uv": hand_uv[frames].astype(np.float32),
+        "event_kind": np.array([KINDS.index(e.kind) for e in found], dtype=np.int16),
+        "event_object": np.array([-1 if e.object is None else e.object for e in found], dtype=np.int16),
+        "event_span": np.array([[e.start, e.end] for e in found], dtype=np.float32).reshape(-1, 2),
+    }
