@@ -1,0 +1,34 @@
+"""The `vljepa` command. Invariant: starting it imports neither ROS nor torch nor a model runtime."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+RUN_UNTIL_STOPPED = ("listen", "up")
+
+
+def main() -> None:
+    """Run the command line; an error is one sentence on stderr and exit code 1.
+
+    Commands that run until they are stopped take SIGINT and SIGTERM as their regular end (exit
+    code 0), from the first moment on; they may put handlers of their own in place.
+    """
+    if any(argument in RUN_UNTIL_STOPPED for argument in sys.argv[1:2]):
+        signal.signal(signal.SIGINT, _stop)
+        signal.signal(signal.SIGTERM, _stop)
+
+    from ..runtime.errors import VLJepaError
+    from .app import app
+    from .output import error_line
+
+    try:
+        app(prog_name="vljepa")
+    except VLJepaError as error:
+        error_line(str(error))
+        sys.exit(1)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)

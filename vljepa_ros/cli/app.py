@@ -1,0 +1,64 @@
+"""The table of commands. Invariant: a command's module is imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+# Name: (module in this package, its function or Typer application), in the order of --help.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("up", "up"),
+    "listen": ("listen", "listen"),
+    "doctor": ("doctor", "doctor"),
+    "bundle": ("bundle", "app"),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A command group that looks its commands up in `COMMANDS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, imported now; None where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name]
+        found = getattr(import_module(f"vljepa_ros.cli.{module}"), attribute)
+        if not isinstance(found, typer.Typer):
+            function, found = found, typer.Typer()
+            found.command(cmd_name)(function)
+        command = typer.main.get_command(found)
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    help="VL-JEPA for ROS 2: cameras in, a semantic stream out, words when the meaning changes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        typer.echo(f"vljepa_ros {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass

@@ -1,0 +1,72 @@
+"""`vljepa bundle show` and `vljepa bundle verify`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from ..runtime.errors import BundleError
+from .output import console, error_line
+
+app = typer.Typer(help="Look at a model bundle, or check it.", no_args_is_help=True)
+
+SOURCE = typer.Argument("tabletop", help="A folder, a shipped bundle's name, or a Hub id.")
+
+
+@app.command()
+def show(source: str = SOURCE) -> None:
+    """Print what the bundle is: geometry, graphs, where the weights came from, what they can do."""
+    from ..runtime.bundle import find_bundle, load_bundle
+
+    bundle = load_bundle(find_bundle(source), verify=False)
+    clip = bundle.clip
+    facts: dict[str, Any] = {
+        "model_id": bundle.model_id,
+        "folder": bundle.path,
+        "embedding": f"{bundle.embedding_dim} numbers",
+        "clip": f"{clip.frames} frames of {clip.image_size} px at {clip.sample_rate:g} per second"
+        f" ({clip.span_ns / 1e9:g} s)",
+        "default query": bundle.query.default,
+        "decoder": f"at most {bundle.decoder.length} tokens" if bundle.decoder else "none",
+        "thresholds": _line(vars(bundle.thresholds)),
+    }
+    for name, graph in bundle.graphs.items():
+        size = graph.path.stat().st_size / 2**20 if graph.path.is_file() else float("nan")
+        facts[name] = f"{graph.path.name}, {size:.1f} MiB: " + _line(
+            {key: list(spec.shape) for key, spec in {**graph.inputs, **graph.outputs}.items()}
+        )
+    _print_facts(facts)
+    for title, section in (("source", bundle.source), ("evaluation", bundle.evaluation)):
+        console.print(f"\n{title}", style="bold")
+        _print_facts(section or {"": "nothing is said"})
+
+
+@app.command()
+def verify(source: str = SOURCE) -> None:
+    """Check every file against the manifest; exit code 1 and a line for each problem."""
+    from ..runtime.bundle import find_bundle, load_bundle, verify_bundle
+
+    folder = find_bundle(source)
+    problems = verify_bundle(folder)
+    if not problems:
+        bundle = load_bundle(folder, verify=False)
+        console.print(f"{bundle.model_id} in {folder}: every file is what the manifest says.")
+        return
+    for problem in problems[:-1]:
+        error_line(problem)
+    raise BundleError(problems[-1])
+
+
+def _line(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
+    width = max(len(key) for key in facts)
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            console.print(f"{indent}{key}")
+            _print_facts(value, indent + "  ")
+        else:
+            console.print(f"{indent}{key:<{width}}  {value}")

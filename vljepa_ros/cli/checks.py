@@ -1,0 +1,175 @@
+"""What `vljepa doctor` looks at. Invariant: a check never raises; it says what it found and how to mend it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+
+WORKS, NOTE, BROKEN = "works", "note", "broken"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `state`: WORKS, NOTE (the robot runs without it) or BROKEN (it does not)."""
+
+    name: str
+    state: str
+    found: str
+    fix: str = ""
+
+
+def run_checks(bundle: str) -> Iterator[Check]:
+    """Every check in the order of the report; `bundle` is what `find_bundle` takes."""
+    yield _python()
+    yield from _ros()
+    for module, package in (
+        ("numpy", "numpy"),
+        ("yaml", "PyYAML"),
+        ("cv2", "opencv-python-headless"),
+        ("onnxruntime", "onnxruntime"),
+        ("tokenizers", "tokenizers"),
+    ):
+        yield _module(package, module, f"pip install {package}")
+    yield _optional("torch", "only needed to train and export models")
+    yield _bundle(bundle)
+    yield _video()
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} ({sys.executable})"
+    return Check("Python", WORKS, found)
+
+
+def _module(name: str, module: str, fix: str) -> Check:
+    """Whether a module that the robot needs imports, and its version."""
+    try:
+        version = getattr(import_module(module), "__version__", None) or metadata.version(name)
+    except metadata.PackageNotFoundError:
+        version = "of unknown version"
+    except Exception as error:  # a broken binary raises whatever it likes, and the report goes on
+        return Check(name, BROKEN, f"does not import ({_line(error)})", fix)
+    return Check(name, WORKS, version)
+
+
+def _optional(name: str, purpose: str) -> Check:
+    """A package's version, without importing it: some take seconds."""
+    try:
+        return Check(name, WORKS, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Check(name, NOTE, "not installed", purpose)
+
+
+def _ros() -> Iterator[Check]:
+    rclpy = _module(
+        "rclpy", "rclpy",
+        "run `. scripts/env.sh` after scripts/setup, or source your ROS distribution's set-up file",
+    )  # fmt: skip
+    yield _distribution(rclpy)
+    yield rclpy
+    yield _attempt("RMW", _rmw, "set RMW_IMPLEMENTATION to one that is installed")
+    build = "build the package (scripts/setup, or colcon build) and source it"
+    yield _attempt("interfaces", _interfaces, build)
+    yield _attempt("nodes", _nodes, build)
+    yield _transport()
+    yield Check("ROS_DOMAIN_ID", WORKS, os.environ.get("ROS_DOMAIN_ID", "0 (the default)"))
+
+
+def _distribution(rclpy: Check) -> Check:
+    name = os.environ.get("ROS_DISTRO")
+    if name:
+        return Check("ROS 2", WORKS, f"distribution {name}")
+    try:
+        return Check("ROS 2", WORKS, f"Python wheels (ros-rclpy {metadata.version('ros-rclpy')})")
+    except metadata.PackageNotFoundError:
+        if rclpy.state == WORKS:
+            return Check("ROS 2", WORKS, "a workspace of its own (ROS_DISTRO is not set)")
+        return Check("ROS 2", BROKEN, "none", rclpy.fix)
+
+
+def _attempt(name: str, look: Callable[[], str], fix: str) -> Check:
+    try:
+        return Check(name, WORKS, look())
+    except Exception as error:  # as in _module
+        return Check(name, BROKEN, _line(error), fix)
+
+
+def _rmw() -> str:
+    import rclpy
+
+    return str(rclpy.get_rmw_implementation_identifier())
+
+
+def _interfaces() -> str:
+    kinds = {"messages": "msg", "services": "srv", "actions": "action"}
+    modules = {name: import_module(f"vljepa_ros.{kind}") for name, kind in kinds.items()}
+    counts = {
+        name: sum(isinstance(vars(module)[key], type) and "_" not in key for key in vars(module))
+        for name, module in modules.items()
+    }
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _nodes() -> str:
+    names = ("perception_node", "decoder_node", "video_node")
+    for name in names:
+        import_module(f"vljepa_ros.nodes.{name}")
+    return ", ".join(names)
+
+
+def _transport() -> Check:
+    name = "FASTDDS_BUILTIN_TRANSPORTS"
+    value = os.environ.get(name)
+    if value is None:
+        return Check(
+            name, NOTE, "not set: other processes of yours may lose camera images",
+            "vljepa up and the launch file set it for themselves",
+        )  # fmt: skip
+    return Check(name, WORKS, value)
+
+
+def _bundle(source: str) -> Check:
+    fix = "vljepa bundle verify says more; a new clone brings the shipped bundle back"
+    try:
+        from ..runtime.bundle import find_bundle, load_bundle, verify_bundle
+
+        folder = find_bundle(source)
+        problems = verify_bundle(folder)
+        if problems:
+            return Check("bundle", BROKEN, " ".join(problems), fix)
+        found = f"{load_bundle(folder, verify=False).model_id}, verified, in {folder}"
+    except Exception as error:  # as in _module
+        return Check("bundle", BROKEN, _line(error), fix)
+    return Check("bundle", WORKS, found)
+
+
+def _video() -> Check:
+    shipped = sorted(file for folder in _shares("videos") for file in folder.glob("*.mp4"))
+    if not shipped:
+        return Check("video", NOTE, "the shipped video is not here", "name one: --video FILE")
+    try:
+        import cv2
+
+        capture = cv2.VideoCapture(str(shipped[0]))
+        readable, _ = capture.read()
+        capture.release()
+    except Exception as error:  # as in _module
+        return Check("video", NOTE, _line(error), "install OpenCV")
+    if not readable:
+        return Check("video", NOTE, f"{shipped[0]} cannot be read", "use an OpenCV with FFmpeg")
+    return Check("video", WORKS, str(shipped[0]))
+
+
+def _shares(name: str) -> list[Path]:
+    """Where a folder of the package may lie: installed shares, then the source tree."""
+    prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
+    installed = [Path(p) / "share" / "vljepa_ros" / name for p in [*prefixes, sys.prefix]]
+    return [*installed, Path(__file__).resolve().parents[2] / name]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,62 @@
+"""`vljepa doctor`: what is installed, which backend would run, and the fix for what would not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import typer
+
+from .checks import BROKEN, NOTE, WORKS, Check, run_checks
+from .output import console
+
+STYLES = {WORKS: "green", NOTE: "yellow", BROKEN: "red"}
+
+
+def doctor(
+    bundle: str = typer.Option("tabletop", help="The model bundle to check."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead."),
+) -> None:
+    """Check this machine; exit code 1 if the robot could not run on it."""
+    checks = list(run_checks(bundle))
+    backends = _backends()
+    would_run = next((b.name for b in backends if b.state == WORKS), None)
+    healthy = would_run is not None and all(check.state != BROKEN for check in checks)
+    if as_json:
+        report = {
+            "ok": healthy,
+            "would_run": would_run,
+            "checks": [asdict(check) for check in checks],
+            "backends": [asdict(backend) for backend in backends],
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        _print("Installed", checks)
+        _print("Backends, in order of preference", backends)
+        console.print(
+            f"The robot can run here, on {would_run}." if healthy else "The robot cannot run here.",
+            style="green" if healthy else "red",
+        )
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _backends() -> list[Check]:
+    """The backends as findings; the first that works is the one that would run."""
+    from ..runtime.engine import backends
+
+    return [
+        Check(b.backend, WORKS, "can run")
+        if b.available
+        else Check(b.backend, NOTE, b.reason, b.fix)
+        for b in backends()
+    ]
+
+
+def _print(title: str, checks: list[Check]) -> None:
+    width = max(len(check.name) for check in checks)
+    console.print(title, style="bold")
+    for check in checks:
+        console.print(f"  {check.state:<6}", style=STYLES[check.state], end="  ")
+        console.print(f"{check.name:<{width}}  {check.found}")
+        if check.fix:
+            console.print(f"  {'':<6}  {'':<{width}}  {check.fix}", style="dim")
