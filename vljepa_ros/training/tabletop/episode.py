@@ -24,6 +24,7 @@ DATA_VERSION = 1
 IMAGE_SIZE = 96
 FRAME_RATE = 8
 TICKS_PER_FRAME = round(1 / (FRAME_RATE * TICK))
+LOOK_AHEAD = round(2.0 / TICK)  # ticks simulated past the last frame: where a motion leads tells what it is
 SECONDS = 30.0
 SPLITS = {"train": 0, "test": 10_000_000, "composition": 20_000_000}  # first seed of each
 
@@ -113,15 +114,16 @@ def simulate(seed: int, seconds: float = SECONDS) -> Episode:
     controller = plan.mixed(world, seconds, plan.CALM if calm else plan.BUSY, composition)
     jpegs: list[np.ndarray] = []
     with Camera(world, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE, look.shadows) as camera:
-        for tick in range(round(seconds / TICK)):
+        ticks = round(seconds / TICK)
+        for tick in range(ticks + LOOK_AHEAD):
             next(controller)
             world.tick()
-            if tick % TICKS_PER_FRAME == 0:
+            if tick % TICKS_PER_FRAME == 0 and tick < ticks:
                 image = _capture(camera, look, style)
                 ok, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
                 assert ok
                 jpegs.append(data.ravel())
-    arrays = _truth_arrays(world, TICKS_PER_FRAME)
+    arrays = _truth_arrays(world, ticks)
     arrays["jpeg"] = np.concatenate(jpegs)
     arrays["offsets"] = np.cumsum([0, *(len(data) for data in jpegs)], dtype=np.int64)
     meta = {
@@ -135,8 +137,8 @@ def simulate(seed: int, seconds: float = SECONDS) -> Episode:
     return Episode(arrays, meta)
 
 
-def episode_events(world: World) -> list[Event]:
-    """The events of everything a world has recorded."""
+def episode_events(world: World, until: int) -> list[Event]:
+    """The events of the first `until` ticks a world has recorded."""
     history = world.history.arrays()
     gripper_in_view = _inside(project(world, history["gripper"] + [0, 0, 0.01]))
     hand_in_view = _hand_in_view(world, history["hand"])
@@ -144,7 +146,8 @@ def episode_events(world: World) -> list[Event]:
     fading = 12  # ticks; a fall is named though it leads out of the view at once
     in_view = _inside(uv, 0.02)
     in_view[fading:] |= in_view[:-fading]
-    return events(world.spec, history, facts(world.spec, history), gripper_in_view, hand_in_view, in_view)
+    known = facts(world.spec, history)
+    return events(world.spec, history, known, gripper_in_view, hand_in_view, in_view, until)
 
 
 def _object_uv(world: World, history: dict[str, np.ndarray]) -> np.ndarray:
@@ -166,12 +169,12 @@ def _hand_in_view(world: World, hand: np.ndarray) -> np.ndarray:
     return (hand[:, 2] > -1) & seen
 
 
-def _truth_arrays(world: World, stride: int) -> dict[str, np.ndarray]:
-    """The truth fields of the file format; frames are every `stride` ticks."""
+def _truth_arrays(world: World, ticks: int) -> dict[str, np.ndarray]:
+    """The truth fields of the file format, of the first `ticks` ticks."""
     history = world.history.arrays()
     known = facts(world.spec, history)
-    found = episode_events(world)
-    frames = slice(0, None, stride)
+    found = episode_events(world, ticks)
+    frames = slice(0, ticks, TICKS_PER_FRAME)
     uv = _object_uv(world, history)
     tips = history["gripper"] + np.array([0, 0, 0.02])
     gripper_uv, hand_uv = project(world, tips), project(world, history["hand"][:, :3])
@@ -180,7 +183,7 @@ def _truth_arrays(world: World, stride: int) -> dict[str, np.ndarray]:
     objects = [[SHAPES.index(o.shape), COLOURS.index(o.colour)] for o in world.spec.objects]
     count = len(history["gripper"][frames])
     return {
-        "stamps": np.arange(count) * stride * TICK,
+        "stamps": np.arange(count) / FRAME_RATE,
         "objects": np.array(objects, dtype=np.int16),
         "object_uv": uv[frames].astype(np.float32),
         "object_visible": (_inside(uv) & above)[frames],

@@ -198,11 +198,13 @@ def _mark_free_motion(canvas: _Canvas, item: int, spec: SceneSpec, facts: Facts,
     free = ~held & ~facts.fallen[:, item]
     shape = spec.objects[item].shape
     tilt = facts.tilt[:, item]
+    tipping = np.zeros(len(tilt), dtype=bool)
     if shape in TALL:
-        for start, end in _runs(tilt > 0.12):
+        for start, end in _runs(tilt > 0.2):
             if start == 0 or tilt[start:end].max() < 1.0 or held[start : start + 8].any():
                 continue
             down = start + int(np.argmax(tilt[start:end] > 1.35)) if tilt[start:end].max() > 1.35 else end
+            tipping[start : down + round(0.25 / TICK)] = True
             canvas.mark("tip_over", item, start, down + round(0.1 / TICK))
     contact = _bridge(touched & free, 0.25)
     for start, end in _runs(contact & free):
@@ -211,10 +213,10 @@ def _mark_free_motion(canvas: _Canvas, item: int, spec: SceneSpec, facts: Facts,
             first = start + int(np.argmax(moving))
             last = end - int(np.argmax(moving[::-1]))
             canvas.mark("push", item, first, last)
-    coasting = free & ~touched & (facts.speed[:, item] > _COASTING_SPEED) & (facts.lowest[:, item] < 0.02)
+    coasting = free & ~touched & ~tipping & (facts.speed[:, item] > _COASTING_SPEED) & (facts.lowest[:, item] < 0.02)
     for start, end in _runs(_bridge(coasting, 0.15)):
         way = history["position"][end - 1, item, :2] - history["position"][start, item, :2]
-        if np.linalg.norm(way) < 0.02:
+        if np.linalg.norm(way) < 0.03:
             continue
         lying = shape in TALL and tilt[start:end].mean() > 0.8
         canvas.mark("roll" if shape == "ball" or lying else "slide", item, start, end)
@@ -229,7 +231,7 @@ def _mark_gripper(canvas: _Canvas, facts: Facts, history: dict[str, np.ndarray],
     distance = np.linalg.norm(history["position"] - tips[:, None] - [0, 0, -0.02], axis=-1)
     distance[facts.fallen] = 1e3
     contact = facts.held | history["touched"]
-    ahead, soon = round(2.5 / TICK), round(0.8 / TICK)
+    ahead = round(2.5 / TICK)
     for start, end in _runs(~busy):
         for tick in range(start, end):
             if not moving[tick]:
@@ -238,10 +240,15 @@ def _mark_gripper(canvas: _Canvas, facts: Facts, history: dict[str, np.ndarray],
             window = distance[tick : min(end + 1, tick + ahead)]
             stop = np.flatnonzero(~in_view[tick : tick + len(window)])
             window = window[: stop[0]] if len(stop) else window
-            item = int(np.argmin(window.min(axis=0)))
-            nearest = window[:, item].min()
-            approaching = distance[tick, item] - nearest > 0.012 or contact[tick : tick + soon, item].any()
-            approaching = approaching and nearest < 0.11
+            touch = contact[tick : tick + len(window)]
+            if touch.any():  # it goes to what it touches first, past whatever is on the way
+                item = int(np.argmax(touch[np.argmax(touch.any(axis=1))]))
+                approaching = True
+            else:
+                nearest = window.min(axis=0)
+                nearest = np.where(distance[tick] - nearest > 0.012, nearest, np.inf)
+                item = int(np.argmin(nearest))
+                approaching = nearest[item] < 0.13
             canvas.mark("reach" if approaching else "retreat", item if approaching else -1, tick, tick + 1)
 
 
@@ -310,9 +317,12 @@ def events(
     gripper_in_view: np.ndarray,
     hand_in_view: np.ndarray,
     object_in_view: np.ndarray,
+    until: int,
 ) -> list[Event]:
-    """The gap-free list of events; the masks are bool [T], [T] and [T, O]."""
-    ticks = len(history["gripper"])
+    """The gap-free list of events of the first `until` ticks.
+
+    The masks are bool [T], [T] and [T, O]. What comes after `until` tells where the last motion led.
+    """
     canvas = _Canvas(object_in_view)
     for item in range(len(spec.objects)):
         _mark_falls(canvas, item, spec, facts, history)
@@ -321,8 +331,9 @@ def events(
     for start, end in _runs(hand_in_view):
         canvas.mark("hand", -1, start, end)
     _mark_gripper(canvas, facts, history, gripper_in_view)
+    canvas.kind, canvas.object = canvas.kind[:until], canvas.object[:until]
     runs = _merge_flickers(_to_runs(canvas), keep_short=True)
-    runs = _merge_flickers(_extend_short(runs, ticks), keep_short=False)
+    runs = _merge_flickers(_extend_short(runs, until), keep_short=False)
     return [
         Event(PRIORITY[rank], item if item >= 0 else None, start * TICK, end * TICK)
         for rank, item, start, end in runs
