@@ -19,7 +19,7 @@ FOLDERS = {
 def relocate(text: str) -> str:
     """The CMake file's text with each foreign include folder replaced by this interpreter's own."""
     for pattern, folder in FOLDERS.items():
-        text = pattern.sub(lambda _: folder, text)
+        text = pattern.sub(folder, text)
     return text
 
 

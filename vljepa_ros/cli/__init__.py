@@ -1,4 +1,4 @@
-"""The `vljepa` command. Invariant: starting it imports neither ROS nor torch nor a model runtime."""
+"""The `vljepa` command. Invariant: starting it imports neither ROS nor torch nor an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `vljepa doctor` looks at. Invariant: a check never raises; it says what it found and how to mend it."""
+"""What `vljepa doctor` looks at. Invariant: a check says what it found; it never raises."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import typer
 from ..runtime.errors import VLJepaError
 from .output import console, notice
 
-SILENCE = 5.0  # seconds without a publisher before it is said
+SILENCE = 3.0  # seconds without a publisher before it is said
 LOOK_AROUND = 0.25  # seconds between two looks at the graph for further topics
 KINDS = {"changes": "SemanticChange", "utterances": "Utterance", "embeddings": "SemanticEmbedding"}
 
@@ -32,8 +32,8 @@ def listen(
         import vljepa_ros.msg  # noqa: F401
     except ImportError as error:
         raise VLJepaError(
-            f"vljepa listen needs ROS 2 and the built package ({error}): run `. scripts/env.sh`, or "
-            "source your workspace's set-up file, then try again."
+            f"vljepa listen needs ROS 2 and the built package ({error}): run `. scripts/env.sh`, "
+            "or source your workspace's set-up file, then try again."
         ) from error
 
     # The command's own handlers stay: they end it with exit code 0.
@@ -54,13 +54,13 @@ class Listener:
 
     def __init__(self, node: Any, namespace: str, embeddings: bool) -> None:
         self.node = node
-        self.namespace = "/" + namespace.strip("/")
+        self.prefix = "/".join(["", *filter(None, namespace.split("/")), ""])  # "/" or "/a/b/"
         self.kinds = [kind for kind in KINDS if embeddings or kind != "embeddings"]
         self.subscriptions: dict[str, Any] = {}
         self.silent_since = self.looked = float("-inf")
         # At the usual names at once: what is found by looking around may miss its first message.
         for kind in self.kinds:
-            self._subscribe(f"{self.namespace.rstrip('/')}/{kind}", kind)
+            self._subscribe(self.prefix + kind, kind)
         self._heard()
 
     def look_around(self) -> None:
@@ -71,7 +71,7 @@ class Listener:
         self.looked = now
         kinds = {f"vljepa_ros/msg/{KINDS[kind]}": kind for kind in self.kinds}
         for topic, types in self.node.get_topic_names_and_types():
-            if topic in self.subscriptions or not topic.startswith(self.namespace.rstrip("/") + "/"):
+            if topic in self.subscriptions or not topic.startswith(self.prefix):
                 continue
             for kind in (kinds[name] for name in types if name in kinds):
                 self._subscribe(topic, kind)
@@ -85,7 +85,7 @@ class Listener:
         self.silent_since = time.monotonic()
 
     def _nobody(self) -> str:
-        where = "" if self.namespace == "/" else f" in {self.namespace}"
+        where = "" if self.prefix == "/" else f" in {self.prefix[:-1]}"
         domain = os.environ.get("ROS_DOMAIN_ID", "0")
         return (
             f"Nobody publishes {' or '.join(self.kinds)}{where} in ROS domain {domain} yet; start "
