@@ -1,0 +1,241 @@
+"""What the lifecycle nodes have in common: parameters, transitions, the worker, diagnostics.
+
+Invariant: a transition that fails says why in one sentence, leaves nothing behind, and the node
+is unconfigured again, ready for another try. Subclasses write only what they set up and release.
+
+Where the node starts by itself (parameter `autostart`), it makes its own first transitions. A
+launch file could ask for them from outside, but after a respawn it races with discovery: its
+request may reach the service of the process that has just died, and its answer never comes.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.task import Future
+
+from vljepa_ros.runtime.errors import VLJepaError
+
+from . import diagnostics
+from .parameters import ParameterError, Spec, declare, unknown, values
+from .worker import Worker
+
+AUTOSTART = Spec("autostart", True, "Configure and activate the node when it starts.")
+BUNDLE = Spec("bundle", "tabletop", "Model bundle: a folder, a shipped name, or a Hub id.")
+BACKEND = Spec(
+    "backend", "auto", "What runs the engines.",
+    choices=("auto", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt_rtx"),
+)  # fmt: skip
+THREADS = Spec("threads", 0, "Threads per engine on the CPU; 0: the backend's choice.",
+               low=0, high=256)  # fmt: skip
+
+
+class ModelNode(LifecycleNode):
+    """A lifecycle node with engines. Subclasses write five hooks and `specs`.
+
+    `load` and `unload` run in the worker and open and close the engines; `setup` and `teardown`
+    make and take back what lasts while configured; `start` and `stop` bracket the active state;
+    `work` is the worker's piece of work. `stop`, `teardown` and `unload` also follow on hooks that
+    failed half the way. Hooks raise VLJepaError with a sentence for what a user can mend.
+    """
+
+    specs: Sequence[Spec] = ()
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name, **options)
+        self.finished = threading.Event()
+        self.on_finished: Callable[[], None] = lambda: None
+        self.exit_code = 0
+        self.failure = ""  # why the last transition failed
+        self.steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.specs = self.all_specs()
+        self._problems = declare(self, self.specs)
+        for sentence in unknown(self):
+            self.get_logger().warning(sentence)
+        self.add_on_set_parameters_callback(self._on_set)
+        self.worker: Worker | None = None
+        self._publisher = diagnostics.publisher(self)
+        self._timer = self.create_timer(1.0, self._diagnose, clock=self.steady)
+        self._starter = self.create_timer(0.0, self._autostart, clock=self.steady)
+
+    # -------------------------------------------------------------- hooks
+
+    def all_specs(self) -> Sequence[Spec]:
+        """The parameters; those that depend on others may read the overrides."""
+        return self.specs
+
+    def load(self) -> None:
+        """Open the engines, in the worker's thread."""
+
+    def setup(self) -> None:
+        """Make what lasts while configured."""
+
+    def start(self) -> None:
+        """Begin to be active."""
+
+    def stop(self) -> None:
+        """End being active."""
+
+    def teardown(self) -> None:
+        """Take back what `setup` made."""
+
+    def unload(self) -> None:
+        """Close the engines, in the worker's thread."""
+
+    def work(self) -> bool:
+        """One piece of the worker's work; whether there may be more."""
+        return False
+
+    def apply(self, changed: dict[str, Any]) -> None:
+        """Take over parameters that changed, or refuse them all with a VLJepaError."""
+
+    def statuses(self) -> list[diagnostics.Status]:
+        """What the node says about its parts, once a second."""
+        return []
+
+    # -------------------------------------------------------------- transitions
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the engines and set up."""
+        return self._attempt("configure", self._configure)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Enable the publishers, then start."""
+
+        def activate() -> None:
+            super(ModelNode, self).on_activate(state)
+            self.start()
+
+        return self._attempt("activate", activate)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop, then disable the publishers."""
+
+        def deactivate() -> None:
+            self._stop()
+            super(ModelNode, self).on_deactivate(state)
+
+        return self._attempt("deactivate", deactivate)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release everything."""
+        return self._attempt("clean up", self._release)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and release, from whatever state."""
+
+        def shut_down() -> None:
+            self._stop()
+            self._release()
+
+        return self._attempt("shut down", shut_down)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """After a failed transition: release everything, to be unconfigured again."""
+        reason = self.failure
+
+        def recover() -> None:
+            self._stop()
+            self._release()
+
+        result = self._attempt("recover", recover)
+        self.failure = reason or self.failure
+        if result is TransitionCallbackReturn.SUCCESS:
+            return result
+        return TransitionCallbackReturn.FAILURE  # finalized: what is left over is not known
+
+    def end(self) -> None:
+        """The process ends: shut down, whatever the state."""
+        if self._state_machine.current_state[1] in ("unconfigured", "inactive", "active"):
+            self.trigger_shutdown()
+
+    # -------------------------------------------------------------- for subclasses
+
+    @property
+    def state(self) -> str:
+        """The label of the lifecycle state."""
+        return self._state_machine.current_state[1]
+
+    def values(self) -> dict[str, Any]:
+        """The parameters' current values by name."""
+        return values(self, self.specs)
+
+    async def in_worker(self, job: Callable[[], Any]) -> Any:
+        """The result of `job`, run by the worker, while the executor goes on with other work.
+
+        VLJepaError where the engines are not loaded, or the job fails.
+        """
+        worker = self.worker
+        if worker is None:
+            raise VLJepaError(f"{self.get_fully_qualified_name()} is {self.state}; configure it.")
+        try:
+            return await worker.submit(job, Future(executor=self.executor))
+        except RuntimeError as error:
+            raise VLJepaError(str(error)) from None
+
+    # -------------------------------------------------------------- inside
+
+    def _configure(self) -> None:
+        if self._problems:
+            raise ParameterError(" ".join(self._problems))
+        self.worker = Worker(self.get_name(), self.work)
+        self.worker.call(self.load)
+        self.setup()
+
+    def _stop(self) -> None:
+        """Stop, and wait for the piece of work at hand: it may still publish."""
+        self.stop()
+        if self.worker is not None:
+            self.worker.call(lambda: None)
+
+    def _release(self) -> None:
+        self.teardown()
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            worker.call(self.unload)
+            worker.close()
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> TransitionCallbackReturn:
+        """Run a transition's action; rclpy itself would swallow its exceptions."""
+        try:
+            action()
+        except VLJepaError as error:
+            self.failure = str(error)
+            self.get_logger().error(f"Cannot {what}: {error}")
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            self.get_logger().error(f"Cannot {what}: {traceback.format_exc()}")
+        else:
+            self.failure = ""
+            return TransitionCallbackReturn.SUCCESS
+        return TransitionCallbackReturn.ERROR
+
+    def _autostart(self) -> None:
+        self._starter.cancel()
+        wanted = self.get_parameter("autostart").value
+        if not wanted or self.state != "unconfigured":  # or somebody else was faster
+            return
+        if self.trigger_configure() is TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
+        by_name = {spec.name: spec for spec in self.specs}
+        try:
+            changed = {
+                p.name: by_name[p.name].checked(p.value) for p in parameters if p.name in by_name
+            }
+            self.apply(changed)
+        except VLJepaError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _diagnose(self) -> None:
+        own = diagnostics.node_status(self.get_fully_qualified_name(), self.state, self.failure)
+        diagnostics.publish(self._publisher, self, [own, *self.statuses()])

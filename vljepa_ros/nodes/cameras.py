@@ -1,0 +1,222 @@
+"""The cameras of a perception node: subscriptions, one slot each, and what went wrong.
+
+Invariant: the executor's callback never does more than to look at the stamp and fill the slot; a
+frame that is replaced in the slot is counted as dropped; each distinct problem of a camera is
+reported once.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.qos import (
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+)
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CompressedImage, Image
+
+from vljepa_ros.perception.window import Verdict
+
+from .images import UnknownEncodingError, compressed_to_rgb, to_rgb
+
+QUIET = 3.0  # seconds without a frame after which the topic is looked into
+IMAGE_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+TYPES = {"raw": Image, "compressed": CompressedImage}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame that is due. `received`: time.monotonic() in the callback."""
+
+    message: Any
+    stamp_ns: int
+    received: float
+
+
+class Camera:
+    """One camera's subscription, slot and counters.
+
+    `due(name, stamp_ns)` judges a stamp; `wake()` tells that the slot is full.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        name: str,
+        topic: str,
+        transport: str,
+        due: Callable[[str, int], Verdict],
+        wake: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.topic = node.resolve_topic_name(topic)
+        self.type = TYPES[transport]
+        self.received = 0  # frames that reached the callback
+        self.dropped = 0  # frames replaced before the worker came
+        self.bad = 0  # frames that could not be used
+        self.served = 0.0  # time.monotonic() of the last frame taken
+        self.age = 0.0  # seconds, of the last frame when its inference began
+        self.problem = ""  # the last one reported
+        self._due = due
+        self._wake = wake
+        self._node = node
+        self._lock = threading.Lock()
+        self._slot: Frame | None = None
+        self._subscription: Subscription | None = None
+        self._reported: set[str] = set()
+        self._size: tuple[int, int] | None = None
+        self._heard = 0.0
+
+    # ------------------------------------------------------------ the executor's side
+
+    def open(self) -> None:
+        """Subscribe."""
+        self._heard = time.monotonic()
+        self._reported.clear()
+        self._subscription = self._node.create_subscription(
+            self.type, self.topic, self._on_image, IMAGE_QOS
+        )
+
+    def close(self) -> None:
+        """Unsubscribe and empty the slot."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
+        self.take()
+
+    def _on_image(self, message: Any) -> None:
+        received = self._heard = time.monotonic()
+        self.received += 1
+        stamp = message.header.stamp
+        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+        verdict = self._due(self.name, stamp_ns)
+        if verdict is Verdict.INVALID:
+            self.reject("its images have a stamp of zero; the driver must stamp them.")
+        if not verdict.due:
+            return
+        with self._lock:
+            self.dropped += self._slot is not None
+            self._slot = Frame(message, stamp_ns, received)
+        self._wake()
+
+    def quiet(self) -> float:
+        """Seconds since the last frame, or since the subscription."""
+        return time.monotonic() - self._heard
+
+    def why_quiet(self) -> str:
+        """A sentence on who publishes, and whether it fits this subscription."""
+        kind = _type_name(self.type)
+        wanted = f"'{self.topic}' ({kind})"
+        publishers = self._node.get_publishers_info_by_topic(self.topic)
+        if not publishers:
+            return f"nobody publishes {wanted}.{self._sibling()}"
+        misfits = []
+        for info in publishers:
+            who = f"{info.node_namespace.rstrip('/')}/{info.node_name}"
+            if info.topic_type != kind:
+                misfits.append(f"{who} publishes it as {info.topic_type}")
+                continue
+            verdict, reason = qos_check_compatible(info.qos_profile, IMAGE_QOS)
+            if verdict is not QoSCompatibility.OK:
+                misfits.append(f"the QoS of {who} does not match: {reason}")
+        if misfits:
+            return f"no frame on {wanted}: {'; '.join(misfits)}."
+        return (
+            f"no frame on {wanted}, although {len(publishers)} publish it; do both sides have the "
+            "same FASTDDS_BUILTIN_TRANSPORTS, and does the camera run?"
+        )
+
+    def _sibling(self) -> str:
+        """A hint where the same camera is there on the other transport."""
+        raw = self.type is Image
+        other = f"{self.topic}/compressed" if raw else self.topic.removesuffix("/compressed")
+        transport = "compressed" if raw else "raw"
+        if other == self.topic or not self._node.count_publishers(other):
+            return ""
+        return f" '{other}' is published; set '{self.name}.transport' to {transport} for it."
+
+    # ------------------------------------------------------------ the worker's side
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a frame is in the slot."""
+        return self._slot is not None
+
+    def take(self) -> Frame | None:
+        """Empty the slot."""
+        with self._lock:
+            frame, self._slot = self._slot, None
+        return frame
+
+    def picture(self, frame: Frame) -> np.ndarray | None:
+        """The frame as RGB uint8 `[H, W, 3]`; None, reported, where it cannot be decoded."""
+        message = frame.message
+        try:
+            if isinstance(message, CompressedImage):
+                picture = compressed_to_rgb(message.format, message.data)
+            else:
+                picture = _decode(message)
+        except ValueError as error:
+            self.reject(str(error))
+            return None
+        size = (picture.shape[1], picture.shape[0])
+        if self._size is not None and size != self._size:
+            old = self._size
+            self.report(
+                f"the image size changed from {old[0]} x {old[1]} to {size[0]} x {size[1]}; is "
+                f"there more than one publisher on '{self.topic}'?"
+            )
+        self._size = size
+        return picture
+
+    def reject(self, problem: str) -> None:
+        """Count a frame that cannot be used, and report why."""
+        self.bad += 1
+        self.report(problem)
+
+    def report(self, problem: str) -> None:
+        """Warn of a problem, once; numbers in it do not make it another one."""
+        key = re.sub(r"\d+", "#", problem)
+        if key not in self._reported:
+            self._reported.add(key)
+            self.problem = problem
+            self._node.get_logger().warning(f"Camera '{self.name}': {problem}")
+
+
+def _decode(message: Image) -> np.ndarray:
+    try:
+        return to_rgb(
+            message.encoding, message.width, message.height, message.step,
+            bool(message.is_bigendian), message.data,
+        )  # fmt: skip
+    except UnknownEncodingError:
+        bridge = _cv_bridge()
+        if bridge is None:
+            raise
+        try:
+            return np.ascontiguousarray(bridge.imgmsg_to_cv2(message, "rgb8"))
+        except Exception as error:  # cv_bridge raises its own and OpenCV's
+            raise ValueError(f"cv_bridge cannot decode '{message.encoding}': {error}") from None
+
+
+def _cv_bridge() -> Any:
+    """A CvBridge for encodings that are rarer; None where cv_bridge does not import."""
+    try:
+        from cv_bridge import CvBridge
+    except Exception:  # built for another NumPy it fails in many ways
+        return None
+    return CvBridge()
+
+
+def _type_name(kind: type) -> str:
+    return f"{kind.__module__.partition('.')[0]}/msg/{kind.__name__}"

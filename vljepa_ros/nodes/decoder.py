@@ -1,0 +1,194 @@
+"""The decoder node: changes in, words out.
+
+Invariant: it decodes only changes and requests, in the worker's thread. Changes wait in a bounded
+queue; where it overflows, the oldest is dropped, counted and reported: never lost silently.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from typing import Any
+
+import numpy as np
+
+from vljepa_ros.msg import SemanticChange, Utterance
+from vljepa_ros.runtime.bundle import load_bundle
+from vljepa_ros.runtime.errors import VLJepaError
+from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.srv import Decode
+
+from .base import AUTOSTART, BACKEND, BUNDLE, THREADS, ModelNode
+from .diagnostics import ERROR, WARN, Status, engine_statuses
+
+QUEUE = 64  # changes
+
+
+class DecoderNode(ModelNode):
+    """Y-decoder and Y-encoder; `decode`."""
+
+    specs = (AUTOSTART, BUNDLE, BACKEND, THREADS)
+
+    def __init__(self, **options: Any) -> None:
+        self.model: VLJepa | None = None
+        self.decoded: Counter[str] = Counter()  # utterances by camera
+        self.dropped = 0  # changes that the queue had no room for
+        self.refused = 0  # changes that cannot be decoded
+        self._queue: deque[SemanticChange] = deque()
+        self._lock = threading.Lock()
+        self._reported: set[str] = set()
+        self._seen = (0, 0)
+        super().__init__("decoder", **options)
+
+    # -------------------------------------------------------------- hooks
+
+    def load(self) -> None:
+        """Open the engines."""
+        values = self.values()
+        self.model = VLJepa(
+            load_bundle(values["bundle"]), values["backend"], values["threads"],
+            parts=("y_decoder", "y_encoder"),
+        )  # fmt: skip
+
+    def setup(self) -> None:
+        """Publisher and service."""
+        assert self.model is not None
+        self._utterances = self.create_lifecycle_publisher(Utterance, "utterances", 10)
+        self._service = self.create_service(Decode, "decode", self._decode)
+        self.get_logger().info(f"Loaded {self.model.bundle.model_id}.")
+
+    def start(self) -> None:
+        """Listen for changes."""
+        self._changes = self.create_subscription(SemanticChange, "changes", self._on_change, 10)
+
+    def stop(self) -> None:
+        """Listen no longer; changes that wait are not decoded any more."""
+        if hasattr(self, "_changes"):
+            self.destroy_subscription(self._changes)
+            del self._changes
+        with self._lock:
+            self._queue.clear()
+
+    def teardown(self) -> None:
+        """Take back what `setup` made."""
+        self.destroy_lifecycle_publisher(self.__dict__.pop("_utterances", None))
+        self.destroy_service(self.__dict__.pop("_service", None))
+
+    def unload(self) -> None:
+        """Close the engines."""
+        if self.model is not None:
+            self.model.close()
+        self.model = None
+
+    # -------------------------------------------------------------- changes
+
+    @property
+    def waiting(self) -> int:
+        """Changes in the queue."""
+        return len(self._queue)
+
+    def _on_change(self, change: SemanticChange) -> None:
+        with self._lock:
+            full = len(self._queue) >= QUEUE
+            if full:
+                self._queue.popleft()
+            self._queue.append(change)
+        if full:
+            self.dropped += 1
+            self._warn_once(f"{QUEUE} changes wait for the decoder; the oldest is dropped.")
+        if self.worker is not None:
+            self.worker.wake()
+
+    def work(self) -> bool:
+        """Decode the change that has waited longest."""
+        with self._lock:
+            change = self._queue.popleft() if self._queue else None
+        model = self.model
+        if change is None or model is None:
+            return False
+        started = time.monotonic()
+        try:
+            text, confidence = _words(model, change.model_id, np.asarray(change.embedding))
+        except VLJepaError as error:
+            self.refused += 1
+            self._warn_once(f"A change of camera '{change.camera}' cannot be decoded: {error}")
+            return True
+        self._utterances.publish(
+            Utterance(
+                header=change.header,
+                camera=change.camera,
+                query=change.query,
+                model_id=change.model_id,
+                segment_id=change.segment_id,
+                segment_start=change.segment_start,
+                text=text,
+                confidence=confidence,
+                decode_time=time.monotonic() - started,
+            )
+        )
+        self.decoded[change.camera] += 1
+        return True
+
+    async def _decode(self, request: Decode.Request, response: Decode.Response) -> Decode.Response:
+        model, embedding = self.model, np.asarray(request.embedding)
+        try:
+            if model is None:
+                raise VLJepaError(f"{self.get_fully_qualified_name()} is not configured.")
+            response.text, response.confidence = await self.in_worker(
+                lambda: _words(model, request.model_id or model.bundle.model_id, embedding)
+            )
+        except VLJepaError as error:
+            response.message = str(error)
+            return response
+        response.success = True
+        return response
+
+    def _warn_once(self, problem: str) -> None:
+        """Warn of a problem, once."""
+        if problem not in self._reported:
+            self._reported.add(problem)
+            self.get_logger().warning(problem)
+
+    # -------------------------------------------------------------- diagnostics
+
+    def statuses(self) -> list[Status]:
+        """A line for the queue, for each camera that was heard, and for each engine."""
+        model = self.model
+        if model is None:
+            return []
+        queue = Status("changes")
+        queue.values = {
+            "decodes": sum(self.decoded.values()),
+            "waiting": self.waiting,
+            "dropped": self.dropped,
+            "refused": self.refused,
+        }
+        dropped, refused = self._seen
+        self._seen = (self.dropped, self.refused)
+        if self.refused > refused:
+            queue.level, queue.message = ERROR, "changes cannot be decoded; see the log"
+        elif self.dropped > dropped:
+            queue.level, queue.message = WARN, "changes dropped: decoding is too slow"
+        cameras = [
+            Status(f"camera {name}", values={"decodes": count})
+            for name, count in sorted(self.decoded.items())
+        ]
+        return [queue, *cameras, *engine_statuses(model)]
+
+
+def _words(model: VLJepa, model_id: str, embedding: np.ndarray) -> tuple[str, float]:
+    """Text and confidence of an embedding, float32 `[E]`; VLJepaError where it does not fit."""
+    bundle = model.bundle
+    if model_id != bundle.model_id:
+        raise VLJepaError(
+            f"The embedding is of model '{model_id}', the decoder's is '{bundle.model_id}'; give "
+            "both nodes the same bundle."
+        )
+    if embedding.shape != (bundle.embedding_dim,):
+        raise VLJepaError(
+            f"The embedding holds {embedding.size} numbers instead of {bundle.embedding_dim}."
+        )
+    embedding = embedding.astype(np.float32)
+    text = model.decode(embedding)
+    return text, model.confidence(text, embedding)

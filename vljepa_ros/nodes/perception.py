@@ -1,0 +1,372 @@
+"""The perception node: cameras in, embeddings and changes out.
+
+Invariant: stamps and frame ids come from the images. The executor's callbacks fill slots; the
+worker alone owns the engines, takes the cameras that wait, the one served longest ago first, and
+runs those that are due as one batch, so that no camera starves and no queue can grow.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import Image
+
+from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Utterance
+from vljepa_ros.perception.perceiver import Perceiver, Step
+from vljepa_ros.perception.settings import Settings
+from vljepa_ros.perception.stages import Stages
+from vljepa_ros.runtime.bundle import load_bundle
+from vljepa_ros.runtime.errors import VLJepaError
+from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.srv import EmbedText
+
+from . import overlay
+from .base import AUTOSTART, BACKEND, BUNDLE, THREADS, ModelNode
+from .cameras import QUIET, Camera, Frame
+from .diagnostics import ERROR, OK, STALE, WARN, Rate, Status, engine_statuses
+from .messages import (
+    change_message,
+    embedding_message,
+    floats,
+    info_message,
+    rgb_message,
+)
+from .parameters import ParameterError, Spec, overrides
+
+COMMON = (
+    AUTOSTART,
+    BUNDLE,
+    BACKEND,
+    THREADS,
+    Spec("cameras", ["camera"], "Names of the cameras."),
+    Spec("rate", 0.0, "Steps per second and camera; 0: the bundle's sample rate.",
+         live=True, low=0, high=1000),
+    Spec("queries", [""], "Standing questions; none: the bundle's default.", live=True),
+    Spec("gate_threshold", -1.0, "Novelty gate: grey levels (0..255) of a block mean that are new; "
+         "0: everything is new; -1: the bundle's.", live=True, low=-1, high=255),
+    Spec("gate_max_age", 10.0, "Seconds after which a clip is encoded although nothing is new.",
+         live=True, low=0, high=86400),
+    Spec("change_threshold", 0.0, "Change detector: Ward cost that equals a change score of 1; "
+         "0: the bundle's.", live=True, low=0, high=1e6),
+    Spec("candidate", 0, "Change detector: steps in the recent candidate segment; 0: the bundle's.",
+         live=True, low=0, high=1000),
+    Spec("min_segment", 0, "Change detector: steps in the shortest segment; 0: the bundle's.",
+         live=True, low=0, high=100000),
+    Spec("hysteresis", 0.0, "Change detector: the score must fall below this before the next "
+         "change; 0: the bundle's.", live=True, low=0, high=1),
+    Spec("max_gap", 3.0, "Seconds without a frame after which a stream begins anew.",
+         live=True, low=0.01, high=86400),
+)  # fmt: skip
+
+
+def camera_specs(camera: str) -> tuple[Spec, ...]:
+    """The parameters of one camera."""
+    return (
+        Spec(f"{camera}.topic", "", "Image topic; empty: <camera>/image_raw, with /compressed "
+             "where the transport is."),
+        Spec(f"{camera}.transport", "raw", "Type of the topic.", choices=("raw", "compressed")),
+        Spec(f"{camera}.rate", 0.0, "Steps per second of this camera; 0: the parameter rate.",
+             live=True, low=0, high=1000),
+    )  # fmt: skip
+
+
+class StepStages(Stages):
+    """Stages that also know how long the engines have taken since it was last asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._engines = 0.0
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Record a duration."""
+        super().add(stage, seconds)
+        if stage in ("encode", "predict"):
+            self._engines += seconds
+
+    def engines(self) -> float:
+        """Seconds in the X-encoder and predictor since the last call."""
+        seconds, self._engines = self._engines, 0.0
+        return seconds
+
+
+class PerceptionNode(ModelNode):
+    """X-encoder, predictor, Y-encoder; windows, gates, change detectors; `embed_text`."""
+
+    def __init__(self, **options: Any) -> None:
+        self.model: VLJepa | None = None
+        self.perceiver: Perceiver | None = None
+        self.cameras: dict[str, Camera] = {}
+        self.stages = StepStages()
+        self._words: dict[str, str] = {}
+        self._rates: dict[tuple[str, str], Rate] = {}
+        self._warned: dict[str, tuple[int, int]] = {}
+        super().__init__("perception", **options)
+
+    def all_specs(self) -> Sequence[Spec]:
+        """The common parameters, and those of each camera."""
+        names = overrides(self).get("cameras", ["camera"])
+        if not isinstance(names, Sequence) or isinstance(names, str):
+            return COMMON  # `cameras` itself is refused with a sentence
+        return (*COMMON, *(spec for name in dict.fromkeys(names) for spec in camera_specs(name)))
+
+    # -------------------------------------------------------------- hooks
+
+    def load(self) -> None:
+        """Open the engines and make the perceiver."""
+        values = self.values()
+        _check_names(values["cameras"])
+        bundle = load_bundle(values["bundle"])
+        self.model = VLJepa(bundle, values["backend"], values["threads"])
+        self.perceiver = Perceiver(self.model, values["cameras"], _settings(values))
+        self.perceiver.stages = self.stages
+
+    def setup(self) -> None:
+        """Publishers, service and cameras; say which model this is."""
+        values = self.values()
+        assert self.perceiver is not None and self.model is not None and self.worker is not None
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._embeddings = self.create_lifecycle_publisher(SemanticEmbedding, "embeddings", 10)
+        self._changes = self.create_lifecycle_publisher(SemanticChange, "changes", 10)
+        self._overlay = self.create_lifecycle_publisher(Image, "overlay", qos_profile_sensor_data)
+        self._info = self.create_publisher(ModelInfo, "model_info", latched)
+        self._service = self.create_service(EmbedText, "embed_text", self._embed_text)
+        self._utterances = self.create_subscription(Utterance, "utterances", self._on_words, 10)
+        for name in values["cameras"]:
+            transport = values[f"{name}.transport"]
+            suffix = "/compressed" if transport == "compressed" else ""
+            topic = values[f"{name}.topic"] or f"{name}/image_raw{suffix}"
+            self.cameras[name] = Camera(
+                self, name, topic, transport, self.perceiver.due, self.worker.wake
+            )
+        self._announce()
+        engines = ", ".join(f"{e.name} on {e.backend} ({e.precision})" for e in self.model.info)
+        self.get_logger().info(f"Loaded {self.model.bundle.model_id}: {engines}.")
+
+    def start(self) -> None:
+        """Subscribe to the cameras."""
+        for camera in self.cameras.values():
+            camera.open()
+            self.get_logger().info(f"Camera '{camera.name}' is '{camera.topic}'.")
+
+    def stop(self) -> None:
+        """Unsubscribe from the cameras."""
+        for camera in self.cameras.values():
+            camera.close()
+
+    def teardown(self) -> None:
+        """Take back what `setup` made."""
+        for name in ("_embeddings", "_changes", "_overlay"):
+            self.destroy_lifecycle_publisher(self.__dict__.pop(name, None))
+        self.destroy_publisher(self.__dict__.pop("_info", None))
+        self.destroy_service(self.__dict__.pop("_service", None))
+        self.destroy_subscription(self.__dict__.pop("_utterances", None))
+        self.cameras.clear()
+
+    def unload(self) -> None:
+        """Close the engines."""
+        self.perceiver = None
+        if self.model is not None:
+            self.model.close()
+        self.model = None
+
+    def apply(self, changed: dict[str, Any]) -> None:
+        """Take over settings while running."""
+        settings = _settings({**self.values(), **changed})
+        settings.check()
+        if self.perceiver is not None:
+            self.perceiver.configure(settings)
+            self._announce()
+
+    # -------------------------------------------------------------- the worker's side
+
+    def work(self) -> bool:
+        """Serve every camera that waits, those that are due as one batch."""
+        perceiver, waiting = self.perceiver, [c for c in self.cameras.values() if c.waiting]
+        if perceiver is None:
+            return False
+        self.stages.engines()
+        frames: dict[str, tuple[Frame, Any]] = {}
+        for camera in sorted(waiting, key=lambda c: c.served):
+            frame = camera.take()
+            if frame is not None:
+                self._take(perceiver, camera, frame, frames)
+        if frames:
+            try:
+                steps = perceiver.step(list(frames))
+            except VLJepaError as error:
+                self._engine_failed(list(frames), error)
+            else:
+                self._publish(perceiver, steps, frames)
+        return False
+
+    def _take(
+        self,
+        perceiver: Perceiver,
+        camera: Camera,
+        frame: Frame,
+        frames: dict[str, tuple[Frame, Any]],
+    ) -> None:
+        """Decode a frame and put it into the window; into `frames` where a step is due."""
+        camera.served = started = time.monotonic()
+        self.stages.add("wait", started - frame.received)
+        camera.age = (self.get_clock().now().nanoseconds - frame.stamp_ns) / 1e9
+        picture = camera.picture(frame)
+        self.stages.lap("decode", started)
+        if picture is None:
+            return
+        if perceiver.take(camera.name, frame.stamp_ns, frame.message.header.frame_id, picture):
+            frames[camera.name] = (frame, picture)
+
+    def _publish(
+        self, perceiver: Perceiver, steps: Sequence[Step], frames: dict[str, tuple[Frame, Any]]
+    ) -> None:
+        started = time.monotonic()
+        model_id = perceiver.bundle.model_id
+        watched = self._overlay.get_subscription_count() > 0
+        drawn: set[str] = set()
+        for step in steps:
+            now_ns = self.get_clock().now().nanoseconds
+            self._embeddings.publish(embedding_message(step, model_id, now_ns))
+            if step.change is not None:
+                self._changes.publish(change_message(step, step.change, model_id))
+        published = self.stages.lap("publish", started)
+        engines = self.stages.engines()
+        for frame, _ in frames.values():
+            self.stages.add("added", published - frame.received - engines)
+        for step in steps:
+            if watched and step.camera not in drawn:
+                drawn.add(step.camera)
+                self._draw(step, frames[step.camera][1])
+
+    def _draw(self, step: Step, picture: Any) -> None:
+        message = embedding_message(step, "", 0)
+        drawn = overlay.draw(picture, step, self._words.get(step.camera, ""))
+        self._overlay.publish(rgb_message(drawn, message.header))
+
+    def _engine_failed(self, names: Sequence[str], error: VLJepaError) -> None:
+        for name in names:
+            self.cameras[name].reject(f"the step failed: {error}")
+
+    # -------------------------------------------------------------- the executor's side
+
+    def _announce(self) -> None:
+        """Publish `model_info`, with the queries that stand now."""
+        perceiver, model = self.perceiver, self.model
+        if perceiver is not None and model is not None and hasattr(self, "_info"):
+            queries = perceiver.settings.queries_of(model.bundle)
+            self._info.publish(info_message(model, queries))
+
+    def _on_words(self, message: Utterance) -> None:
+        self._words[message.camera] = message.text
+
+    async def _embed_text(
+        self, request: EmbedText.Request, response: EmbedText.Response
+    ) -> EmbedText.Response:
+        texts = list(request.texts)
+        model = self.model
+        try:
+            if not texts:
+                raise VLJepaError("There is no text to embed; give at least one.")
+            if model is None:
+                raise VLJepaError(f"{self.get_fully_qualified_name()} is not configured.")
+            embeddings = await self.in_worker(lambda: model.embed_text(texts))
+        except VLJepaError as error:
+            response.message = str(error)
+            return response
+        response.success = True
+        response.model_id = model.bundle.model_id
+        response.embedding_dim = embeddings.shape[1]
+        response.embeddings = floats(embeddings.reshape(-1))
+        return response
+
+    # -------------------------------------------------------------- diagnostics
+
+    def statuses(self) -> list[Status]:
+        """A line for each camera while active, for each engine, and for the stages."""
+        model, perceiver = self.model, self.perceiver
+        if model is None or perceiver is None:
+            return []
+        lines = []
+        if self.state == "active":
+            lines = [self._camera_status(perceiver, c) for c in self.cameras.values()]
+        stages = Status("stages", message="p50 and p99 of the last steps")
+        for stage, (p50, p99, _) in self.stages.percentiles().items():
+            stages.values[f"{stage} p50 (ms)"] = p50 * 1e3
+            stages.values[f"{stage} p99 (ms)"] = p99 * 1e3
+        return [*lines, *engine_statuses(model), stages]
+
+    def _camera_status(self, perceiver: Perceiver, camera: Camera) -> Status:
+        counters = perceiver.counters(camera.name)
+        steps = counters.encodes + counters.reused
+        status = Status(f"camera {camera.name}")
+        status.values = {
+            "topic": camera.topic,
+            "rate in (Hz)": self._rate(camera.name, "in", camera.received),
+            "rate out (Hz)": self._rate(camera.name, "out", steps),
+            "frame age (s)": camera.age,
+            "frames": camera.received,
+            "steps": steps,
+            "dropped": camera.dropped,
+            "bad frames": camera.bad,
+            "late frames": counters.late,
+            "encodes": counters.encodes,
+            "encodes skipped": counters.reused,
+            "changes": counters.changes,
+            "restarts": counters.restarts,
+            "steps not finite": counters.errors,
+        }
+        faults = camera.bad + counters.errors
+        new_faults, new_drops = self._since_last(camera, faults)
+        status.level, status.message = OK, "running"
+        if camera.quiet() >= QUIET:
+            problem = camera.why_quiet()
+            camera.report(problem)
+            status.level, status.message = STALE, problem
+        elif new_faults:
+            status.level = ERROR
+            status.message = camera.problem or "an embedding is not finite; see the log"
+        elif new_drops:
+            status.level = WARN
+            status.message = f"{new_drops} frames dropped: the engines are too slow for the rate"
+        return status
+
+    def _since_last(self, camera: Camera, faults: int) -> tuple[int, int]:
+        """Faults and drops since the last report."""
+        old_faults, old_drops = self._warned.get(camera.name, (0, 0))
+        self._warned[camera.name] = (faults, camera.dropped)
+        return faults - old_faults, camera.dropped - old_drops
+
+    def _rate(self, camera: str, what: str, count: int) -> float:
+        return self._rates.setdefault((camera, what), Rate()).update(count)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if not names or len(set(names)) != len(names):
+        raise ParameterError("Parameter 'cameras' must name at least one camera, and each once.")
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+            raise ParameterError(
+                f"Parameter 'cameras': '{name}' is not a name (letters, digits, underscores)."
+            )
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    """The perceiver's settings from parameter values, where 0, -1 and empty mean the bundle's."""
+    rates = {n: values[f"{n}.rate"] for n in values["cameras"] if values[f"{n}.rate"] > 0}
+    optional = {
+        name: values[name] or None
+        for name in ("rate", "change_threshold", "candidate", "min_segment", "hysteresis")
+    }
+    threshold = values["gate_threshold"]
+    return Settings(
+        rates=rates,
+        queries=tuple(query for query in values["queries"] if query.strip()),
+        gate_threshold=None if threshold < 0 else threshold,
+        gate_max_age=values["gate_max_age"],
+        max_gap=values["max_gap"],
+        **optional,
+    )
