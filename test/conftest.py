@@ -1,4 +1,4 @@
-"""Makes the helpers of this folder, and a source tree that is not installed, importable."""
+"""What every test shares: import paths, a tiny bundle, deterministic property tests."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 TEST = Path(__file__).resolve().parent
 sys.path.insert(0, str(TEST))
 if importlib.util.find_spec("vljepa_ros") is None:
     sys.path.insert(0, str(TEST.parent))
+
+# The same examples on every machine, and no verdict by the clock of a busy one.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -243,7 +243,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Monkey
 
     hub = types.SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    with pytest.raises(BundleError, match="could not be fetched.*no route to host") as error:
+    with pytest.raises(BundleError, match=r"could not be fetched.*no route to host") as error:
         find_bundle("owner/model")
     assert "\n" not in str(error.value)
 

@@ -102,7 +102,7 @@ def test_an_unknown_backend_is_refused(bundle: Bundle) -> None:
 
 
 def test_an_unavailable_backend_is_never_replaced(bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match="tensorrt is not available.*not part of this version"):
+    with pytest.raises(EngineError, match=r"tensorrt is not available.*not part of this version"):
         open_engine(bundle.graphs["predictor"], "tensorrt")
 
 

@@ -147,7 +147,7 @@ def test_parts_that_are_absent_are_named(tmp_path: Path, tiny_bundle: Path) -> N
     with pytest.raises(EngineError, match="has no 'y_decoder'"):
         VLJepa(bundle, parts=PARTS)
     model = VLJepa(load_bundle(tiny_bundle, verify=False), parts=("y_encoder",))
-    with pytest.raises(EngineError, match="'x_encoder' of tiny.* was not opened"):
+    with pytest.raises(EngineError, match=r"'x_encoder' of tiny.* was not opened"):
         model.encode(clip(RED))
     assert [info.name for info in model.info] == ["y_encoder"]
 

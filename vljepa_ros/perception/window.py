@@ -120,15 +120,18 @@ class _Frame:
 class Window:
     """The frames from which the newest clip is made.
 
-    Frames come at the intake rate, which is at least the clip's own. Frame k steps before the
-    newest is the one of the slot k * intake / sample_rate slots before the newest's (to the
-    nearest slot); an empty slot holds the frame before it (sample and hold).
+    A `Sampler` stands before it and keeps late frames out; some of the frames that were due may
+    be missing. So a frame older than the newest means here that time jumped back.
+
+    Frames come at the intake rate, which is at least the clip's own. The clip's frame k before
+    the newest is that of the slot k * intake / sample_rate slots earlier (to the nearest slot);
+    an empty slot holds the frame before it (sample and hold).
     """
 
     def __init__(self, clip: ClipSpec, max_gap_ns: int, rate_mhz: int | None = None) -> None:
         self._clip = clip
         self._sample_mhz = millihertz(clip.sample_rate)
-        self._intake = Sampler(self._sample_mhz, clip.span_ns, max_gap_ns)
+        self._intake = Sampler(self._sample_mhz, 0, max_gap_ns)
         self._frames: deque[_Frame] = deque()
         self.configure(rate_mhz or self._sample_mhz, max_gap_ns)
 
@@ -136,12 +139,9 @@ class Window:
         """Change the intake rate and the gap that restarts; the frames in the window stay."""
         self._intake.rate_mhz = rate_mhz
         self._intake.max_gap_ns = max_gap_ns
-        # A sampler before the window judges a jump back by all frames, the window by those it
-        # took; one slot less makes the window follow every restart that the sampler saw.
-        self._intake.back_ns = max(0, self._clip.span_ns - 10**12 // rate_mhz)
 
     def push(self, stamp_ns: int, picture: np.ndarray, means: np.ndarray) -> Verdict:
-        """Put in a frame that is due; other frames are not taken, as the verdict says.
+        """Put in a frame; one that is not due is not taken, as the verdict says.
 
         `picture` uint8 `[S, S, 3]`; the window keeps it, so its owner must not write to it again.
         """
@@ -184,6 +184,6 @@ class Window:
             self._slot(self._frames[-1]), self._intake.rate_mhz, self._sample_mhz,
         )  # fmt: skip
         return [
-            newest - (2 * k * intake + sample) // (2 * sample)
+            newest - (2 * k * intake + sample - 1) // (2 * sample)
             for k in range(self._clip.frames - 1, -1, -1)
         ]
