@@ -51,7 +51,6 @@ class ModelNode(LifecycleNode):
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__(name, **options)
         self.finished = threading.Event()
-        self.on_finished: Callable[[], None] = lambda: None
         self.exit_code = 0
         self.failure = ""  # why the last transition failed
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)

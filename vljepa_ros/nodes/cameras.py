@@ -127,7 +127,7 @@ class Camera:
                 misfits.append(f"{who} publishes it as {info.topic_type}")
                 continue
             verdict, reason = qos_check_compatible(info.qos_profile, IMAGE_QOS)
-            if verdict is not QoSCompatibility.OK:
+            if verdict is QoSCompatibility.ERROR:
                 misfits.append(f"the QoS of {who} does not match: {reason}")
         if misfits:
             return f"no frame on {wanted}: {'; '.join(misfits)}."

@@ -43,12 +43,13 @@ class Spec:
             if not all(isinstance(item, str) for item in value):
                 raise ParameterError(f"Parameter '{self.name}' must be a list of texts.")
             return list(value)
-        kind: type = type(self.default)
+        kind = type(self.default)
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
             raise ParameterError(f"Parameter '{self.name}' must be {_KINDS[kind]}, not {value!r}.")
-        if self.low is not None and self.high is not None and not self.low <= value <= self.high:
+        number: Any = value
+        if self.low is not None and self.high is not None and not self.low <= number <= self.high:
             raise ParameterError(
                 f"Parameter '{self.name}' must be in {self.low:g}..{self.high:g}, not {value:g}."
             )

@@ -87,9 +87,9 @@ def run(module: str, name: str, args: Sequence[str] | None = None) -> int:
 
     def stop() -> None:
         node.finished.set()
-        executor.wake()
+        executor.create_task(lambda: None)  # `wake` alone would not end `spin_once`
 
-    node.on_finished = executor.wake
+    node.on_finished = stop
     signals.on_stop(stop)
     while not node.finished.is_set():
         executor.spin_once()

@@ -41,7 +41,7 @@ class VideoNode(Node):
     def __init__(self, **options: Any) -> None:
         super().__init__("camera", **options)
         self.finished = threading.Event()
-        self.on_finished: Callable[[], None] = lambda: None
+        self.on_finished: Callable[[], None] = self.finished.set
         self.exit_code = 0
         self.published = 0
         self._problems = declare(self, SPECS)
@@ -78,7 +78,6 @@ class VideoNode(Node):
         except Exception:
             self.get_logger().fatal(traceback.format_exc())
             self.exit_code = 1
-        self.finished.set()
         self.on_finished()
 
     def _wait_for_subscriber(self) -> None:
