@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vljepa_ros.perception.gate import NoveltyGate, block_means
@@ -46,6 +46,7 @@ def test_the_first_clip_is_new() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 10**11))
+@example(0, 10 * SECOND)
 def test_a_frozen_clip_is_new_only_when_the_old_one_is_too_old(seed: int, age: int) -> None:
     gate = NoveltyGate(3.0, 10 * SECOND)
     frames = scene(seed % 50)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vljepa_ros.perception.change import ChangeDetector
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings, SettingsError
 from vljepa_ros.perception.window import Verdict
@@ -358,6 +359,16 @@ def test_settings_out_of_range_are_refused_and_change_nothing(
     with pytest.raises(SettingsError, match=words):
         perceiver.configure(settings)
     assert perceiver.settings is before
+
+
+def test_the_detector_s_settings_are_counted_in_sample_rate_steps(tiny_bundle: Path) -> None:
+    bundle, found = load_bundle(tiny_bundle, verify=False), ChangeDetector(1, 1, 1, 1)
+    Settings(rate=8, change_threshold=0.6, min_segment=5).set_detector(found, "camera", bundle)
+    assert (found.threshold, found.candidate, found.min_segment) == (1.2, 6, 10)
+    assert found.hysteresis == bundle.change.hysteresis
+    Settings(rates={"camera": 1}, hysteresis=0.5).set_detector(found, "camera", bundle)
+    assert (found.threshold, found.candidate, found.min_segment) == (0.125, 1, 1)
+    assert found.hysteresis == 0.5
 
 
 def test_twice_the_rate_sees_the_same_changes_in_time(model: VLJepa) -> None:

@@ -21,7 +21,7 @@ SECOND = 10**9
 
 def write_video(path: Path, frames: int = 45, fps: float = 15) -> Path:
     """A red video that turns blue after two thirds."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, (64, 48))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, (64, 48))
     assert writer.isOpened()
     for i in range(frames):
         colour = (0, 0, 250) if i < frames * 2 // 3 else (250, 0, 0)  # BGR

@@ -110,6 +110,19 @@ def test_a_graph_that_is_not_what_the_manifest_says_is_found(folder: Path) -> No
     assert "y_encoder.onnx" in problems[0] and "'predictor'" in problems[0]
 
 
+def test_a_tokenizer_must_be_listed(folder: Path) -> None:
+    edit(folder, lambda m: m["files"].pop("tokenizer.json"))
+    with pytest.raises(BundleError, match=r"/tokenizer\.json is not listed"):
+        load_bundle(folder)
+
+
+def test_verify_opens_the_tokenizers(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    write_manifest(folder, yaml.safe_load((folder / "bundle.yaml").read_text()))
+    problems = verify_bundle(folder)
+    assert len(problems) == 1 and "tokenizer.json is not a tokenizer file" in problems[0]
+
+
 Mutation = Callable[[dict[str, Any]], object]
 MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "schema": (lambda m: m.update(schema=2), "schema 2"),

@@ -6,7 +6,9 @@ verification was turned off, every file that it lists has the content that its m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +189,7 @@ def load_bundle(source: str | Path, verify: bool = True) -> Bundle:
     manifest, digest = read_manifest(folder)
     bundle = _parse(folder, manifest, digest)
     if verify:
-        problems = _file_problems(folder, manifest)
+        problems = _file_problems(bundle)
         if problems:
             more = f" ({len(problems) - 1} more problems.)" if len(problems) > 1 else ""
             raise BundleError(problems[0] + more)
@@ -197,37 +199,50 @@ def load_bundle(source: str | Path, verify: bool = True) -> Bundle:
 def verify_bundle(path: str | Path) -> list[str]:
     """Every problem of the bundle in the folder `path`, a sentence each; empty: none.
 
-    Checks the manifest, the hash of every file, and each graph's inputs and outputs as
-    ONNX Runtime reads them.
+    Checks the manifest, the hash of every file, that the tokenizers load, and each graph's inputs
+    and outputs as ONNX Runtime reads them.
     """
     from .engine import open_engine
+    from .text import TextTokenizer
 
     folder = Path(path)
     try:
         manifest, digest = read_manifest(folder)
         bundle = _parse(folder, manifest, digest)
-        problems = _file_problems(folder, manifest)
+        problems = _file_problems(bundle)
     except VLJepaError as error:
         return [str(error)]
     if problems:  # do not hand altered graphs to a parser
         return problems
-    for graph in bundle.graphs.values():
+    checks: list[Callable[[], object]] = [
+        *(partial(TextTokenizer, *tokenizer) for tokenizer in _tokenizers(bundle)),
+        *(partial(open_engine, graph, "onnxruntime-cpu") for graph in bundle.graphs.values()),
+    ]
+    for check in checks:
         try:
-            open_engine(graph, "onnxruntime-cpu").close()
+            check()
         except VLJepaError as error:
             problems.append(str(error))
-    return problems
+    return list(dict.fromkeys(problems))
 
 
-def _file_problems(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    file = folder / MANIFEST
-    listed = dict(listed_files(manifest, file))
+def _tokenizers(bundle: Bundle) -> list[tuple[Path, int]]:
+    """File and length of the bundle's tokenizers."""
+    specs = (bundle.query, bundle.y_encoder, bundle.decoder)
+    return [(spec.tokenizer, spec.length) for spec in specs if spec is not None]
+
+
+def _file_problems(bundle: Bundle) -> list[str]:
+    file = bundle.path / MANIFEST
+    listed = dict(listed_files(bundle.manifest, file))
     problems = [p for p in (file_problem(*item) for item in listed.items()) if p]
-    # Weights that a graph keeps in a file beside it would otherwise go unchecked.
+    # What is not listed goes unchecked; a graph may keep its weights in a file beside it.
+    used = [tokenizer for tokenizer, _ in _tokenizers(bundle)]
+    for pattern in ("*.onnx*", "*.data"):
+        used += sorted(bundle.path.rglob(pattern))
     problems += [
         f"{extra} is not listed in {file}; list it under 'files' or take it away."
-        for pattern in ("*.onnx*", "*.data")
-        for extra in sorted(folder.rglob(pattern))
+        for extra in used
         if extra not in listed
     ]
     return list(dict.fromkeys(problems))
