@@ -102,7 +102,8 @@ class PerceptionNode(ModelNode):
         self.cameras: dict[str, Camera] = {}
         self.stages = StepStages()
         self._words: dict[str, str] = {}
-        self._rates: dict[tuple[str, str], Rate] = {}
+        self.rates: dict[str, tuple[float, float]] = {}  # in and out, Hz, by camera
+        self._meters: dict[str, tuple[Rate, Rate]] = {}
         self._warned: dict[str, tuple[int, int]] = {}
         super().__init__("perception", **options)
 
@@ -302,11 +303,13 @@ class PerceptionNode(ModelNode):
     def _camera_status(self, perceiver: Perceiver, camera: Camera) -> Status:
         counters = perceiver.counters(camera.name)
         steps = counters.encodes + counters.reused
+        into, out = self._meters.setdefault(camera.name, (Rate(), Rate()))
+        self.rates[camera.name] = (into.update(camera.received), out.update(steps))
         status = Status(f"camera {camera.name}")
         status.values = {
             "topic": camera.topic,
-            "rate in (Hz)": self._rate(camera.name, "in", camera.received),
-            "rate out (Hz)": self._rate(camera.name, "out", steps),
+            "rate in (Hz)": self.rates[camera.name][0],
+            "rate out (Hz)": self.rates[camera.name][1],
             "frame age (s)": camera.age,
             "frames": camera.received,
             "steps": steps,
@@ -339,9 +342,6 @@ class PerceptionNode(ModelNode):
         old_faults, old_drops = self._warned.get(camera.name, (0, 0))
         self._warned[camera.name] = (faults, camera.dropped)
         return faults - old_faults, camera.dropped - old_drops
-
-    def _rate(self, camera: str, what: str, count: int) -> float:
-        return self._rates.setdefault((camera, what), Rate()).update(count)
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 GRACE = 2.5  # seconds for an orderly end, of the 3 that we promise
 FASTDDS_VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
@@ -77,25 +78,52 @@ def run(module: str, name: str, args: Sequence[str] | None = None) -> int:
     signals = Signals()
     node_class = getattr(importlib.import_module(module), name)
     import rclpy
-    from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    node = node_class()
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-
-    def stop() -> None:
-        node.finished.set()
-        executor.create_task(lambda: None)  # `wake` alone would not end `spin_once`
-
-    node.on_finished = stop
-    signals.on_stop(stop)
-    while not node.finished.is_set():
-        executor.spin_once()
-    node.end()
-    executor.remove_node(node)
-    node.destroy_node()
-    executor.shutdown(timeout_sec=0)
+    spinner = Spinner(node_class(), thread=False)
+    signals.on_stop(spinner.finish)
+    spinner.spin()
+    spinner.end()
     rclpy.try_shutdown()
-    return int(node.exit_code)
+    return int(spinner.node.exit_code)
+
+
+class Spinner:
+    """A node and its executor, in the caller's thread or, where several share a process, its own.
+
+    The node has `finished`, an event; `on_finished`, called when it ends by itself; `end()`; and
+    `exit_code`.
+    """
+
+    def __init__(self, node: Any, thread: bool = True) -> None:
+        from rclpy.executors import SingleThreadedExecutor
+
+        self.node = node
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(node)
+        node.on_finished = self.finish
+        self._thread: threading.Thread | None = None
+        if thread:
+            self._thread = threading.Thread(target=self.spin, name=node.get_name(), daemon=True)
+            self._thread.start()
+
+    def spin(self) -> None:
+        """Spin until the node has finished."""
+        while not self.node.finished.is_set():
+            self._executor.spin_once()
+
+    def finish(self) -> None:
+        """Let `spin` return; from any thread."""
+        self.node.finished.set()
+        self._executor.create_task(lambda: None)  # `wake` alone would not end `spin_once`
+
+    def end(self) -> None:
+        """Shut the node down and destroy it."""
+        self.finish()
+        if self._thread is not None:
+            self._thread.join()
+        self.node.end()
+        self._executor.remove_node(self.node)
+        self.node.destroy_node()
+        self._executor.shutdown(timeout_sec=0)

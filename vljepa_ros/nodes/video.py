@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
@@ -52,12 +53,19 @@ class VideoNode(Node):
         self._publisher = self.create_publisher(
             Image, f"{self._values['camera']}/image_raw", qos_profile_sensor_data
         )
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._starter = self.create_timer(0.0, self._begin, clock=steady)
+
+    def _begin(self) -> None:
+        """The node spins: it may now end by itself."""
+        self._starter.cancel()
         self._thread.start()
 
     def end(self) -> None:
         """Stop playing."""
         self.finished.set()
-        self._thread.join(2.0)
+        if self._thread.is_alive():
+            self._thread.join(2.0)
 
     def _play(self) -> None:
         """The player's thread."""

@@ -1,0 +1,240 @@
+"""`vljepa up`: camera, perception and decoder in one process, from the launch file's YAML.
+
+Invariant: the nodes are those of the launch file, unchanged, each with its own executor and
+thread; what is shown comes over the same topics as anybody else gets it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from ..nodes.process import Signals, Spinner, set_transport
+from ..runtime.errors import VLJepaError
+from .view import CameraView, Said, StreamView, clock
+
+REFRESH = 8.0  # pictures of the terminal view per second
+STATUS = 10.0  # seconds between two plain status lines
+FLUSH = 1.0  # seconds without news, after the end of a video, until the summary
+
+
+def up(
+    params: str = typer.Option("", help="Parameter file; default: the package's own."),
+    video: str = typer.Option(
+        "", help="Video file, folder of images or camera device to play as the first camera."
+    ),
+    cameras: str = typer.Option("", help="Names of the cameras, e.g. front,rear."),
+    bundle: str = typer.Option("", help="Model bundle: a folder, a shipped name, or a Hub id."),
+    backend: str = typer.Option("", help="What runs the engines: auto, onnxruntime-cpu, ..."),
+    namespace: str = typer.Option("", help="Namespace of all nodes."),
+    log_level: str = typer.Option("", help="debug, info, warn or error."),
+    tui: bool | None = typer.Option(
+        None, "--tui/--no-tui", help="Live view; by default where stdout is a terminal."
+    ),
+) -> None:
+    """Start perception and decoder, with --video a camera too, and show what is said."""
+    set_transport()
+    signals = Signals()
+    stop = threading.Event()
+    live = tui is not False and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    names = [name.strip() for name in cameras.split(",") if name.strip()]
+    file = Path(params) if params else default_params()
+    if not file.is_file():
+        raise VLJepaError(f"There is no parameter file {file}; give one with --params.")
+    try:
+        import rclpy
+        from rclpy.signals import SignalHandlerOptions
+
+        import vljepa_ros.msg  # noqa: F401
+    except ImportError as error:
+        raise VLJepaError(
+            f"vljepa up needs ROS 2 and the built package ({error}): run `. scripts/env.sh`, or "
+            "source your workspace's set-up file, then try again."
+        ) from error
+    level = log_level or ("warn" if live else "info")
+    arguments = ["--ros-args", "--params-file", str(file), "--log-level", level]
+    if namespace.strip("/"):
+        arguments += ["-r", f"__ns:=/{namespace.strip('/')}"]
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    signals.on_stop(stop.set)
+    code = 0
+    graph = Graph(names, bundle, backend)
+    try:
+        with _screen(live, graph) as console:
+            code = graph.run(video, console, stop)
+        if code == 0:
+            console.print(graph.view.summary())
+    finally:
+        graph.end()
+        rclpy.try_shutdown()
+    if code:
+        raise typer.Exit(code)
+
+
+def default_params() -> Path:
+    """config/perception.yaml: of the installed package, or of the source tree."""
+    source = Path(__file__).resolve().parents[2] / "config" / "perception.yaml"
+    try:
+        from ament_index_python.packages import get_package_share_directory
+
+        return Path(get_package_share_directory("vljepa_ros")) / "config" / "perception.yaml"
+    except (ImportError, LookupError):
+        return source
+
+
+class Graph:
+    """The nodes of one process, and the view of what they do."""
+
+    def __init__(self, cameras: list[str], bundle: str, backend: str) -> None:
+        from ..nodes.decoder import DecoderNode
+        from ..nodes.listener import ListenerNode
+        from ..nodes.perception import PerceptionNode
+
+        model = {key: value for key, value in (("bundle", bundle), ("backend", backend)) if value}
+        named = {"cameras": cameras} if cameras else {}
+        self.perception = PerceptionNode(parameter_overrides=_overrides({**model, **named}))
+        self.decoder = DecoderNode(parameter_overrides=_overrides(model))
+        self.cameras = list(self.perception.get_parameter("cameras").value)
+        self.view = StreamView({name: CameraView() for name in self.cameras})
+        self._news = time.monotonic()
+        self._print: Callable[[str], None] = lambda line: None
+        self._queries: list[str] = []
+        listener = ListenerNode(
+            self._on_info, self._on_embedding, self._on_change, self._on_utterance
+        )
+        self.spinners = [Spinner(node) for node in (listener, self.perception, self.decoder)]
+
+    def run(self, video: str, console: Console, stop: threading.Event) -> int:
+        """Until the video has ended or `stop` is set; returns the exit code."""
+        if not console.is_terminal:
+            self._print = console.print
+        models = (self.perception, self.decoder)
+        while not stop.is_set() and any(node.state != "active" for node in models):
+            for node in models:
+                if node.failure:
+                    console.print(f"{node.get_name()}: {node.failure}")
+                    return 1
+            stop.wait(0.02)
+        player = self._play(video) if video and not stop.is_set() else None
+        shown = time.monotonic()
+        while not stop.wait(1 / REFRESH):
+            self._refresh()
+            if player is not None and player.finished.is_set() and self._is_done():
+                return int(player.exit_code)
+            if time.monotonic() - shown >= STATUS:
+                shown = time.monotonic()
+                self._print(self.view.status())
+        return 0
+
+    def end(self) -> None:
+        """End the nodes, all at once."""
+        threads = [threading.Thread(target=spinner.end) for spinner in self.spinners]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _play(self, video: str) -> Any:
+        from ..nodes.video import VideoNode
+
+        source = {"source": video if video.isdigit() else str(Path(video).absolute())}
+        node = VideoNode(parameter_overrides=_overrides({**source, "camera": self.cameras[0]}))
+        self.spinners.append(Spinner(node))
+        return node
+
+    def _is_done(self) -> bool:
+        """Whether nothing is under way after the last frame."""
+        if self.decoder.waiting or any(c.waiting for c in self.perception.cameras.values()):
+            self._news = time.monotonic()
+        return time.monotonic() - self._news >= FLUSH
+
+    # -------------------------------------------------------------- the view
+
+    def _on_info(self, message: Any) -> None:
+        self.view.model = f"{message.model_id} on {message.backend} ({message.precision})"
+        self.view.queries = len(message.queries)
+        self._queries = list(message.queries)
+        self._print(self.view.model)
+
+    def _on_embedding(self, message: Any) -> None:
+        self._news = time.monotonic()
+        if not self._queries or message.query == self._queries[0]:
+            self.view.cameras[message.camera].step(
+                _ns(message.header.stamp), _ns(message.window_start), message.change_score
+            )
+
+    def _on_change(self, message: Any) -> None:
+        self._news = time.monotonic()
+        at = self.view.cameras[message.camera].time(_ns(message.segment_start))
+        self._print(f"{clock(at)}  {message.camera}: a change ({message.change_score:.2f})")
+
+    def _on_utterance(self, message: Any) -> None:
+        self._news = time.monotonic()
+        at = self.view.cameras[message.camera].time(_ns(message.segment_start))
+        said = Said(at, message.camera, message.query, message.text, message.confidence)
+        self._print(self.view.say(said))
+
+    def _refresh(self) -> None:
+        """Take over the cameras' counters."""
+        perceiver = self.perception.perceiver
+        for name, camera in list(self.perception.cameras.items()):
+            shown = self.view.cameras[name]
+            if perceiver is not None:
+                counters = perceiver.counters(name)
+                shown.encodes, shown.reused = counters.encodes, counters.reused
+                shown.changes = counters.changes
+            shown.dropped, shown.age = camera.dropped, camera.age
+            shown.rate_in, shown.rate_out = self.perception.rates.get(name, (0.0, 0.0))
+            shown.problem = camera.problem if camera.quiet() > 3.0 else ""
+
+
+def _overrides(values: dict[str, Any]) -> list[Any]:
+    from rclpy.parameter import Parameter
+
+    return [Parameter(name, value=value) for name, value in values.items()]
+
+
+def _ns(stamp: Any) -> int:
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+@contextmanager
+def _screen(live: bool, graph: Graph) -> Iterator[Console]:
+    """The console; where `live`, with the view at its foot and everything logged above it."""
+    console = Console(highlight=False, markup=False, soft_wrap=not live)
+    if not live:
+        yield console
+        return
+    read, write = os.pipe()
+    stderr = os.dup(2)
+    os.dup2(write, 2)  # ROS logs from C++, past sys.stderr
+    os.close(write)
+    screen = Live(
+        console=console, get_renderable=graph.view.render, refresh_per_second=REFRESH,
+        redirect_stderr=False,
+    )  # fmt: skip
+
+    def forward() -> None:
+        with os.fdopen(read, errors="replace") as lines:
+            for line in lines:
+                console.print(line.rstrip("\n"))
+
+    forwarder = threading.Thread(target=forward, daemon=True)
+    forwarder.start()
+    try:
+        with screen:
+            yield console
+    finally:
+        os.dup2(stderr, 2)  # closes the pipe's last end
+        os.close(stderr)
+        forwarder.join(1.0)

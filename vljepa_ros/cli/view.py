@@ -1,0 +1,183 @@
+"""What `vljepa up` shows: the state of the stream, drawn for a terminal or as plain lines.
+
+Invariant: this module only collects and draws; it knows neither nodes nor ROS.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+BAR = 60  # characters of a score of FULL
+FULL = 1.5  # change score at the bar's right end
+HISTORY = 60  # scores in the sparkline
+SAID = 10  # utterances on the screen
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+UNIFORM = 1.0  # decodes per second of the baseline
+
+
+@dataclass(frozen=True)
+class Said:
+    """One utterance. `time`: seconds of stream time at which the new meaning begins."""
+
+    time: float
+    camera: str
+    query: str
+    text: str
+    confidence: float
+
+
+@dataclass
+class CameraView:
+    """One camera: rates in Hz, age of the newest frame in seconds, counters since the start."""
+
+    rate_in: float = 0.0
+    rate_out: float = 0.0
+    age: float = 0.0
+    dropped: int = 0
+    encodes: int = 0
+    reused: int = 0
+    changes: int = 0
+    decodes: int = 0
+    first_ns: int | None = None
+    last_ns: int = 0
+    score: float = 0.0
+    scores: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    problem: str = ""
+
+    def time(self, stamp_ns: int) -> float:
+        """Seconds of stream time; below 0 for what lies before the first step."""
+        return (stamp_ns - (stamp_ns if self.first_ns is None else self.first_ns)) / 1e9
+
+    def step(self, stamp_ns: int, window_start_ns: int, score: float) -> None:
+        """A step came. Stream time begins with the first clip."""
+        if self.first_ns is None:
+            self.first_ns = window_start_ns
+        self.last_ns = stamp_ns
+        self.score = score
+        self.scores.append(score)
+
+    def numbers(self) -> str:
+        """Rates, age and drops."""
+        return (
+            f"{self.rate_in:.1f} Hz in, {self.rate_out:.1f} Hz out, age {self.age * 1e3:.0f} ms, "
+            f"{self.dropped} dropped"
+        )
+
+
+@dataclass
+class StreamView:
+    """All cameras, what was said, and which model."""
+
+    cameras: dict[str, CameraView]
+    queries: int = 1
+    model: str = "loading the model ..."
+    said: list[Said] = field(default_factory=list)
+
+    def seconds(self) -> float:
+        """Seconds of stream time, summed over the cameras."""
+        return sum(c.time(c.last_ns) for c in self.cameras.values() if c.first_ns is not None)
+
+    def savings(self) -> tuple[int, int, int, int]:
+        """Encodes, steps, decodes, and decodes of a uniform decoder at 1 Hz."""
+        cameras = self.cameras.values()
+        encodes = sum(c.encodes for c in cameras)
+        steps = encodes + sum(c.reused for c in cameras)
+        uniform = round(self.seconds() * UNIFORM) * self.queries
+        return encodes, steps, sum(c.decodes for c in cameras), uniform
+
+    def render(self) -> RenderableType:
+        """The screen."""
+        lines = Text("\n").join(line for c in self.cameras.items() for line in _lines(*c))
+        said = Text()
+        for item in self.said[-SAID:]:
+            said.append(self._said(item) + "\n")
+        return Group(
+            Panel(lines, title=self.model, title_align="left"),
+            Panel(said if self.said else Text("nothing yet", "dim"), title="said",
+                  title_align="left"),
+            Text(self.saved(), "dim"),
+        )  # fmt: skip
+
+    def saved(self) -> str:
+        """Encodes and decodes saved, in a line."""
+        encodes, steps, decodes, uniform = self.savings()
+        return (
+            f"{steps} steps, {encodes} encoded: the gate saved {_percent(steps - encodes, steps)}. "
+            f"{decodes} decodes where uniform decoding at {UNIFORM:g} Hz takes {uniform}: "
+            f"{_percent(uniform - decodes, uniform)} saved."
+        )
+
+    def _said(self, item: Said) -> str:
+        who = f"{item.camera}: " if len(self.cameras) > 1 else ""
+        asked = f"  [{item.query}]" if self.queries > 1 else ""
+        return f"{clock(item.time)}  {who}{item.text}  ({item.confidence:.2f}){asked}"
+
+    def say(self, item: Said) -> str:
+        """Take in an utterance; returns it as a plain line."""
+        self.said.append(item)
+        self.cameras[item.camera].decodes += 1
+        return self._said(item)
+
+    def status(self) -> str:
+        """A plain line for where there is no terminal."""
+        parts = [
+            f"{name}: {c.problem}" if c.problem else f"{name}: {c.numbers()}, score {c.score:.2f}"
+            for name, c in self.cameras.items()
+        ]
+        return "; ".join(parts)
+
+    def summary(self) -> RenderableType:
+        """What is left to say at the end."""
+        table = Table(title="What was said", title_justify="left", expand=False)
+        for heading in ("time", "camera", "text", "confidence"):
+            table.add_column(heading)
+        for item in self.said:
+            table.add_row(clock(item.time), item.camera, item.text, f"{item.confidence:.2f}")
+        cameras = self.cameras.values()
+        facts = (
+            f"{self.seconds():.1f} s of stream, {sum(c.changes for c in cameras)} changes, "
+            f"{sum(c.dropped for c in cameras)} frames dropped."
+        )
+        words = table if self.said else Text("Nothing was said.")
+        return Group(words, Text(facts), Text(self.saved()))
+
+
+def _lines(name: str, camera: CameraView) -> list[Text]:
+    """One camera on the screen."""
+    if camera.problem:
+        return [Text(f"{name}  {camera.problem}", "yellow")]
+    return [Text(f"{name}  {camera.numbers()}"), bar(camera.score), sparkline(camera.scores)]
+
+
+def bar(score: float) -> Text:
+    """A score as a bar with a mark at the threshold."""
+    filled = round(BAR * min(max(score, 0.0) / FULL, 1.0))
+    mark = round(BAR / FULL)
+    cells = ["█" if i < filled else "·" for i in range(BAR)]
+    cells[mark] = "┃"
+    return Text(f"{''.join(cells)} {score:5.2f} change", "red" if score >= 1.0 else "green")
+
+
+def sparkline(scores: deque[float]) -> Text:
+    """The last scores as blocks; full height is FULL, changes are red."""
+    line = Text()
+    for score in scores:
+        level = round((len(_BLOCKS) - 1) * min(max(score, 0.0) / FULL, 1.0))
+        line.append(_BLOCKS[level], "red" if score >= 1.0 else "green")
+    return line
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, `01:23.4`."""
+    tenths = max(0, round(seconds * 10))
+    return f"{tenths // 600:02d}:{tenths % 600 // 10:02d}.{tenths % 10}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "nothing"
