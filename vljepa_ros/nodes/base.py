@@ -111,6 +111,7 @@ class ModelNode(LifecycleNode):
         def activate() -> None:
             super(ModelNode, self).on_activate(state)
             self.start()
+            self.get_logger().info("Active.")
 
         return self._attempt("activate", activate)
 
@@ -223,6 +224,12 @@ class ModelNode(LifecycleNode):
             return
         if self.trigger_configure() is TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
+        if self.state != "active":
+            name = self.get_fully_qualified_name()
+            self.get_logger().error(
+                f"{name} is {self.state}. When the cause is mended: ros2 lifecycle set {name} "
+                "configure, then activate; or start it again."
+            )
 
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
         by_name = {spec.name: spec for spec in self.specs}

@@ -1,0 +1,110 @@
+"""Perception and decoder, and with `video` a camera, each in a process of its own.
+
+The nodes configure and activate themselves (parameter `autostart`), so that one which was
+respawned comes back to active. Asked from here, the request after a respawn can reach the service
+of the process that has just died, and is never answered; nor are transition events seen for sure
+while discovery is under way. The nodes log what became of their transitions. With autostart:=false
+they are managed from outside: by ros2 lifecycle, a lifecycle manager or launch events.
+"""
+
+import os
+
+from launch.actions import (
+    DeclareLaunchArgument,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+)
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchContext, LaunchDescription
+from vljepa_ros.nodes.process import FASTDDS_TRANSPORTS, FASTDDS_VARIABLE
+
+ARGUMENTS = {
+    "params_file": (None, "Parameter file for all nodes."),
+    "namespace": ("", "Namespace of all nodes."),
+    "autostart": ("true", "Configure and activate the nodes when they start."),
+    "use_sim_time": ("false", "Take the time from /clock."),
+    "bundle": ("", "Model bundle: a folder, a shipped name, or a Hub id; empty: params_file's."),
+    "backend": ("", "What runs the engines; empty: params_file's."),
+    "cameras": ("", "Names of the cameras, e.g. front,rear; empty: params_file's."),
+    "video": ("", "Video file, folder of images or device to play as the first camera."),
+    "log_level": ("info", "debug, info, warn, error or fatal."),
+    "use_respawn": ("false", "Start a node again when its process dies."),
+}
+
+
+def _flag(name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false", "1", "0"):
+        raise ValueError(f"Launch argument '{name}' must be true or false, not '{value}'.")
+    return value.lower() in ("true", "1")
+
+
+def _cameras(value: str) -> list[str]:
+    return [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+
+
+def _nodes(context: LaunchContext) -> list:
+    """The nodes for the arguments' values, which override those of the parameter file."""
+    given = {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
+    cameras = _cameras(given["cameras"])
+    clock = {"use_sim_time": _flag("use_sim_time", given["use_sim_time"])}
+    model = {key: given[key] for key in ("bundle", "backend") if given[key]}
+    model["autostart"] = _flag("autostart", given["autostart"])
+    common = {
+        "package": "vljepa_ros",
+        "namespace": given["namespace"],
+        "output": "screen",
+        "arguments": ["--ros-args", "--log-level", given["log_level"]],
+    }
+    actions: list = []
+    for name in ("perception", "decoder"):
+        own = {"cameras": cameras} if cameras and name == "perception" else {}
+        node = LifecycleNode(
+            executable=f"{name}_node",
+            name=name,
+            parameters=[given["params_file"], {**clock, **model, **own}],
+            respawn=_flag("use_respawn", given["use_respawn"]),
+            respawn_delay=1.0,
+            **common,
+        )
+        actions.append(node)
+    if given["video"]:
+        source = {"source": _absolute(given["video"])}
+        if cameras:
+            source["camera"] = cameras[0]
+        actions.append(
+            Node(
+                executable="video_node",
+                name="camera",
+                parameters=[given["params_file"], {**clock, **source}],
+                **common,
+            )
+        )
+    return actions
+
+
+def _absolute(video: str) -> str:
+    """A device's number as it is, a path made absolute: the node has a folder of its own."""
+    return video if video.isdigit() else os.path.abspath(video)
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The launch description."""
+    default_file = PathJoinSubstitution(
+        [FindPackageShare("vljepa_ros"), "config", "perception.yaml"]
+    )
+    arguments = [
+        DeclareLaunchArgument(
+            name, default_value=default_file if default is None else default, description=text
+        )
+        for name, (default, text) in ARGUMENTS.items()
+    ]
+    # Fast DDS's default shared-memory segment is smaller than a VGA image.
+    transport = (
+        []
+        if FASTDDS_VARIABLE in os.environ
+        else [SetEnvironmentVariable(FASTDDS_VARIABLE, FASTDDS_TRANSPORTS)]
+    )
+    return LaunchDescription([*arguments, *transport, OpaqueFunction(function=_nodes)])
