@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
+from ..nodes.process import FASTDDS_TRANSPORTS, FASTDDS_VARIABLE
+
 WORKS, NOTE, BROKEN = "works", "note", "broken"
 
 
@@ -122,14 +124,16 @@ def _nodes() -> str:
 
 
 def _transport() -> Check:
-    name = "FASTDDS_BUILTIN_TRANSPORTS"
-    value = os.environ.get(name)
+    value = os.environ.get(FASTDDS_VARIABLE)
     if value is None:
         return Check(
-            name, NOTE, "not set: other processes of yours may lose camera images",
-            "vljepa up and the launch file set it for themselves",
-        )  # fmt: skip
-    return Check(name, WORKS, value)
+            FASTDDS_VARIABLE,
+            NOTE,
+            "not set: camera drivers with Fast DDS's default lose large images",
+            "vljepa and the launch file set it for themselves; for a driver: "
+            f"export {FASTDDS_VARIABLE}='{FASTDDS_TRANSPORTS}'",
+        )
+    return Check(FASTDDS_VARIABLE, WORKS, value)
 
 
 def _bundle(source: str) -> Check:

@@ -12,10 +12,11 @@ from typing import Any
 
 import typer
 
+from ..nodes.process import set_transport
 from ..runtime.errors import VLJepaError
 from .output import console, notice
 
-SILENCE = 3.0  # seconds without a publisher before it is said
+SILENCE = 5.0  # seconds without a publisher before it is said
 LOOK_AROUND = 0.25  # seconds between two looks at the graph for further topics
 KINDS = {"changes": "SemanticChange", "utterances": "Utterance", "embeddings": "SemanticEmbedding"}
 
@@ -25,6 +26,7 @@ def listen(
     embeddings: bool = typer.Option(False, "--embeddings", help="A line per embedding, too."),
 ) -> None:
     """Print what the robot notices and says, as it comes, until Ctrl-C."""
+    set_transport()
     try:
         import rclpy
         from rclpy.signals import SignalHandlerOptions

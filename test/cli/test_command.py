@@ -1,0 +1,153 @@
+"""The command line as a user meets it: what starting it costs, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vljepa_ros import __version__
+from vljepa_ros.cli.app import COMMANDS
+
+HEAVY = ("rclpy", "torch", "transformers", "onnxruntime", "cv2", "mujoco", "tensorrt")
+
+
+def vljepa(*arguments: str | Path, without: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, where the modules in `without` do not import."""
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({list(without)!r}))\n"
+        "from vljepa_ros.cli import main\n"
+        "main()\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *(str(a) for a in arguments)],
+        text=True, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_it_starts_without_ros_torch_or_an_engine() -> None:
+    result = vljepa("--version", without=HEAVY)
+    assert (result.returncode, result.stdout) == (0, f"vljepa_ros {__version__}\n")
+    code = "import sys, vljepa_ros.cli.app; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert not set(HEAVY) & set(loaded.split())
+
+
+def test_help_names_every_command() -> None:
+    result = vljepa("--help", without=HEAVY)
+    assert result.returncode == 0, result.stderr
+    for name in COMMANDS:
+        assert f" {name} " in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str) -> None:
+    result = vljepa(name, "--help", without=HEAVY)
+    assert result.returncode == 0, result.stderr
+    assert f"vljepa {name}" in result.stdout
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    result = vljepa("listem")
+    assert result.returncode == 2
+    assert "listem" in result.stderr
+
+
+def test_an_error_is_one_sentence_and_no_traceback() -> None:
+    result = vljepa("bundle", "show", "no-such-bundle")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "No bundle 'no-such-bundle'" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_listen_without_ros_says_what_to_do() -> None:
+    result = vljepa("listen", without=["rclpy"])
+    assert result.returncode == 1
+    assert "scripts/env.sh" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_bundle_show(tiny_bundle: Path) -> None:
+    result = vljepa("bundle", "show", tiny_bundle, without=["onnxruntime", "rclpy", "torch"])
+    assert result.returncode == 0, result.stderr
+    for fact in ("tiny-1.0.0#", "32 numbers", "4 frames of 32 px", "x_encoder.onnx", "Apache-2.0"):
+        assert fact in result.stdout
+
+
+def test_bundle_verify(tiny_bundle: Path) -> None:
+    result = vljepa("bundle", "verify", tiny_bundle)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "tiny-1.0.0#" in result.stdout
+
+
+def test_bundle_verify_names_every_file_that_is_wrong(tmp_path: Path) -> None:
+    from bundles import make_bundle
+
+    folder = make_bundle(tmp_path / "altered")
+    with (folder / "predictor.onnx").open("ab") as file:
+        file.write(b"\0")
+    (folder / "y_tokenizer.json").unlink()
+    result = vljepa("bundle", "verify", folder)
+    assert (result.returncode, result.stdout) == (1, "")
+    problems = result.stderr.splitlines()
+    assert len(problems) == 2
+    assert any("predictor.onnx" in problem for problem in problems)
+    assert any("y_tokenizer.json" in problem for problem in problems)
+
+
+def doctor(bundle: Path, *without: str) -> tuple[int, dict[str, dict[str, str]], dict[str, object]]:
+    result = vljepa("doctor", "--json", "--bundle", bundle, without=without)
+    report = json.loads(result.stdout)
+    return result.returncode, {check["name"]: check for check in report["checks"]}, report
+
+
+def test_doctor_where_the_robot_can_run(tiny_bundle: Path) -> None:
+    code, checks, report = doctor(tiny_bundle)
+    assert (code, report["ok"]) == (0, True), report
+    assert checks["interfaces"]["found"] == "5 messages, 5 services, 1 actions"
+    assert "verified" in checks["bundle"]["found"]
+    assert str(report["would_run"]).startswith("onnxruntime")
+
+
+@pytest.mark.parametrize("module", ["rclpy", "cv2", "tokenizers"])
+def test_doctor_without_something_that_the_robot_needs(tiny_bundle: Path, module: str) -> None:
+    code, checks, report = doctor(tiny_bundle, module)
+    assert (code, report["ok"]) == (1, False)
+    broken = [check for check in checks.values() if check["state"] == "broken"]
+    assert broken
+    assert all(check["fix"] for check in broken)
+
+
+def test_doctor_without_any_backend(tiny_bundle: Path) -> None:
+    code, _, report = doctor(tiny_bundle, "onnxruntime")
+    assert (code, report["would_run"]) == (1, None)
+
+
+def test_doctor_needs_no_torch(tiny_bundle: Path) -> None:
+    code, _, _ = doctor(tiny_bundle, "torch", "transformers")
+    assert code == 0
+
+
+def test_doctor_with_a_bundle_that_is_not_what_it_says(tmp_path: Path) -> None:
+    from bundles import make_bundle
+
+    folder = make_bundle(tmp_path / "altered")
+    manifest = yaml.safe_load((folder / "bundle.yaml").read_text())
+    manifest["graphs"]["x_encoder"]["sha256"] = "0" * 64
+    (folder / "bundle.yaml").write_text(yaml.safe_dump(manifest))
+    code, checks, _ = doctor(folder)
+    assert code == 1
+    assert "x_encoder.onnx" in checks["bundle"]["found"]
+
+
+def test_doctor_for_people_says_the_same(tiny_bundle: Path) -> None:
+    result = vljepa("doctor", "--bundle", tiny_bundle)
+    assert result.returncode == 0, result.stdout
+    assert "The robot can run here, on onnxruntime" in result.stdout
+    assert "[" not in result.stdout.split("\n")[0]  # no markup left over

@@ -1,0 +1,164 @@
+"""`vljepa listen` against real publishers, each test in a ROS domain of its own."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import rclpy
+from rclpy.context import Context
+from rclpy.node import Node
+from std_msgs.msg import Header
+
+from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
+from vljepa_ros.nodes.process import FASTDDS_TRANSPORTS, FASTDDS_VARIABLE
+
+DEADLINE = 30.0  # seconds; only a failure takes so long
+
+
+class Listen:
+    """A running `vljepa listen`, whose output is read line by line."""
+
+    def __init__(self, domain: int, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from vljepa_ros.cli import main; main()", "listen", *options],
+            env={**os.environ, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self.lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line.rstrip("\n"))
+
+    def next_line(self, meanwhile: Callable[[], None] = lambda: None) -> str:
+        """The next line of output; `meanwhile` is called again and again until it comes."""
+        end = time.monotonic() + DEADLINE
+        while time.monotonic() < end:
+            meanwhile()
+            try:
+                return self.lines.get(timeout=0.1)
+            except queue.Empty:
+                assert self.process.poll() is None, "it ended"
+        raise AssertionError("no line of output")
+
+    def stop(self, number: signal.Signals) -> tuple[int, float]:
+        start = time.monotonic()
+        self.process.send_signal(number)
+        return self.process.wait(DEADLINE), time.monotonic() - start
+
+
+@pytest.fixture
+def domain() -> int:
+    """A ROS domain that no other test process uses at the same time."""
+    return 20 + os.getpid() % 80
+
+
+@pytest.fixture
+def node(domain: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    monkeypatch.setenv(FASTDDS_VARIABLE, FASTDDS_TRANSPORTS)  # as the robot's nodes have it
+    context = Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = rclpy.create_node("talker", context=context)
+    yield node
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+@pytest.fixture
+def listen(domain: int) -> Iterator[Callable[..., Listen]]:
+    started: list[Listen] = []
+
+    def start(*options: str) -> Listen:
+        started.append(Listen(domain, *options))
+        return started[-1]
+
+    yield start
+    for listener in started:
+        listener.process.kill()
+        listener.process.wait()
+
+
+def wait_for_subscriber(publisher: Any) -> None:
+    end = time.monotonic() + DEADLINE
+    while not publisher.get_subscription_count():
+        assert time.monotonic() < end, "nobody subscribed"
+        time.sleep(0.02)
+
+
+def header(seconds: int) -> Header:
+    result = Header()
+    result.stamp.sec = seconds
+    return result
+
+
+def test_utterances_and_changes_as_they_come(node: Node, listen: Callable[..., Listen]) -> None:
+    utterances = node.create_publisher(Utterance, "utterances", 10)
+    changes = node.create_publisher(SemanticChange, "changes", 10)
+    listener = listen()
+    wait_for_subscriber(utterances)
+    wait_for_subscriber(changes)
+    changes.publish(
+        SemanticChange(header=header(7), camera="front", segment_id=3, change_score=1.5)
+    )
+    assert listener.next_line() == "7.000  front  segment 3  score 1.50  change, since 0.000"
+    utterances.publish(
+        Utterance(
+            header=header(7), camera="front", segment_id=3, text="the cube [red] falls",
+            confidence=0.75, decode_time=0.012,
+        )
+    )  # fmt: skip
+    said = "7.000  front  segment 3  says  the cube [red] falls  (0.75, 12 ms)"
+    assert listener.next_line() == said
+
+
+def test_other_namespaces_are_found(node: Node, listen: Callable[..., Listen]) -> None:
+    publisher = node.create_publisher(Utterance, "/robot1/utterances", 10)
+    listener = listen()
+    wait_for_subscriber(publisher)
+    publisher.publish(Utterance(camera="rear", text="a hand"))
+    assert "  robot1/rear  " in listener.next_line()
+
+
+def test_one_namespace_only(node: Node, listen: Callable[..., Listen]) -> None:
+    other = node.create_publisher(Utterance, "/robot10/utterances", 10)
+    wanted = node.create_publisher(Utterance, "/robot1/utterances", 10)
+    listener = listen("--namespace", "robot1")
+    wait_for_subscriber(wanted)
+    other.publish(Utterance(text="not for it"))
+    wanted.publish(Utterance(text="the sentinel"))
+    assert "the sentinel" in listener.next_line()
+    assert other.get_subscription_count() == 0
+
+
+def test_embeddings_only_when_asked_for(node: Node, listen: Callable[..., Listen]) -> None:
+    publisher = node.create_publisher(SemanticEmbedding, "embeddings", 10)
+    listener = listen("--embeddings")
+    wait_for_subscriber(publisher)
+    publisher.publish(
+        SemanticEmbedding(camera="c", segment_id=1, sequence=9, reused=True, latency=0.02)
+    )
+    line = listener.next_line()
+    assert line.endswith("c  segment 1  score 0.00  embedding 9, 20 ms old, reused")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_that_nobody_publishes_and_ends_on_a_signal(
+    listen: Callable[..., Listen], number: signal.Signals
+) -> None:
+    listener = listen()
+    assert "Nobody publishes changes or utterances in ROS domain" in listener.next_line()
+    code, seconds = listener.stop(number)
+    assert code == 0
+    assert seconds < 3
+    assert listener.lines.empty()
