@@ -14,6 +14,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "listen": ("listen", "listen"),
     "doctor": ("doctor", "doctor"),
     "bundle": ("bundle", "app"),
+    "data": ("training", "data"),
+    "train": ("training", "train"),
+    "export": ("training", "export"),
+    "timeline": ("training", "timeline"),
 }
 
 

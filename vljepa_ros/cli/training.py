@@ -1,0 +1,96 @@
+"""`vljepa data`, `train` and `export`: from nothing to a bundle, on a workstation with torch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..runtime.errors import VLJepaError
+from .output import console
+
+DATA = typer.Option(None, help="The folder of the episodes; by default one in the user's cache.")
+TRAINING = typer.Argument(..., help="The folder of the training; an interrupted one goes on.")
+FINISHED = typer.Argument(..., help="The folder of a finished training.")
+MADE = typer.Argument(..., help="The folder of the bundle that is made.")
+STREAM = typer.Option(None, help="A held-out stream to judge the bundle on.")
+VIDEO = typer.Argument(..., help="A video file; its truth lies beside it as .json.")
+PICTURE = typer.Argument(..., help="The picture (PNG) that is made.")
+
+
+def data(
+    split: str = typer.Option("train", help="train, test or composition."),
+    episodes: int = typer.Option(2000, min=1, help="How many episodes of 30 s there shall be."),
+    folder: Path = DATA,
+    workers: int = typer.Option(2, min=1, help="Processes."),
+) -> None:
+    """Simulate episodes of the table for training; those that are there already are kept."""
+    store = _needs_training().store
+    store.generate(folder or store.default_root(), split, episodes, workers)
+
+
+def train(
+    out: Path = TRAINING,
+    folder: Path = DATA,
+    images: int = typer.Option(1200, min=1, help="Steps of the image stage."),
+    video: int = typer.Option(4000, min=1, help="Steps of the video stage."),
+    decoder: int = typer.Option(1500, min=1, help="Steps of the decoder."),
+    seed: int = typer.Option(0, help="Seed of weights and batches."),
+    threads: int = typer.Option(0, min=0, help="Threads of one process; 0: torch's choice."),
+) -> None:
+    """Train the tabletop model on simulated episodes: images, then video, then the decoder."""
+    store = _needs_training().store
+    import torch
+
+    from ..training.train import Recipe
+    from ..training.train import train as run
+
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = Recipe(image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed)
+    console.print(f"trained: {run(folder or store.default_root(), out, recipe)}")
+
+
+def export(
+    run: Path = FINISHED,
+    out: Path = MADE,
+    version: str = typer.Option("1.0.0", help="The bundle's version."),
+    folder: Path = DATA,
+    video: Path = STREAM,
+) -> None:
+    """Make a bundle of a training: export, calibrate on held-out episodes, judge."""
+    store = _needs_training().store
+    from ..training.release import release
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    evaluation = release(run, folder or store.default_root(), out, version, video)
+    for name, figures in evaluation.items():
+        console.print(f"{name}: {figures}")
+
+
+def timeline(
+    video: Path = VIDEO,
+    out: Path = PICTURE,
+    bundle: str = typer.Option("tabletop", help="A folder, a shipped bundle's name, or a Hub id."),
+) -> None:
+    """Draw the change score of a video over time, with what was said and what is true."""
+    _needs_training()
+    from ..training.timeline import draw
+
+    draw(bundle, video, out)
+    console.print(f"{out}")
+
+
+def _needs_training() -> Any:
+    try:
+        from ..training import tabletop
+        from ..training.tabletop import store  # noqa: F401  (imports what training needs)
+
+        return tabletop
+    except ImportError as error:
+        raise VLJepaError(
+            f"this command needs the package '{error.name}': install vljepa_ros with "
+            "pip install '.[train]' in a Python environment of your own."
+        ) from error

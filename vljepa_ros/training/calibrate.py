@@ -1,0 +1,107 @@
+"""Thresholds of the change detector, found on held-out episodes.
+
+Invariant: nothing of the shipped stream or of the episodes that a bundle is judged on is used.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vljepa_ros.perception.change import ChangeDetector
+from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.training.evaluate import LOOK_BACK, Name, candidates, embed_episode
+from vljepa_ros.training.tabletop import store
+from vljepa_ros.training.tabletop.episode import Episode
+
+TOLERANCE = 1.0  # seconds between a true boundary and the start of a segment
+THRESHOLDS = np.geomspace(0.1, 4.0, 16)
+CANDIDATES = (1, 2, 3, 4)
+MIN_SEGMENTS = (1, 2, 3)
+HYSTERESIS = (0.5, 0.8, 1.0)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One episode's embeddings `[S, E]` with stamps `[S]` in s, and the truth."""
+
+    episode: Episode
+    stamps: np.ndarray
+    embeddings: np.ndarray
+
+
+def calibrate(model: VLJepa, episodes: Sequence[Path]) -> dict[str, Any]:
+    """The detector's parameters with the best F1 of boundaries, and what they earned.
+
+    Returns `threshold`, `candidate`, `min_segment`, `hysteresis` and the figures of `measure`.
+    """
+    streams = []
+    for path in episodes:
+        episode = store.load_episode(path)
+        rows, embeddings, _ = embed_episode(model, episode)
+        streams.append(Stream(episode, episode.stamps[rows], embeddings))
+    named = candidates()
+    texts = (model.embed_text(list(named)), list(named.values()))
+    best: dict[str, Any] = {"f1": -1.0}
+    for parts in itertools.product(THRESHOLDS, CANDIDATES, MIN_SEGMENTS, HYSTERESIS):
+        earned = measure(streams, ChangeDetector(*parts), texts)
+        if earned["f1"] > best["f1"]:
+            names = ("threshold", "candidate", "min_segment", "hysteresis")
+            best = {**dict(zip(names, parts, strict=True)), **earned}
+    return best
+
+
+def measure(
+    streams: Sequence[Stream], detector: ChangeDetector, texts: tuple[np.ndarray, list[Name]]
+) -> dict[str, Any]:
+    """Boundary precision, recall and F1, median delay in s, and how often words would be true.
+
+    `right`: the nearest sentence to a new segment's mean names an event that holds. `texts` are
+    the embeddings `[N, E]` of the canonical sentences and what each names.
+    """
+    written, names = texts
+    hits, fired, true, delays, right = 0, 0, 0, [], []
+    for stream in streams:
+        detector.restart()
+        bounds = [e.start for e in stream.episode.events if e.start > stream.stamps[0]]
+        true += len(bounds)
+        left = set(bounds)
+        for number, (stamp, embedding) in enumerate(
+            zip(stream.stamps, stream.embeddings, strict=True)
+        ):
+            state = detector.update(round(stamp * 1e9), embedding)
+            if not state.changed or number == 0:
+                continue
+            fired += 1
+            name = names[int(np.argmax(written @ state.mean))]
+            right.append(_holds(stream.episode, stamp, name))
+            near = [b for b in left if abs(b - state.segment_start_ns / 1e9) <= TOLERANCE]
+            if near:
+                bound = min(near, key=lambda b: abs(b - state.segment_start_ns / 1e9))
+                left.remove(bound)
+                hits += 1
+                delays.append(stamp - bound)
+    precision, recall = hits / max(1, fired), hits / max(1, true)
+    return {
+        "f1": 2 * precision * recall / max(1e-9, precision + recall),
+        "precision": precision,
+        "recall": recall,
+        "delay": float(np.median(delays)) if delays else float("nan"),
+        "right": float(np.mean(right)) if right else 0.0,
+        "decodes_per_minute": 60 * fired / sum(s.stamps[-1] - s.stamps[0] for s in streams),
+    }
+
+
+def _holds(episode: Episode, at: float, name: Name) -> bool:
+    kind, *thing = name
+    return any(
+        event.kind == kind
+        and event.start <= at < event.end + LOOK_BACK
+        and (event.object is None or episode.object_names[event.object] == tuple(thing))
+        for event in episode.events
+    )

@@ -1,0 +1,189 @@
+"""Clips for training, cut from the episodes of the simulated table.
+
+Invariant: a clip whose window touches a combination held out for the composition split is never
+drawn for training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from vljepa_ros.training.tabletop import language, store
+from vljepa_ros.training.tabletop.episode import Episode
+from vljepa_ros.training.tabletop.vocabulary import KINDS
+
+EPISODE_RATE = 8  # frames per second on disk
+STRIDE = 2  # of a clip at 4 Hz
+STILL_QUESTIONS = ("count", "exists", "where", "scene")  # can be answered from one picture
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """Frames per clip, frames per tubelet and patches per side."""
+
+    frames: int
+    tubelet: int
+    side: int
+
+    @property
+    def span(self) -> float:
+        """Seconds from the oldest to the newest frame."""
+        return (self.frames - 1) * STRIDE / EPISODE_RATE
+
+
+class ClipDataset(IterableDataset):
+    """An endless stream of clips, kinds of event balanced, deterministic by seed and worker.
+
+    An item is a dict: `frames` uint8 `[T, S, S, 3]`, `queries`, `answers`, `meanings` (lists of
+    strings, one per question asked of the clip) and `state` (see `cell_state`).
+    """
+
+    def __init__(self, root: Path, shape: ClipShape, seed: int, still_images: bool = False):
+        self.paths = store.episode_paths(root, "train")
+        if not self.paths:
+            raise FileNotFoundError(f"there are no episodes in {root}: run `vljepa data` first")
+        self.shape, self.seed, self.still_images = shape, seed, still_images
+        self.events = [self._events(index) for index in range(len(self.paths))]
+        rows = np.concatenate(self.events)
+        self.by_kind = [rows[rows[:, 1] == kind] for kind in range(len(KINDS))]
+        counts = np.array([len(rows) for rows in self.by_kind], dtype=float)
+        weights = np.minimum(counts, 1) * KIND_WEIGHTS
+        self.weights = weights / weights.sum()
+        self.loaded: dict[int, Episode] = {}  # frames stay jpeg: less than 1 MB an episode
+
+    def _events(self, index: int) -> np.ndarray:
+        """Rows of (episode, kind, start, end) of events that a clip may end in."""
+        with np.load(self.paths[index]) as data:
+            kinds, spans = data["event_kind"], data["event_span"]
+        rows = np.column_stack([np.full(len(kinds), index), kinds, spans])
+        return rows[(spans[:, 1] - spans[:, 0] > 0.25) & (spans[:, 1] > self.shape.span)]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        while True:
+            yield self.draw(rng)
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        """One clip that ends in an event of a random kind."""
+        while True:
+            kind = rng.choice(len(self.weights), p=self.weights)
+            row = self.by_kind[kind][rng.integers(len(self.by_kind[kind]))]
+            episode = self._episode(int(row[0]))
+            first, last = row[2:] + store.NAMED_AFTER
+            first = max(first, self.shape.span)
+            newest = round(rng.uniform(first, max(first, last - 0.05)) * EPISODE_RATE)
+            newest = min(newest, len(episode) - 1)
+            t = float(episode.stamps[newest])
+            if store.trainable(episode, t - self.shape.span, t):
+                return self.clip(episode, newest, rng)
+
+    def _episode(self, index: int) -> Episode:
+        if index not in self.loaded:
+            self.loaded[index] = store.load_episode(self.paths[index])
+        return self.loaded[index]
+
+    def clip(self, episode: Episode, newest: int, rng: np.random.Generator) -> dict[str, Any]:
+        """The clip whose newest frame is number `newest` of an episode."""
+        shape = self.shape
+        if self.still_images:
+            chosen = np.full(shape.tubelet, newest)
+        else:
+            chosen = newest - STRIDE * np.arange(shape.frames)[::-1]
+        frames = augment(np.stack([episode.frame(int(i)) for i in chosen]), rng)
+        asked = self._questions(episode, newest, rng)
+        return {
+            "frames": frames,
+            "queries": [a[0] for a in asked],
+            "answers": [a[1] for a in asked],
+            "meanings": [a[2] for a in asked],
+            "state": cell_state(episode, chosen[shape.tubelet - 1 :: shape.tubelet], shape.side),
+        }
+
+    def _questions(
+        self, episode: Episode, newest: int, rng: np.random.Generator
+    ) -> list[tuple[str, str, str]]:
+        """Two questions of one clip: (query, answer as worded, meaning)."""
+        t = float(episode.stamps[newest])
+        event = store.current_event(episode, t)
+        others = language.questions(store.moment(episode, t), event, rng)[1:]
+        if self.still_images:
+            others = [q for q in others if q[2] in STILL_QUESTIONS]
+            picks = rng.choice(len(others), 2, replace=len(others) < 2)
+            return [(others[i][0], others[i][1], others[i][1]) for i in picks]
+        said = language.describe(event, episode.object_names, rng)
+        what = (language.DEFAULT_QUERY, said, language.describe(event, episode.object_names))
+        query, answer, _ = others[rng.integers(len(others))]
+        return [what, (query, answer, answer)]
+
+
+def augment(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast and colour cast of a whole clip; uint8 `[T, S, S, 3]` in and out."""
+    gain = rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3)
+    table = np.arange(256)[:, None] * gain + rng.uniform(-12, 12)
+    table = np.clip(table, 0, 255).astype(np.uint8)
+    return np.stack([table[frames[..., c], c] for c in range(3)], axis=-1)
+
+
+def cell_state(episode: Episode, rows: np.ndarray, side: int) -> dict[str, np.ndarray]:
+    """What each patch of each tubelet holds, float32 or int64 `[tubelets · side², …]`.
+
+    `rows` are the episode's frames that end the tubelets. `offset` is where in its cell an
+    object's centre lies (0..1); `motion` is in tenths of image widths per second.
+    """
+    cells = len(rows) * side * side
+    state: dict[str, np.ndarray] = {
+        "objectness": np.zeros(cells, np.float32), "shape": np.zeros(cells, np.int64),
+        "colour": np.zeros(cells, np.int64), "offset": np.zeros((cells, 2), np.float32),
+        "motion": np.zeros((cells, 2), np.float32), "flags": np.zeros((cells, 5), np.float32),
+        "gripper": np.zeros(cells, np.float32), "gripper_state": np.zeros((cells, 3), np.float32),
+        "hand": np.zeros(cells, np.float32),
+    }  # fmt: skip
+
+    def cell(tubelet: int, uv: np.ndarray) -> int:
+        column, line = np.clip((uv * side).astype(int), 0, side - 1)
+        return tubelet * side * side + line * side + column
+
+    for tubelet, row in enumerate(rows):
+        for thing in np.argsort(episode.object_uv[row, :, 1]):  # the nearest is written last
+            if not episode.object_visible[row, thing]:
+                continue
+            uv = episode.object_uv[row, thing]
+            at = cell(tubelet, uv)
+            state["objectness"][at] = 1
+            state["shape"][at], state["colour"][at] = episode.objects[thing]
+            state["offset"][at] = uv * side - np.floor(uv * side)
+            state["motion"][at] = np.clip(episode.object_motion[row, thing] * 10, -10, 10)
+            bits = int(episode.object_state[row, thing])
+            state["flags"][at] = [(bits >> bit) & 1 for bit in range(5)]
+        if episode.gripper_visible[row]:
+            at = cell(tubelet, episode.gripper_uv[row])
+            state["gripper"][at] = 1
+            motion = np.clip(episode.gripper_motion[row] * 10, -10, 10)
+            state["gripper_state"][at] = [*motion, episode.gripper_closed[row]]
+        if episode.hand_visible[row] and (np.abs(episode.hand_uv[row] - 0.5) <= 0.5).all():
+            state["hand"][cell(tubelet, episode.hand_uv[row])] = 1
+    return state
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: stacked arrays; the questions of all clips in one list, clip by clip."""
+    return {
+        "frames": torch.from_numpy(np.stack([i["frames"] for i in items])),
+        "queries": [q for i in items for q in i["queries"]],
+        "answers": [a for i in items for a in i["answers"]],
+        "meanings": [m for i in items for m in i["meanings"]],
+        "state": {
+            k: torch.from_numpy(np.stack([i["state"][k] for i in items])) for k in items[0]["state"]
+        },
+    }
+
+
+KIND_WEIGHTS = np.array([0.6 if kind in ("still", "hand", "retreat") else 1.0 for kind in KINDS])

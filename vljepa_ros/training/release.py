@@ -1,0 +1,106 @@
+"""From a finished training to a bundle worth shipping: exported, calibrated, judged.
+
+Invariant: a released bundle's manifest carries the thresholds and the evaluation that were
+measured with this very bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vljepa_ros import __version__
+from vljepa_ros.model.export import export_bundle
+from vljepa_ros.perception.settings import Settings
+from vljepa_ros.runtime.bundle import load_bundle
+from vljepa_ros.runtime.manifest import MANIFEST, write_manifest
+from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.runtime.text import TextTokenizer
+from vljepa_ros.training import train
+from vljepa_ros.training.calibrate import calibrate
+from vljepa_ros.training.clips import ClipDataset
+from vljepa_ros.training.evaluate import judge_stream, name_clips
+from vljepa_ros.training.tabletop import store
+from vljepa_ros.training.texts import sentence_encoder_folder
+
+log = logging.getLogger(__name__)
+CALIBRATION = 40  # the last of the held-out episodes
+PARTS = ("x_encoder", "predictor", "y_encoder", "y_decoder")
+GATE = 3.0  # grey levels; noise of a quiet camera stays below 1 in the mean of a block
+SENTENCES = ("the gripper picks up the red cube", "no", "a hand passes over the table", "a cup")
+
+
+def release(run: Path, data: Path, out: Path, version: str, video: Path | None) -> dict[str, Any]:
+    """Export the training in `run` as the bundle `out` and return its evaluation.
+
+    `data` holds the episodes (split test is used); `video` a held-out stream with its ground
+    truth in a JSON file of the same name, or None.
+    """
+    model = train.load_checkpoint(run)
+    sample = ClipDataset(data, train.clip_shape(model.config), seed=1)
+    rng = np.random.default_rng(1)
+    clips = np.stack([sample.draw(rng)["frames"] for _ in range(4)])
+    y_tokenizer = sentence_encoder_folder() / "tokenizer.json"
+    texts = TextTokenizer(y_tokenizer, model.config.text_length)(SENTENCES)
+    recipe = json.loads((run / "recipe.json").read_text())
+    export_bundle(
+        model, out, _manifest(version, recipe),
+        {"tokenizer.json": run / "tokenizer.json", "y_tokenizer.json": y_tokenizer}, clips, texts,
+    )  # fmt: skip
+    held_out = store.episode_paths(data, "test")
+    bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
+    found = calibrate(bundle, held_out[-CALIBRATION:])
+    log.info("calibrated: %s", found)
+    _amend(out, found, {"calibration": _rounded(found)})
+    bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
+    evaluation: dict[str, Any] = {"held_out": name_clips(bundle, held_out[:-CALIBRATION])}
+    composition = store.episode_paths(data, "composition")
+    if composition:
+        evaluation["composition"] = name_clips(bundle, composition)
+    if video is not None:
+        judged = judge_stream(bundle, video, video.with_suffix(".json"), Settings())
+        for said in judged.pop("spoken"):
+            log.info("%(at)6.2f s  said: %(text)s  true: %(truth)s", said)
+        evaluation["shipped_stream"] = judged
+    _amend(out, found, evaluation)
+    return evaluation
+
+
+def _manifest(version: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": "tabletop",
+        "version": version,
+        "temperature": 0.07,
+        "thresholds": {"gate": GATE, "change": 1.0, "watch": 0.5},
+        "change": {"candidate": 3, "min_segment": 2, "hysteresis": 0.8},
+        "source": {
+            "weights": "trained by `vljepa train` on the simulated table; the Y-encoder is "
+            "all-MiniLM-L6-v2 (Apache-2.0) with a head of ours",
+            "licence": "Apache-2.0",
+            "seed": recipe["seed"],
+            "data": f"tabletop-{store.DATA_VERSION}",
+            "code": __version__,
+            "recipe": recipe,
+        },
+    }
+
+
+def _amend(out: Path, found: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    """Write the calibrated thresholds and more of the evaluation into the manifest."""
+    manifest = yaml.safe_load((out / MANIFEST).read_text())
+    manifest["thresholds"]["change"] = round(float(found["threshold"]), 4)
+    manifest["change"] = {
+        "candidate": int(found["candidate"]), "min_segment": int(found["min_segment"]),
+        "hysteresis": float(found["hysteresis"]),
+    }  # fmt: skip
+    manifest["evaluation"].update(evaluation)
+    write_manifest(out, manifest)
+
+
+def _rounded(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: round(float(value), 3) for name, value in figures.items()}

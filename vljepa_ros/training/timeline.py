@@ -1,0 +1,86 @@
+"""The change-score timeline of a stream, drawn: what was said, when, and what was true."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from vljepa_ros.perception.offline import SECOND_NS
+from vljepa_ros.perception.settings import Settings
+from vljepa_ros.perception.video import VideoSource
+from vljepa_ros.runtime.bundle import find_bundle, load_bundle
+from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.training.evaluate import judge, speak
+
+INK, QUIET, RIGHT, WRONG = "#1f3a5f", "#e8ecf1", "#1b7f4d", "#b3402a"
+ROWS = 5  # of sentences, so that neighbours do not overlap
+SHOWN = 8  # frames in the strip above
+
+
+def draw(bundle: str, video: Path, out: Path) -> None:
+    """Write a PNG with frames, change score and sentences of `video` as a bundle sees it.
+
+    `video` has its ground truth beside it in a JSON file of the same name.
+    """
+    parts = ("x_encoder", "predictor", "y_encoder", "y_decoder")
+    model = VLJepa(load_bundle(find_bundle(bundle)), parts=parts)
+    events = json.loads(video.with_suffix(".json").read_text())["events"]
+    steps, said = speak(model, video, Settings())
+    figure, (strip, score, words) = plt.subplots(
+        3, 1, figsize=(15, 7.2), height_ratios=(1.5, 1.6, 2.2), layout="constrained"
+    )
+    _frames(strip, video, steps[-1].stamp_ns)
+    times = np.array([(s.stamp_ns - SECOND_NS) / 1e9 for s in steps])
+    _score(score, times, np.array([s.change_score for s in steps]), events)
+    spoken = [((step.stamp_ns - SECOND_NS) / 1e9, text) for step, text in said]
+    _words(words, spoken, events)
+    for axes in (score, words):
+        axes.set_xlim(0, times[-1])
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    words.set_xlabel("seconds of the stream")
+    skipped = np.mean([s.reused for s in steps])
+    figure.suptitle(
+        f"{model.bundle.model_id} on {video.name}: {len(said)} decodes "
+        f"(uniform at 1 Hz: {round(times[-1])}), {skipped:.0%} of encodes skipped",
+        color=INK,
+    )
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def _frames(axes: Axes, video: Path, end_ns: int) -> None:
+    pictures = [picture for _, picture in VideoSource(str(video)).frames()]
+    chosen = np.linspace(0, len(pictures) - 1, 2 * SHOWN + 1).astype(int)[1::2]
+    axes.imshow(np.concatenate([pictures[i][::2, ::2] for i in chosen], axis=1), aspect="auto")
+    axes.axis("off")
+
+
+def _score(axes: Axes, times: np.ndarray, scores: np.ndarray, events: list[dict]) -> None:
+    for event in events:
+        if event["kind"] != "still":
+            axes.axvspan(event["start"], event["end"], color=QUIET, lw=0)
+    axes.plot(times, scores, color=INK, lw=1.2)
+    axes.axhline(1.0, color=WRONG, lw=0.8, ls="--")
+    axes.set_ylabel("change score")
+    axes.set_ylim(0, max(2.0, float(np.percentile(scores[1:], 99)) * 1.1))
+
+
+def _words(axes: Axes, spoken: list[tuple[float, str]], events: list[dict]) -> None:
+    for event in events:
+        if event["kind"] != "still":
+            axes.axvspan(event["start"], event["end"], color=QUIET, lw=0)
+    for number, (at, text) in enumerate(spoken):
+        _, _, right = judge(text, at, events)
+        height = ROWS - number % ROWS
+        axes.plot([at, at], [0, height], color=QUIET, lw=1, zorder=0)
+        axes.text(at, height, text, fontsize=8, color=RIGHT if right else WRONG, va="center")
+    axes.set_ylim(0, ROWS + 0.6)
+    axes.set_yticks([])
+    axes.set_ylabel("what was said")

@@ -1,0 +1,211 @@
+"""From episodes to a trained checkpoint, stage by stage.
+
+Invariant: an interrupted training goes on where it stopped: every stage keeps `last.ckpt` in its
+own folder, and a finished stage leaves `weights.safetensors` and is not run again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file, load_model, save_model
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from vljepa_ros.model.config import VLJepaConfig, tabletop
+from vljepa_ros.model.networks import VLJepa
+from vljepa_ros.runtime.text import TextTokenizer
+from vljepa_ros.training.clips import ClipDataset, ClipShape, collate
+from vljepa_ros.training.stages import DecoderStage, JointStage
+from vljepa_ros.training.tabletop import language
+from vljepa_ros.training.texts import Sentences, corpus, sentence_encoder_folder, train_tokenizer
+
+WEIGHTS = "weights.safetensors"
+DECODER_CHUNK = 40  # clips encoded at a time
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and with what each stage is trained. Rates are AdamW's peak learning rates."""
+
+    image_steps: int = 1500
+    video_steps: int = 3000
+    decoder_steps: int = 1500
+    image_batch: int = 96
+    video_batch: int = 48
+    decoder_batch: int = 256
+    decoder_clips: int = 4000
+    rate: float = 1e-3
+    video_rate: float = 6e-4
+    image_state_weight: float = 1.0
+    video_state_weight: float = 0.5
+    seed: int = 0
+    devices: int = 1
+
+
+def train(data: Path, out: Path, recipe: Recipe) -> Path:
+    """Train the tabletop model on the episodes in `data`/train; returns the checkpoint folder.
+
+    `out` gets `config.json`, `tokenizer.json`, `recipe.json`, one folder a stage, and at the end
+    `weights.safetensors` of the whole model.
+    """
+    lightning.seed_everything(recipe.seed, verbose=False)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = out / "tokenizer.json"
+    if not tokenizer.exists():
+        train_tokenizer(corpus(), 2048, tokenizer)
+    model = build(tokenizer)
+    model.config.to_json_file(str(out / "config.json"), use_diff=False)
+    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+    for name in ("images", "video"):
+        _joint_stage(name, model, data, out, recipe)
+    _decoder_stage(model, data, out, recipe)
+    save_model(model, str(out / WEIGHTS))
+    return out
+
+
+def build(tokenizer: Path) -> VLJepa:
+    """The tabletop model, its Y-encoder with MiniLM's weights and all else at random."""
+    from tokenizers import Tokenizer
+
+    model = VLJepa(tabletop(Tokenizer.from_file(str(tokenizer)).get_vocab_size()))
+    state = load_file(sentence_encoder_folder() / "model.safetensors")
+    missing, unexpected = model.y_encoder.model.load_state_dict(state, strict=False)
+    unexpected = [key for key in unexpected if key != "embeddings.position_ids"]
+    if missing or unexpected:
+        raise ValueError(f"the sentence encoder lacks {missing} and has {unexpected} too many")
+    model.y_encoder.model.eval()
+    return model
+
+
+def load_checkpoint(folder: Path) -> VLJepa:
+    """The model in a folder that `train` finished."""
+    config = VLJepaConfig.from_json_file(str(folder / "config.json"))
+    model = VLJepa(config)
+    load_model(model, str(folder / WEIGHTS))
+    return model.eval()
+
+
+def sentences_of(model: VLJepa) -> Sentences:
+    """An empty store of sentence vectors for this model."""
+    tokenizer = sentence_encoder_folder() / "tokenizer.json"
+    return Sentences(model.y_encoder, TextTokenizer(tokenizer, model.config.text_length))
+
+
+def clip_shape(config: VLJepaConfig, image: bool = False) -> ClipShape:
+    """The geometry of a clip, or of the one tubelet that an image becomes."""
+    vision = config.x_encoder_config
+    frames = vision.tubelet_size if image else vision.frames_per_clip
+    return ClipShape(frames, vision.tubelet_size, vision.crop_size // vision.patch_size)
+
+
+def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe) -> None:
+    image = name == "images"
+    folder = out / name
+    if (folder / WEIGHTS).exists():
+        load_model(model, str(folder / WEIGHTS))
+        return
+    stage = JointStage(
+        model, TextTokenizer(out / "tokenizer.json", model.config.query_length),
+        sentences_of(model), recipe.rate if image else recipe.video_rate,
+        recipe.image_steps if image else recipe.video_steps,
+        recipe.image_state_weight if image else recipe.video_state_weight,
+    )  # fmt: skip
+    if not image and (heads := torch.load(out / "images" / "heads.pt", weights_only=True)):
+        stage.state_head.load_state_dict(heads)
+    clips = ClipDataset(data, clip_shape(model.config, image), recipe.seed, image)
+    batch = recipe.image_batch if image else recipe.video_batch
+    loader = DataLoader(
+        clips, batch, num_workers=1, collate_fn=collate, multiprocessing_context="spawn"
+    )
+    _fit(stage, loader, folder, recipe)
+    torch.save(stage.state_head.state_dict(), folder / "heads.pt")
+    save_model(model, str(folder / WEIGHTS))
+
+
+def _decoder_stage(model: VLJepa, data: Path, out: Path, recipe: Recipe) -> None:
+    folder = out / "decoder"
+    if (folder / WEIGHTS).exists():
+        load_model(model, str(folder / WEIGHTS))
+        return
+    pairs = DecoderPairs(model, data, out, recipe)
+    loader = DataLoader(pairs, batch_size=None)
+    tokenizer = TextTokenizer(out / "tokenizer.json", model.config.text_length)
+    _fit(DecoderStage(model, tokenizer, recipe.rate, recipe.decoder_steps), loader, folder, recipe)
+    save_model(model, str(folder / WEIGHTS))
+
+
+class DecoderPairs(IterableDataset):
+    """Endless batches of embeddings `[B, D]` and the texts that they should become.
+
+    Half are embeddings of texts with noise (what paraphrases mean is said in canonical words),
+    half are what the finished predictor makes of training clips.
+    """
+
+    def __init__(self, model: VLJepa, data: Path, out: Path, recipe: Recipe):
+        self.batch, self.seed = recipe.decoder_batch, recipe.seed
+        sentences = sentences_of(model)
+        stage = JointStage(
+            model, TextTokenizer(out / "tokenizer.json", model.config.query_length), sentences,
+            0.0, 1, 0.0,
+        )  # fmt: skip
+        clips = iter(ClipDataset(data, clip_shape(model.config), recipe.seed + 1))
+        predicted, self.said = [], []
+        texts: dict[str, str] = {}
+        with torch.inference_mode():
+            for _ in range(recipe.decoder_clips // DECODER_CHUNK):
+                batch = collate([next(clips) for _ in range(DECODER_CHUNK)])
+                visual = model.x_encoder(batch["frames"])
+                predicted.append(stage.predict(visual, batch["queries"]))
+                self.said += batch["meanings"]
+                texts.update(zip(batch["answers"], batch["meanings"], strict=True))
+            texts.update(_wordings())
+            rows = sentences.rows(list(texts), list(texts.values()))
+            self.written = model.y_encoder.head(sentences.vectors[rows]).clone()
+        self.predicted = torch.cat(predicted).clone()
+        self.meant = list(texts.values())
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+        rng = np.random.default_rng(self.seed)
+        while True:
+            half = self.batch // 2
+            seen = rng.integers(len(self.said), size=half)
+            read = rng.integers(len(self.meant), size=half)
+            noise = torch.from_numpy(rng.normal(0, 0.02, (half, self.written.shape[1])))
+            noisy = torch.nn.functional.normalize(self.written[read] + noise.float(), dim=-1)
+            embeddings = torch.cat([self.predicted[seen], noisy])
+            yield embeddings, [self.said[i] for i in seen] + [self.meant[i] for i in read]
+
+
+def _wordings() -> dict[str, str]:
+    """Every wording of every event, and what it means in canonical words."""
+    wordings = {}
+    for colour, shape in itertools.product(language.COLOURS, language.SHAPES):
+        for forms in language.TEMPLATES.values():
+            said = [form.format(object=f"the {colour} {shape}") for form in forms]
+            wordings.update(dict.fromkeys(said, said[0]))
+    return wordings
+
+
+def _fit(stage: Any, loader: DataLoader, folder: Path, recipe: Recipe) -> None:
+    keep = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=100)
+    trainer = lightning.Trainer(
+        max_steps=stage.steps, precision="bf16-mixed", accelerator="auto", devices=recipe.devices,
+        strategy="ddp" if recipe.devices > 1 else "auto", gradient_clip_val=1.0,
+        callbacks=[keep], logger=CSVLogger(folder, name="log", version=""),
+        log_every_n_steps=20, enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    last = folder / "last.ckpt"
+    trainer.fit(stage, loader, ckpt_path=str(last) if last.exists() else None)
+    if trainer.global_step < stage.steps:
+        raise KeyboardInterrupt(f"stopped after {trainer.global_step} of {stage.steps} steps")
