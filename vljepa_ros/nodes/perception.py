@@ -14,6 +14,7 @@ from typing import Any
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image
+from std_msgs.msg import Header
 
 from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.perception.perceiver import Perceiver, Step
@@ -34,6 +35,7 @@ from .messages import (
     floats,
     info_message,
     rgb_message,
+    to_time,
 )
 from .parameters import ParameterError, Spec, overrides
 
@@ -244,9 +246,11 @@ class PerceptionNode(ModelNode):
                 self._draw(step, frames[step.camera][1])
 
     def _draw(self, step: Step, picture: Any) -> None:
-        message = embedding_message(step, "", 0)
+        started = time.monotonic()
+        header = Header(stamp=to_time(step.stamp_ns), frame_id=step.frame_id)
         drawn = overlay.draw(picture, step, self._words.get(step.camera, ""))
-        self._overlay.publish(rgb_message(drawn, message.header))
+        self._overlay.publish(rgb_message(drawn, header))
+        self.stages.lap("overlay", started)
 
     def _engine_failed(self, names: Sequence[str], error: VLJepaError) -> None:
         for name in names:
