@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import graph
 import pytest
 import rclpy
 from rclpy.context import Context
@@ -60,8 +61,7 @@ class Listen:
 
 @pytest.fixture
 def domain() -> int:
-    """A ROS domain that no other test process uses at the same time."""
-    return 20 + os.getpid() % 80
+    return graph.domain()
 
 
 @pytest.fixture
