@@ -66,6 +66,13 @@ def test_an_error_is_one_sentence_and_no_traceback() -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_a_missing_library_of_its_own_is_named() -> None:
+    result = vljepa("--version", without=["typer"])
+    assert result.returncode == 1
+    assert "needs the Python package typer" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_listen_without_ros_says_what_to_do() -> None:
     result = vljepa("listen", without=["rclpy"])
     assert result.returncode == 1

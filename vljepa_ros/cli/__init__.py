@@ -20,8 +20,15 @@ def main() -> None:
         signal.signal(signal.SIGTERM, _stop)
 
     from ..runtime.errors import VLJepaError
-    from .app import app
-    from .output import error_line
+
+    try:
+        from .app import app
+        from .output import error_line
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"vljepa needs the Python package {error.name}: run rosdep install for this package, "
+            "or pip install -r scripts/requirements/robot.txt in its source folder."
+        )
 
     try:
         app(prog_name="vljepa")
