@@ -84,7 +84,8 @@ class XEncoder(nn.Module):
         self.encoder = VJEPA2Encoder(vision)
         rotary = BakedRotary(self.encoder.layer[0].attention, config.visual_tokens)
         for layer in self.encoder.layer:
-            layer.attention.apply_rotary_embeddings = rotary
+            # The bound method: a module set as an attribute would not hide the class's own method.
+            layer.attention.apply_rotary_embeddings = rotary.forward
         self.rotary = rotary
         mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_DEVIATION)
         self.register_buffer("scale", 1 / (255 * deviation), persistent=False)
