@@ -20,7 +20,8 @@ def info_nce(
     `text_meanings` `[B + K]` are ids; a pair with equal ids is not a negative.
     """
     batch = len(predicted)
-    logits = predicted @ texts.T / temperature
+    with torch.autocast(predicted.device.type, enabled=False):  # it would round cosines to bf16
+        logits = predicted.float() @ texts.float().T / temperature
     own = torch.arange(batch, device=logits.device)
     same = meanings[:, None] == text_meanings[None]
     same[own, own] = False
