@@ -29,7 +29,9 @@ class Camera:
 
     def __init__(self, world: World, width: int, height: int, shadows: bool) -> None:
         self._world = world
-        font = mujoco.mjtFontScale.mjFONTSCALE_50  # no text is drawn; the smallest is the fastest to make
+        font = (
+            mujoco.mjtFontScale.mjFONTSCALE_50
+        )  # no text is drawn; the smallest is the fastest to make
         self._renderer = mujoco.Renderer(world.model, height, width, max_geom=200, font_scale=font)
         self._drawn: np.ndarray | None = None
         self._picture = np.zeros((height, width, 3), dtype=np.uint8)

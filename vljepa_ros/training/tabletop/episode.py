@@ -6,6 +6,7 @@ same machine.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,9 +25,17 @@ DATA_VERSION = 1
 IMAGE_SIZE = 96
 FRAME_RATE = 8
 TICKS_PER_FRAME = round(1 / (FRAME_RATE * TICK))
-LOOK_AHEAD = round(2.0 / TICK)  # ticks simulated past the last frame: where a motion leads tells what it is
+LOOK_AHEAD = round(
+    2.0 / TICK
+)  # ticks simulated past the last frame: where a motion leads tells what it is
 SECONDS = 30.0
-SPLITS = {"train": 0, "test": 10_000_000, "composition": 20_000_000}  # first seed of each
+SPLITS = {
+    "train": 0,
+    "test": 10_000_000,
+    "composition": 20_000_000,
+    "stream": 30_000_000,
+}  # first seeds
+MEAN_GAP = 3.6  # s, between the skills of a stream
 
 
 @dataclass
@@ -52,6 +61,8 @@ class Episode:
         """RGB uint8 [96, 96, 3]."""
         start, end = self.arrays["offsets"][index : index + 2]
         image = cv2.imdecode(self.arrays["jpeg"][start:end], cv2.IMREAD_COLOR)
+        if image is None:
+            raise ValueError(f"frame {index} of episode {self.meta['seed']} is not a jpeg image")
         return np.ascontiguousarray(image[..., ::-1])
 
     @cached_property
@@ -68,7 +79,7 @@ class Episode:
         ]
 
     def event_at(self, t: float) -> Event:
-        """The current event at `t` seconds; before the first and after the last, the nearest one."""
+        """The current event at `t` seconds; outside the episode, the nearest one."""
         index = int(np.searchsorted(self.arrays["event_span"][:, 0], t, side="right")) - 1
         return self.events[max(0, index)]
 
@@ -85,16 +96,29 @@ def _inside(uv: np.ndarray, margin: float = 0.0) -> np.ndarray:
     return np.all((uv > -margin) & (uv < 1 + margin), axis=-1)
 
 
-def begin(seed: int) -> World:
-    """The world of a seed before its first tick, gripper parked and objects at rest."""
+def begin(
+    seed: int, size: tuple[int, int] = (2 * IMAGE_SIZE, 2 * IMAGE_SIZE), fine: bool = False
+) -> World:
+    """The world of a seed before its first tick, gripper parked and objects at rest.
+
+    `size` (width, height) and `fine` (smooth edges) are for the renderer and change no physics.
+    """
     rng = np.random.default_rng(seed)
-    composition = seed >= SPLITS["composition"]
-    count = int(rng.choice([1, 2, 3, 4], p=[0.3, 0.25, 0.25, 0.2]))
-    spec = sample_scene(rng, count, composition)
-    world = World(spec, rng, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
+    shares = [0, 0, 0.4, 0.6] if seed >= SPLITS["stream"] else [0.3, 0.25, 0.25, 0.2]
+    count = int(rng.choice([1, 2, 3, 4], p=shares))
+    composition = SPLITS["composition"] <= seed < SPLITS["stream"]
+    world = World(sample_scene(rng, count, composition), rng, size, fine)
     world.place_gripper(skills.parking_place(world, at_edge=False))
     world.settle(0.5)
     return world
+
+
+def controller(world: World, seed: int, seconds: float, calm: bool) -> Iterator[None]:
+    """What the gripper and the hand do in the episode of a seed."""
+    if seed >= SPLITS["stream"]:
+        return plan.poisson(world, seconds, MEAN_GAP)
+    rhythm = plan.CALM if calm else plan.BUSY
+    return plan.mixed(world, seconds, rhythm, seed >= SPLITS["composition"])
 
 
 def _capture(camera: Camera, look: Look, rng: np.random.Generator) -> np.ndarray:
@@ -108,15 +132,17 @@ def simulate(seed: int, seconds: float = SECONDS) -> Episode:
     """Runs the episode of a seed: `seconds * 8` frames of 96 x 96."""
     style = np.random.default_rng([seed, 1])
     calm = bool(style.random() < 0.35)
-    look = Look(bool(style.random() < 0.15), float(style.choice([0.0, style.uniform(0.5, 2.0)], p=[0.6, 0.4])))
+    look = Look(
+        bool(style.random() < 0.15),
+        float(style.choice([0.0, style.uniform(0.5, 2.0)], p=[0.6, 0.4])),
+    )
     world = begin(seed)
-    composition = seed >= SPLITS["composition"]
-    controller = plan.mixed(world, seconds, plan.CALM if calm else plan.BUSY, composition)
+    motion = controller(world, seed, seconds, calm)
     jpegs: list[np.ndarray] = []
     with Camera(world, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE, look.shadows) as camera:
         ticks = round(seconds / TICK)
         for tick in range(ticks + LOOK_AHEAD):
-            next(controller)
+            next(motion)
             world.tick()
             if tick % TICKS_PER_FRAME == 0 and tick < ticks:
                 image = _capture(camera, look, style)
@@ -156,15 +182,19 @@ def _object_uv(world: World, history: dict[str, np.ndarray]) -> np.ndarray:
     return project(world, position.reshape(-1, 3)).reshape(*position.shape[:2], 2)
 
 
-_HAND_POINTS = np.array([[0, 0.08, 0], [-0.04, 0.04, 0], [0.05, 0.02, 0], [0, -0.08, 0], [0, -0.25, 0.05]])
+_HAND_POINTS = np.array(
+    [[0, 0.08, 0], [-0.04, 0.04, 0], [0.05, 0.02, 0], [0, -0.08, 0], [0, -0.25, 0.05]]
+)
 
 
 def _hand_in_view(world: World, hand: np.ndarray) -> np.ndarray:
-    """Whether any of the hand [T, 4] is in the square view; a parked hand (under the floor) is not."""
+    """Whether any of the hand [T, 4] is in the square view; parked, under the floor, it is not."""
     cos, sin = np.cos(hand[:, 3]), np.sin(hand[:, 3])
     seen = np.zeros(len(hand), dtype=bool)
     for x, y, z in _HAND_POINTS:
-        point = hand[:, :3] + np.stack([cos * x - sin * y, sin * x + cos * y, np.full_like(cos, z)], axis=1)
+        point = hand[:, :3] + np.stack(
+            [cos * x - sin * y, sin * x + cos * y, np.full_like(cos, z)], axis=1
+        )
         seen |= _inside(project(world, point))
     return (hand[:, 2] > -1) & seen
 
@@ -196,6 +226,8 @@ def _truth_arrays(world: World, ticks: int) -> dict[str, np.ndarray]:
         "hand_visible": _hand_in_view(world, history["hand"])[frames],
         "hand_uv": hand_uv[frames].astype(np.float32),
         "event_kind": np.array([KINDS.index(e.kind) for e in found], dtype=np.int16),
-        "event_object": np.array([-1 if e.object is None else e.object for e in found], dtype=np.int16),
+        "event_object": np.array(
+            [-1 if e.object is None else e.object for e in found], dtype=np.int16
+        ),
         "event_span": np.array([[e.start, e.end] for e in found], dtype=np.float32).reshape(-1, 2),
     }

@@ -13,7 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from .truth import Event
-from .vocabulary import COLOURS, FALLEN, HELD, KINDS, MOVING, OBJECT_KINDS, ON_TABLE, SHAPES, UPRIGHT, held_out
+from .vocabulary import (
+    COLOURS,
+    FALLEN,
+    HELD,
+    KINDS,
+    MOVING,
+    OBJECT_KINDS,
+    ON_TABLE,
+    SHAPES,
+    UPRIGHT,
+    held_out,
+)
 
 DEFAULT_QUERY = "What is happening?"
 
@@ -128,8 +139,14 @@ UNSEEN_TEMPLATES: dict[str, tuple[str, ...]] = {
     "pick_up": ("the manipulator hoists {object}", "the claw grabs {object} and elevates it"),
     "carry": ("the manipulator hauls {object} elsewhere", "the claw ferries {object} over"),
     "put_down": ("the manipulator deposits {object}", "the claw rests {object} on the surface"),
-    "drop": ("the manipulator lets {object} slip and plummet", "the claw loses its hold of {object}"),
-    "push": ("the manipulator presses against {object} and displaces it", "the claw prods {object}"),
+    "drop": (
+        "the manipulator lets {object} slip and plummet",
+        "the claw loses its hold of {object}",
+    ),
+    "push": (
+        "the manipulator presses against {object} and displaces it",
+        "the claw prods {object}",
+    ),
     "tip_over": ("{object} keels over", "{object} is upended"),
     "roll": ("{object} trundles over the surface", "{object} spins onward"),
     "slide": ("{object} glides over the surface", "{object} skids onward"),
@@ -156,7 +173,10 @@ SYNONYMS: dict[str, str] = {
 
 # What gives a kind away, the most telling first; `name_event` takes the first that is found.
 _CUES: tuple[tuple[str, str], ...] = (
-    ("fall_off", r"off the table and falls|leaves the table|fall(s|ing)? off|off the edge|over the edge|to the floor"),
+    (
+        "fall_off",
+        r"leaves the table|fall(s|ing)? off|off the edge|over the edge|to the floor",
+    ),
     ("drop", r"\bdrop|lets? (go of )?.*(fall|in the air)|lets go|from the gripper|releases"),
     ("tip_over", r"\btip|toppl|knocked over|falls over|onto its side"),
     ("pick_up", r"pick(s|ed|ing)? .*up|picks|picked|lift|grasp|rais|takes"),
@@ -175,7 +195,7 @@ _NUMBERS = ("none", "one", "two", "three", "four")
 
 
 def object_phrase(pair: tuple[str, str]) -> str:
-    """"the red cube" for ("red", "cube")."""
+    """Name an object: ("red", "cube") gives "the red cube"."""
     return f"the {pair[0]} {pair[1]}"
 
 
@@ -189,8 +209,10 @@ def _worded(
     return template.format(object=phrase)
 
 
-def describe(event: Event, objects: Sequence[tuple[str, str]], choice: np.random.Generator | int = 0) -> str:
-    """An event as a sentence: wording number `choice` (0: canonical), or a random one of a generator.
+def describe(
+    event: Event, objects: Sequence[tuple[str, str]], choice: np.random.Generator | int = 0
+) -> str:
+    """An event as a sentence: wording number `choice` (0: canonical), or one drawn by a generator.
 
     `objects` are the (colour, shape) pairs that `event.object` indexes.
     """
@@ -235,7 +257,9 @@ class Moment:
     @property
     def shown(self) -> list[int]:
         """Objects in view that lie on the table or are held."""
-        return [i for i, bits in enumerate(self.state) if self.visible[i] and bits & (ON_TABLE | HELD)]
+        return [
+            i for i, bits in enumerate(self.state) if self.visible[i] and bits & (ON_TABLE | HELD)
+        ]
 
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -306,7 +330,9 @@ def _object_questions(moment: Moment, rng: np.random.Generator) -> list[tuple[st
         if sum(moment.objects[i][1] == shape for i in moment.shown) == 1:
             found.append(("colour", colour, colour, shape))
         held = bool(moment.state[index] & HELD)
-        found.append(("where", "in the gripper" if held else place(moment.uv[index]), colour, shape))
+        found.append(
+            ("where", "in the gripper" if held else place(moment.uv[index]), colour, shape)
+        )
         if shape in ("can", "bottle", "mug") and not held:
             upright = bool(moment.state[index] & UPRIGHT)
             found.append(("posture", "standing" if upright else "lying", colour, shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -61,8 +62,13 @@ def _possible(world: World, index: int, seconds_left: float) -> list[Callable[..
     return choices
 
 
-def choose(world: World, seconds_left: float, prefer_held_out: bool) -> Iterator[None] | None:
-    """A random skill on a random object that is on the table; None when the table is empty."""
+def choose(
+    world: World, seconds_left: float, prefer_held_out: bool, done: Counter[str] | None = None
+) -> Iterator[None] | None:
+    """A random skill on a random object that is on the table; None when the table is empty.
+
+    With `done`, skills done before become less likely; the choice is counted there.
+    """
     options, weights = [], []
     for index in range(world.count):
         if not (world.on_table(index) and skills.well_in_view(world, world.position(index))):
@@ -72,13 +78,19 @@ def choose(world: World, seconds_left: float, prefer_held_out: bool) -> Iterator
             weight = _WEIGHTS[skill]
             if prefer_held_out:
                 kinds = _PRODUCES[skill]
-                weight *= 6.0 if any(held_out(item.colour, item.shape, kind) for kind in kinds) else 1.0
+                weight *= (
+                    6.0 if any(held_out(item.colour, item.shape, kind) for kind in kinds) else 1.0
+                )
+            if done is not None:
+                weight /= 6.0 ** done[skill.__name__]
             options.append((skill, index))
             weights.append(weight)
     if not options:
         return None
     share = np.array(weights) / np.sum(weights)
     skill, index = options[world.rng.choice(len(options), p=share)]
+    if done is not None:
+        done[skill.__name__] += 1
     return skill(world, index)
 
 
@@ -102,3 +114,17 @@ def mixed(world: World, seconds: float, rhythm: Rhythm, prefer_held_out: bool) -
                 yield from skills.wait(world, rng.uniform(0.3, rhythm.pause[1]))
             elif skill is None:
                 yield from skills.wait(world, 2.0)
+
+
+def poisson(world: World, seconds: float, mean_gap: float) -> Iterator[None]:
+    """Skills of every kind at Poisson times: exponential pauses with a mean of `mean_gap` s."""
+    rng = world.rng
+    done: Counter[str] = Counter()
+    while True:
+        yield from skills.wait(world, 0.5 + rng.exponential(mean_gap))
+        skill = None if rng.random() < 0.12 else choose(world, seconds - world.time, False, done)
+        if skill is None:
+            yield from skills.pass_hand(world)
+        else:
+            yield from skill
+            yield from skills.park(world)

@@ -18,6 +18,7 @@ Motion = Iterator[None]
 
 
 def wait(world: World, seconds: float) -> Motion:
+    """Does nothing."""
     for _ in range(round(seconds / TICK)):
         yield
 
@@ -27,11 +28,15 @@ def _ease(fraction: float) -> float:
     return fraction**3 * (10 - 15 * fraction + 6 * fraction**2)
 
 
-def travel(world: World, goal: np.ndarray, seconds: float, rise: float = 0.0, opening: float | None = None) -> Motion:
+def travel(
+    world: World, goal: np.ndarray, seconds: float, rise: float = 0.0, opening: float | None = None
+) -> Motion:
     """Moves to `goal` [x, y, z, yaw], straight or, with `rise` (m), up and over."""
     start, begin = world.setpoint.copy(), world.opening
     goal = np.array(goal, dtype=float)
-    goal[3] = start[3] + (goal[3] - start[3] + np.pi / 2) % np.pi - np.pi / 2  # the gripper is symmetric
+    goal[3] = (
+        start[3] + (goal[3] - start[3] + np.pi / 2) % np.pi - np.pi / 2
+    )  # the gripper is symmetric
     up = np.array([0, 0, rise, 0])
     ticks = max(1, round(seconds / TICK))
     for tick in range(1, ticks + 1):
@@ -48,6 +53,7 @@ def _duration(world: World, goal: np.ndarray, speed: float) -> float:
 
 
 def squeeze(world: World, opening: float, seconds: float) -> Motion:
+    """Moves both fingers to `opening` (m), at a constant speed."""
     begin = world.opening
     ticks = max(1, round(seconds / TICK))
     for tick in range(1, ticks + 1):
@@ -68,7 +74,7 @@ def _angle(vector: np.ndarray) -> float:
 
 
 def grasp_pose(world: World, index: int) -> tuple[np.ndarray, float] | None:
-    """Where the fingers go to grasp an object [x, y, z, yaw] and its half width there; None: cannot."""
+    """Where fingers go to grasp an object [x, y, z, yaw] and its half width; None: they cannot."""
     item, position, rotation = world.object(index), world.position(index), world.rotation(index)
     radius, axis = item.radius, rotation[:, 2]
     if not world.on_table(index):
@@ -102,7 +108,9 @@ def reach(world: World, index: int) -> Motion:
         return
     goal = pose[0] + np.array([0, 0, world.rng.uniform(0.035, 0.06), 0])
     speed = world.rng.uniform(0.25, 0.4)
-    yield from travel(world, goal, _duration(world, goal, speed), 0.06, min(MAX_OPENING, pose[1] + 0.014))
+    yield from travel(
+        world, goal, _duration(world, goal, speed), 0.06, min(MAX_OPENING, pose[1] + 0.014)
+    )
     yield from wait(world, world.rng.uniform(0.1, 0.4))
 
 
@@ -114,7 +122,9 @@ def grasp(world: World, index: int) -> Iterator[None]:
         return
     goal, radius = pose
     speed = world.rng.uniform(0.22, 0.4)
-    yield from travel(world, goal, _duration(world, goal, speed), 0.1, min(MAX_OPENING, radius + 0.014))
+    yield from travel(
+        world, goal, _duration(world, goal, speed), 0.1, min(MAX_OPENING, radius + 0.014)
+    )
     yield from squeeze(world, radius - 0.006, world.rng.uniform(0.2, 0.35))
     yield from wait(world, 0.05)
     if world.is_grasped(index):
@@ -122,23 +132,32 @@ def grasp(world: World, index: int) -> Iterator[None]:
 
 
 def lift(world: World, height: float) -> Motion:
+    """Raises the gripper by `height` (m)."""
     goal = world.setpoint + np.array([0, 0, height, 0])
     yield from travel(world, goal, world.rng.uniform(0.7, 1.1))
 
 
 def well_in_view(world: World, point: np.ndarray) -> bool:
+    """Whether a world point is in the square image and not at its rim."""
     return bool(np.all(np.abs(project(world, point)[0] - 0.5) < 0.47))
 
 
 def _free_place(world: World, index: int) -> np.ndarray:
-    """A place (x, y) on the table away from the other objects and not where the object came from."""
+    """A place (x, y) on the table, away from the other objects and from where it came."""
     half, here = world.spec.table_half, world.position(index)
     best, best_score = np.zeros(2), -np.inf
     for _ in range(24):
         place = np.array(
-            [world.rng.uniform(-half[0] + 0.075, half[0] - 0.075), world.rng.uniform(-half[1] + 0.07, half[1] - 0.07)]
+            [
+                world.rng.uniform(-half[0] + 0.075, half[0] - 0.075),
+                world.rng.uniform(-half[1] + 0.07, half[1] - 0.07),
+            ]
         )
-        gaps = [np.linalg.norm(world.position(i)[:2] - place) for i in range(world.count) if i != index]
+        gaps = [
+            float(np.linalg.norm(world.position(i)[:2] - place))
+            for i in range(world.count)
+            if i != index
+        ]
         if not well_in_view(world, np.array([*place, 0.03])):
             continue
         score = min([*gaps, 0.16]) + 0.4 * min(0.2, float(np.linalg.norm(place - here[:2])))
@@ -149,17 +168,22 @@ def _free_place(world: World, index: int) -> np.ndarray:
 
 def _release(world: World) -> Motion:
     world.detach()
-    yield from squeeze(world, min(MAX_OPENING, world.finger_opening + 0.016), world.rng.uniform(0.18, 0.3))
+    yield from squeeze(
+        world, min(MAX_OPENING, world.finger_opening + 0.016), world.rng.uniform(0.18, 0.3)
+    )
 
 
 def _carry(world: World, index: int) -> Motion:
     place = _free_place(world, index)
     offset = world.setpoint[:2] - world.position(index)[:2]
-    goal = np.array([*(place + offset), world.setpoint[2] + world.rng.uniform(-0.02, 0.02), world.setpoint[3]])
+    goal = np.array(
+        [*(place + offset), world.setpoint[2] + world.rng.uniform(-0.02, 0.02), world.setpoint[3]]
+    )
     yield from travel(world, goal, max(0.9, _duration(world, goal, world.rng.uniform(0.14, 0.24))))
 
 
 def pick_and_place(world: World, index: int) -> Motion:
+    """Grasps an object, carries it to a free place and puts it down."""
     yield from grasp(world, index)
     if not world.is_grasped(index):
         yield from _release(world)
@@ -175,6 +199,7 @@ def pick_and_place(world: World, index: int) -> Motion:
 
 
 def pick_and_drop(world: World, index: int) -> Motion:
+    """Grasps an object, lifts it, perhaps carries it, and lets it fall."""
     yield from grasp(world, index)
     if not world.is_grasped(index):
         yield from _release(world)
@@ -201,7 +226,7 @@ def _half_extent(world: World, index: int, direction: np.ndarray) -> float:
 
 
 def _clear_direction(world: World, index: int, distance: float, leave: bool) -> np.ndarray:
-    """A horizontal unit vector to push along: room for the fingers, a free path, on the table or off it."""
+    """A horizontal unit vector to push along, with room for the fingers and a free path."""
     half, here = np.array(world.spec.table_half), world.position(index)[:2]
     others = [world.position(i)[:2] for i in range(world.count) if i != index]
     best, best_cost = np.array([1.0, 0.0]), np.inf
@@ -224,7 +249,9 @@ def _clear_direction(world: World, index: int, distance: float, leave: bool) -> 
     return best
 
 
-def _shove(world: World, index: int, way: np.ndarray, z: float, reach_on: float, peak: float) -> Motion:
+def _shove(
+    world: World, index: int, way: np.ndarray, z: float, reach_on: float, peak: float
+) -> Motion:
     """Comes down behind an object and moves through to `reach_on` m beyond its near side."""
     yield from settled(world, index)
     if not world.on_table(index):
@@ -241,6 +268,7 @@ def _shove(world: World, index: int, way: np.ndarray, z: float, reach_on: float,
 
 
 def push(world: World, index: int) -> Motion:
+    """Pushes an object low, some 10 cm along the table."""
     distance = world.rng.uniform(0.07, 0.14)
     way = _clear_direction(world, index, distance, False)
     z = max(0.008, min(0.02, 0.3 * world.object(index).height))
@@ -250,20 +278,25 @@ def push(world: World, index: int) -> Motion:
 
 def _to_edge(world: World, index: int, way: np.ndarray) -> float:
     """How far the object's centre is from the table's edge along `way` (m)."""
-    half, here = world.spec.table_half, world.position(index)
-    return min((np.sign(w) * h - x) / w for w, h, x in zip(way, half, here) if abs(w) > 1e-6)
+    half, here = np.array(world.spec.table_half), world.position(index)[:2]
+    along = np.where(np.abs(way) > 1e-6, way, 1e-6)
+    return float(np.min((np.sign(along) * half - here) / along))
 
 
 def push_off(world: World, index: int) -> Motion:
+    """Pushes an object over the table's edge."""
     half, here = np.array(world.spec.table_half), world.position(index)[:2]
     distance = float(np.min(half - np.abs(here))) + 0.03
     way = _clear_direction(world, index, distance * 1.15, True)
     z = max(0.008, min(0.02, 0.3 * world.object(index).height))
-    yield from _shove(world, index, way, z, _to_edge(world, index, way) + 0.03, world.rng.uniform(0.18, 0.3))
+    yield from _shove(
+        world, index, way, z, _to_edge(world, index, way) + 0.03, world.rng.uniform(0.18, 0.3)
+    )
     yield from wait(world, world.rng.uniform(0.6, 1.0))
 
 
 def tip(world: World, index: int) -> Motion:
+    """Pushes a tall object near its top, so that it goes over."""
     item = world.object(index)
     way = _clear_direction(world, index, item.height, False)
     yield from _shove(world, index, way, 0.84 * item.height, 0.06, world.rng.uniform(0.2, 0.35))
@@ -295,6 +328,7 @@ def parking_place(world: World, at_edge: bool) -> np.ndarray:
 
 
 def park(world: World, at_edge: bool = False) -> Motion:
+    """Moves the gripper out of the view."""
     goal = parking_place(world, at_edge)
     yield from travel(world, goal, _duration(world, goal, world.rng.uniform(0.2, 0.32)))
     yield from travel(world, goal, 0.2, opening=0.03)

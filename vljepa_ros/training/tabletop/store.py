@@ -1,12 +1,12 @@
 """Episodes on disk: one `<root>/<split>/<seed:08d>.npz` each, written whole or not at all.
 
-Fields (F frames, O objects, E events): `jpeg` uint8 (all frames, one after the other) with `offsets`
+Fields (F frames, O objects, E events): `jpeg` uint8 (the frames one after the other) with `offsets`
 int64 [F+1]; `stamps` float64 [F] s; `objects` int16 [O, 2] (shape, colour); `object_uv` float32
-[F, O, 2] (square image, 0..1, x right, y down); `object_visible` bool [F, O]; `object_motion` float32
-[F, O, 2] image widths per second; `object_state` uint8 [F, O] flags (held, moving, upright, on table,
-fallen); `gripper_uv`, `gripper_motion` float32 [F, 2]; `gripper_visible` bool [F]; `gripper_closed`
-float32 [F] 0..1; `hand_visible` bool [F]; `hand_uv` float32 [F, 2]; `event_kind` int16 [E],
-`event_object` int16 [E] (-1: none), `event_span` float32 [E, 2] s; `meta` a JSON string.
+[F, O, 2] (square image, 0..1, x right, y down); `object_visible` bool [F, O]; `object_motion`
+float32 [F, O, 2] image widths per second; `object_state` uint8 [F, O] flags (held, moving, upright,
+on table, fallen); `gripper_uv`, `gripper_motion` float32 [F, 2]; `gripper_visible` bool [F];
+`gripper_closed` float32 [F] 0..1; `hand_visible` bool [F]; `hand_uv` float32 [F, 2]; `event_kind`
+int16 [E], `event_object` int16 [E] (-1: none), `event_span` float32 [E, 2] s; `meta` a JSON string.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def save_episode(path: Path, episode: Episode) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
-        np.savez(file, meta=np.array(json.dumps(episode.meta)), **episode.arrays)
+        fields = {"meta": np.array(json.dumps(episode.meta)), **episode.arrays}
+        np.savez(file, **fields)  # type: ignore[arg-type]
     temporary.rename(path)
 
 
@@ -67,7 +68,9 @@ def caption(episode: Episode, t: float, rng: np.random.Generator | int = 0) -> s
 def moment(episode: Episode, t: float) -> Moment:
     """What is true in the frame at or before `t` seconds."""
     frame = max(0, int(np.searchsorted(episode.arrays["stamps"], t, side="right")) - 1)
-    falls = (event for event in episode.events if event.kind == "fall_off" and event.object is not None)
+    falls = (
+        event for event in episode.events if event.kind == "fall_off" and event.object is not None
+    )
     return Moment(
         objects=episode.object_names,
         uv=episode.arrays["object_uv"][frame],
@@ -78,7 +81,7 @@ def moment(episode: Episode, t: float) -> Moment:
 
 
 def trainable(episode: Episode, start: float, end: float) -> bool:
-    """Whether no event between `start` and `end` (s) is of a combination kept for the composition test."""
+    """Whether `start` to `end` (s) is free of combinations kept for the composition test."""
     return not any(
         held_out(*episode.object_names[event.object], event.kind)
         for event in episode.events
@@ -93,19 +96,37 @@ def _generate_one(job: tuple[Path, int, float]) -> Path:
 
 
 def generate(
-    out_dir: Path, split: str, episodes: int, workers: int = 2, seconds: float = SECONDS, start: int = 0
+    out_dir: Path,
+    split: str,
+    episodes: int,
+    workers: int = 2,
+    seconds: float = SECONDS,
+    start: int = 0,
 ) -> None:
-    """Simulates the first `episodes` episodes of a split (from number `start`) that are not there yet."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Simulates what is missing of a split's `episodes` episodes from number `start` on."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
     seeds = range(SPLITS[split] + start, SPLITS[split] + start + episodes)
     paths = [out_dir / split / f"{seed:08d}.npz" for seed in seeds]
     jobs = [(path, seed, seconds) for path, seed in zip(paths, seeds) if not path.exists()]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
-        task = progress.add_task(f"tabletop {split}", total=episodes, completed=episodes - len(jobs))
+        task = progress.add_task(
+            f"tabletop {split}", total=episodes, completed=episodes - len(jobs)
+        )
         # fork would share the renderer's state; a worker is renewed so that GL memory cannot grow
         context = multiprocessing.get_context("spawn")
         with context.Pool(workers, maxtasksperchild=200) as pool:

@@ -6,6 +6,7 @@ things are true at once the first of `PRIORITY` is named.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,7 @@ SHORT = {"drop": 0.8, "fall_off": 0.8, "tip_over": 0.8, "roll": 0.8, "slide": 0.
 MOVING_SPEED = 0.02  # m/s
 _COASTING_SPEED = 0.035
 _GRIPPER_SPEED = 0.02
+_SLOW_SPEED = 0.08
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _runs(flag: np.ndarray) -> list[tuple[int, int]]:
 def _bridge(flag: np.ndarray, seconds: float) -> np.ndarray:
     """Fills gaps shorter than `seconds` between true runs."""
     flag, runs = flag.copy(), _runs(flag)
-    for (_, end), (start, _) in zip(runs, runs[1:]):
+    for (_, end), (start, _) in itertools.pairwise(runs):
         if (start - end) * TICK < seconds:
             flag[end:start] = True
     return flag
@@ -147,7 +149,9 @@ class _Canvas:
         self.object[part][free] = item
 
 
-def _mark_handling(canvas: _Canvas, item: int, facts: Facts, history: dict[str, np.ndarray]) -> None:
+def _mark_handling(
+    canvas: _Canvas, item: int, facts: Facts, history: dict[str, np.ndarray]
+) -> None:
     """pick_up, carry, put_down and drop of one object."""
     rise = np.gradient(history["gripper"][:, 2], TICK)
     closing = np.gradient(history["opening"], TICK) < -0.01
@@ -164,7 +168,9 @@ def _mark_handling(canvas: _Canvas, item: int, facts: Facts, history: dict[str, 
             up += 1
         canvas.mark("pick_up", item, begin, up)
         down = end
-        while down > up and rise[down - 1] < -0.02 or (down > up and end - down < 0.4 / TICK and lowest[down - 1 - start] < 0.012):
+        while (down > up and rise[down - 1] < -0.02) or (
+            down > up and end - down < 0.4 / TICK and lowest[down - 1 - start] < 0.012
+        ):
             down -= 1
         canvas.mark("carry", item, up, end)
         if end == len(held):
@@ -177,7 +183,9 @@ def _mark_handling(canvas: _Canvas, item: int, facts: Facts, history: dict[str, 
             canvas.mark("drop", item, end, end + 1 + (int(moving[-1]) if len(moving) else 0))
 
 
-def _mark_falls(canvas: _Canvas, item: int, spec: SceneSpec, facts: Facts, history: dict[str, np.ndarray]) -> None:
+def _mark_falls(
+    canvas: _Canvas, item: int, spec: SceneSpec, facts: Facts, history: dict[str, np.ndarray]
+) -> None:
     position = history["position"][:, item]
     fallen = facts.fallen[:, item]
     if not fallen.any() or fallen[0]:
@@ -192,7 +200,9 @@ def _mark_falls(canvas: _Canvas, item: int, spec: SceneSpec, facts: Facts, histo
     canvas.mark("fall_off", item, begin, floor)
 
 
-def _mark_free_motion(canvas: _Canvas, item: int, spec: SceneSpec, facts: Facts, history: dict[str, np.ndarray]) -> None:
+def _mark_free_motion(
+    canvas: _Canvas, item: int, spec: SceneSpec, facts: Facts, history: dict[str, np.ndarray]
+) -> None:
     """tip_over, push, roll and slide of one object."""
     held, touched = facts.held[:, item], history["touched"][:, item]
     free = ~held & ~facts.fallen[:, item]
@@ -203,17 +213,30 @@ def _mark_free_motion(canvas: _Canvas, item: int, spec: SceneSpec, facts: Facts,
         for start, end in _runs(tilt > 0.2):
             if start == 0 or tilt[start:end].max() < 1.0 or held[start : start + 8].any():
                 continue
-            down = start + int(np.argmax(tilt[start:end] > 1.35)) if tilt[start:end].max() > 1.35 else end
+            down = (
+                start + int(np.argmax(tilt[start:end] > 1.35))
+                if tilt[start:end].max() > 1.35
+                else end
+            )
             tipping[start : down + round(0.25 / TICK)] = True
             canvas.mark("tip_over", item, start, down + round(0.1 / TICK))
     contact = _bridge(touched & free, 0.25)
     for start, end in _runs(contact & free):
         moving = facts.speed[start:end, item] > MOVING_SPEED
-        if moving.mean() > 0.2 and np.linalg.norm(np.ptp(history["position"][start:end, item, :2], axis=0)) > 0.012:
+        if (
+            moving.mean() > 0.2
+            and np.linalg.norm(np.ptp(history["position"][start:end, item, :2], axis=0)) > 0.012
+        ):
             first = start + int(np.argmax(moving))
             last = end - int(np.argmax(moving[::-1]))
             canvas.mark("push", item, first, last)
-    coasting = free & ~touched & ~tipping & (facts.speed[:, item] > _COASTING_SPEED) & (facts.lowest[:, item] < 0.02)
+    coasting = (
+        free
+        & ~touched
+        & ~tipping
+        & (facts.speed[:, item] > _COASTING_SPEED)
+        & (facts.lowest[:, item] < 0.02)
+    )
     for start, end in _runs(_bridge(coasting, 0.15)):
         way = history["position"][end - 1, item, :2] - history["position"][start, item, :2]
         if np.linalg.norm(way) < 0.03:
@@ -222,13 +245,34 @@ def _mark_free_motion(canvas: _Canvas, item: int, spec: SceneSpec, facts: Facts,
         canvas.mark("roll" if shape == "ball" or lying else "slide", item, start, end)
 
 
-def _mark_gripper(canvas: _Canvas, facts: Facts, history: dict[str, np.ndarray], in_view: np.ndarray) -> None:
-    """reach and retreat: the gripper moves in the view with nothing held."""
+def _approached(distance: np.ndarray, contact: np.ndarray, speed: np.ndarray) -> int | None:
+    """The object the gripper goes to, by what follows: distance, contact [W, O]; speed [W]."""
+    touch = contact & ~contact[0]
+    if touch.any():  # it goes to what it touches first, past whatever is on the way
+        at = int(np.argmax(touch.any(axis=1)))
+        item = int(np.argmax(touch[at]))
+    else:  # passing by is not reaching: only where the gripper slows down counts
+        slow = np.where(speed[:, None] < _SLOW_SPEED, distance, np.inf)
+        slow[:, distance[0] - slow.min(axis=0) < 0.012] = np.inf
+        at, item = (int(i) for i in np.unravel_index(np.argmin(slow), slow.shape))
+        if slow[at, item] > 0.11:
+            return None
+    farther = distance[: at + 1, item].max() - distance[0, item]
+    return item if farther < 0.06 else None  # else it goes away first
+
+
+def _mark_gripper(
+    canvas: _Canvas, facts: Facts, history: dict[str, np.ndarray], in_view: np.ndarray
+) -> None:
+    """Reach and retreat: the gripper moves in the view with nothing held."""
     tips = history["gripper"]
     speed = np.linalg.norm(np.gradient(tips, TICK, axis=0), axis=-1)
     busy = (facts.held | (history["touched"] & facts.moving)).any(axis=1)
     moving = (speed > _GRIPPER_SPEED) & in_view & ~busy
-    distance = np.linalg.norm(history["position"] - tips[:, None] - [0, 0, -0.02], axis=-1)
+    away = history["position"] - tips[:, None]
+    half_height = history["position"][..., 2] - facts.lowest
+    away[..., 2] = np.maximum(0, np.abs(away[..., 2]) - half_height)  # to the object's middle line
+    distance = np.linalg.norm(away, axis=-1)
     distance[facts.fallen] = 1e3
     contact = facts.held | history["touched"]
     ahead = round(2.5 / TICK)
@@ -240,23 +284,19 @@ def _mark_gripper(canvas: _Canvas, facts: Facts, history: dict[str, np.ndarray],
             window = distance[tick : min(end + 1, tick + ahead)]
             stop = np.flatnonzero(~in_view[tick : tick + len(window)])
             window = window[: stop[0]] if len(stop) else window
-            touch = contact[tick : tick + len(window)]
-            if touch.any():  # it goes to what it touches first, past whatever is on the way
-                item = int(np.argmax(touch[np.argmax(touch.any(axis=1))]))
-                approaching = True
-            else:
-                nearest = window.min(axis=0)
-                nearest = np.where(distance[tick] - nearest > 0.012, nearest, np.inf)
-                item = int(np.argmin(nearest))
-                approaching = nearest[item] < 0.13
-            canvas.mark("reach" if approaching else "retreat", item if approaching else -1, tick, tick + 1)
+            item = _approached(
+                window, contact[tick : tick + len(window)], speed[tick : tick + len(window)]
+            )
+            canvas.mark(
+                "retreat" if item is None else "reach", -1 if item is None else item, tick, tick + 1
+            )
 
 
 def _to_runs(canvas: _Canvas) -> list[list[int]]:
     """[rank, object, start, end] runs of the canvas."""
     code = canvas.kind * 100 + canvas.object + 1
     cuts = [0, *(np.flatnonzero(np.diff(code)) + 1).tolist(), len(code)]
-    return [[int(canvas.kind[a]), int(canvas.object[a]), a, b] for a, b in zip(cuts, cuts[1:])]
+    return [[int(canvas.kind[a]), int(canvas.object[a]), a, b] for a, b in itertools.pairwise(cuts)]
 
 
 def _join(runs: list[list[int]]) -> list[list[int]]:
@@ -321,7 +361,7 @@ def events(
 ) -> list[Event]:
     """The gap-free list of events of the first `until` ticks.
 
-    The masks are bool [T], [T] and [T, O]. What comes after `until` tells where the last motion led.
+    The masks are bool [T], [T] and [T, O]. What comes later tells where the last motion led.
     """
     canvas = _Canvas(object_in_view)
     for item in range(len(spec.objects)):

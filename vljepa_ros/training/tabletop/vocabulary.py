@@ -27,7 +27,7 @@ HELD, MOVING, UPRIGHT, ON_TABLE, FALLEN = 1, 2, 4, 8, 16  # bits of `object_stat
 
 
 def held_out(colour: str, shape: str, kind: str) -> bool:
-    """Whether this combination is kept from training for the composition test (about one in ten)."""
+    """Whether this combination is kept for the composition test (about one in ten)."""
     if kind not in OBJECT_KINDS:
         return False
     return zlib.crc32(f"{colour} {shape} {kind}".encode()) % 10 == 0

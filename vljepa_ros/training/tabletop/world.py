@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import mujoco
 import numpy as np
 
-from .scene import FINGER_LENGTH, FLOOR, ObjectSpec, SceneSpec, build
+from .mjcf import build
+from .scene import ObjectSpec, SceneSpec
 
 STEPS_PER_TICK = 6
 TICK = 1 / 40
@@ -162,7 +163,9 @@ class World:
         inverse, relative = np.zeros(4), np.zeros(4)
         mujoco.mju_negQuat(inverse, self.data.xquat[body])
         mujoco.mju_mulQuat(relative, inverse, self.data.xquat[other])
-        offset = self.data.xmat[body].reshape(3, 3).T @ (self.data.xpos[other] - self.data.xpos[body])
+        offset = self.data.xmat[body].reshape(3, 3).T @ (
+            self.data.xpos[other] - self.data.xpos[body]
+        )
         self.model.eq_data[index, :3] = 0
         self.model.eq_data[index, 3:6] = offset
         self.model.eq_data[index, 6:10] = relative
@@ -170,6 +173,3 @@ class World:
 
     def detach(self) -> None:
         self.data.eq_active[:] = 0
-
-
-__all__ = ["FINGER_LENGTH", "FLOOR", "TICK", "History", "World"]
