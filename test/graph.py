@@ -32,7 +32,7 @@ from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Utteran
 from vljepa_ros.nodes.messages import to_ns, to_time
 from vljepa_ros.nodes.process import set_transport
 
-DEADLINE = 30.0  # seconds
+DEADLINE = 15.0  # seconds
 SECOND = 1_000_000_000
 _domains = itertools.count(os.getpid())
 
@@ -246,6 +246,14 @@ class Stream:
         self.probe.wait(answered, f"the first embedding of '{self.camera}'")
         for _ in range(4):  # frames may have been lost until then; from here on, the clip is whole
             self.step(picture)
+
+    def heard(self) -> bool:
+        """Whether somebody subscribes."""
+        return self.probe.publisher(self.topic).get_subscription_count() > 0
+
+    def stamps(self) -> list[int]:
+        """The stamps of all embeddings so far."""
+        return [to_ns(e.header.stamp) for e in self.probe.of(self.camera)]
 
     def tick(self) -> int:
         """The next stamp."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -59,6 +60,8 @@ class ModelNode(LifecycleNode):
         for sentence in unknown(self):
             self.get_logger().warning(sentence)
         self.add_on_set_parameters_callback(self._on_set)
+        # While a service waits for the worker, rclpy runs nothing else of its group.
+        self.waiting_services = MutuallyExclusiveCallbackGroup()
         self.worker: Worker | None = None
         self._publisher = diagnostics.publisher(self)
         self._timer = self.create_timer(1.0, self._diagnose, clock=self.steady)
@@ -175,8 +178,10 @@ class ModelNode(LifecycleNode):
         worker = self.worker
         if worker is None:
             raise VLJepaError(f"{self.get_fully_qualified_name()} is {self.state}; configure it.")
+        future = Future(executor=self.executor)
+        future.add_done_callback(lambda _: None)  # or the executor does not wake for the result
         try:
-            return await worker.submit(job, Future(executor=self.executor))
+            return await worker.submit(job, future)
         except RuntimeError as error:
             raise VLJepaError(str(error)) from None
 

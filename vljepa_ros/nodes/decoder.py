@@ -55,7 +55,9 @@ class DecoderNode(ModelNode):
         """Publisher and service."""
         assert self.model is not None
         self._utterances = self.create_lifecycle_publisher(Utterance, "utterances", 10)
-        self._service = self.create_service(Decode, "decode", self._decode)
+        self._service = self.create_service(
+            Decode, "decode", self._decode, callback_group=self.waiting_services
+        )
         self.get_logger().info(f"Loaded {self.model.bundle.model_id}.")
 
     def start(self) -> None:

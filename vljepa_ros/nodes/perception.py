@@ -136,7 +136,9 @@ class PerceptionNode(ModelNode):
         self._changes = self.create_lifecycle_publisher(SemanticChange, "changes", 10)
         self._overlay = self.create_lifecycle_publisher(Image, "overlay", qos_profile_sensor_data)
         self._info = self.create_publisher(ModelInfo, "model_info", latched)
-        self._service = self.create_service(EmbedText, "embed_text", self._embed_text)
+        self._service = self.create_service(
+            EmbedText, "embed_text", self._embed_text, callback_group=self.waiting_services
+        )
         self._utterances = self.create_subscription(Utterance, "utterances", self._on_words, 10)
         for name in values["cameras"]:
             transport = values[f"{name}.transport"]
