@@ -42,7 +42,7 @@ def frames(count: int, batch: int = 2) -> torch.Tensor:
 
 
 def by_hand(clips: torch.Tensor) -> torch.Tensor:
-    """Pixels `[B, T, 3, H, W]` as V-JEPA 2's own processor makes them: 0..1, ImageNet statistics."""
+    """Pixels `[B, T, 3, H, W]` as V-JEPA 2's processor makes them: 0..1, ImageNet statistics."""
     pixels = clips.numpy().astype(np.float64) / 255
     pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     return torch.from_numpy(pixels.transpose(0, 1, 4, 2, 3)).float()
@@ -67,7 +67,7 @@ def test_uint8_frames_are_normalised_inside(x_encoder: XEncoder):
 
 
 def test_attention_uses_the_baked_rotary_tables():
-    """In bf16, transformers' own positions would differ from these by more than rounding."""
+    """Not transformers' own positions, which autocast would round to bf16 in training."""
     encoder = scramble(XEncoder(CONFIG))
     before = encoder(frames(4))
     encoder.rotary.cos.fill_(1.0)
