@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import rclpy
+import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters, SetParameters
@@ -31,6 +33,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.nodes.messages import to_ns, to_time
 from vljepa_ros.nodes.process import set_transport
+from vljepa_ros.runtime.bundle import write_manifest
 
 DEADLINE = 15.0  # seconds
 SECOND = 1_000_000_000
@@ -304,6 +307,70 @@ def noise(seed: int, width: int = 64, height: int = 48) -> np.ndarray:
     rows = np.arange(height) * 6 // height
     columns = np.arange(width) * 8 // width
     return cells[rows][:, columns]
+
+
+def alter_encoder(bundle: Path, alter: Callable[[onnx.GraphProto], None]) -> Path:
+    """Rewrite the X-encoder: `alter` computes `visual_tokens` from `tokens`. Returns the bundle."""
+    path = bundle / "x_encoder.onnx"
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.output[:] = ["tokens" if name == "visual_tokens" else name for name in node.output]
+    alter(model.graph)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    write_manifest(bundle, yaml.safe_load((bundle / "bundle.yaml").read_text()))
+    return bundle
+
+
+def slow_down(bundle: Path, loops: int) -> Path:
+    """Make the X-encoder slow: `loops` products of 512 x 512 matrices, about 5 ms each."""
+
+    def alter(graph: onnx.GraphProto) -> None:
+        float_type, bool_type, int_type = (
+            onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL, onnx.TensorProto.INT64,
+        )  # fmt: skip
+        info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+        weight = np.random.default_rng(0).normal(0, 512**-0.5, (512, 512)).astype(np.float32)
+        for name, value in (
+            ("weight", weight), ("loops", np.int64(loops)), ("go", np.bool_(True)),
+            ("nothing", np.float32(1e-30)),
+        ):  # fmt: skip
+            graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+        body = onnx.helper.make_graph(
+            [node("Identity", ["on"], ["still_on"]), node("MatMul", ["y", "weight"], ["next"])],
+            "body",
+            [info("k", int_type, []), info("on", bool_type, []), info("y", float_type, None)],
+            [info("still_on", bool_type, []), info("next", float_type, None)],
+        )
+        graph.node.extend(
+            [
+                node("ReduceMean", ["tokens"], ["mean"], keepdims=0),
+                node("Mul", ["mean", "weight"], ["begin"]),
+                node("Loop", ["loops", "go", "begin"], ["end"], body=body),
+                node("ReduceMean", ["end"], ["end_mean"], keepdims=0),
+                node("Mul", ["end_mean", "nothing"], ["almost_nothing"]),
+                node("Add", ["tokens", "almost_nothing"], ["visual_tokens"]),
+            ]
+        )
+
+    return alter_encoder(bundle, alter)
+
+
+def not_finite_when_black(bundle: Path) -> Path:
+    """Make the X-encoder give values that are not finite for clips that are all black."""
+
+    def alter(graph: onnx.GraphProto) -> None:
+        node = onnx.helper.make_node
+        graph.node.extend(
+            [
+                node("Cast", ["frames"], ["grey"], to=onnx.TensorProto.FLOAT),
+                node("ReduceMax", ["grey"], ["brightest"], keepdims=0),
+                node("Div", ["brightest", "brightest"], ["one_or_nan"]),
+                node("Mul", ["tokens", "one_or_nan"], ["visual_tokens"]),
+            ]
+        )
+
+    return alter_encoder(bundle, alter)
 
 
 def _yaml(value: Any) -> str:

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
 
 from bundles import make_bundle
-from graph import SECOND, NodeProcess, Probe, Stream, domain, image, noise
+from graph import SECOND, NodeProcess, Probe, Stream, domain, image, noise, slow_down
 
 PROMISED = 3.0  # seconds from a signal to the end of the process
 
@@ -152,7 +152,7 @@ def test_a_signal_at_any_moment_of_the_start(bundle: Path, name: str) -> None:
 
 def test_a_signal_while_engines_run(start: Start, probe: Probe, tmp_path: Path) -> None:
     """So long that the worker cannot end in time: the process does all the same."""
-    bundle = make_bundle(tmp_path / "slow", work=20000)
+    bundle = slow_down(make_bundle(tmp_path / "slow"), 10_000)
     node = start("perception_node", bundle=bundle, rate=1000.0, threads=1)
     node.wait_for_log("Active.")
     stamp = itertools.count(SECOND, SECOND // 4)

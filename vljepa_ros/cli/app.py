@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "listen": ("listen", "listen"),
     "doctor": ("doctor", "doctor"),
     "bundle": ("bundle", "app"),
+    "bench": ("bench", "app"),
     "data": ("training", "data"),
     "train": ("training", "train"),
     "export": ("training", "export"),

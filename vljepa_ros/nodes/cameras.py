@@ -62,6 +62,7 @@ class Camera:
         self.topic = node.resolve_topic_name(topic)
         self.type = TYPES[transport]
         self.received = 0  # frames that reached the callback
+        self.newest_ns = 0  # stamp of the last of them
         self.dropped = 0  # frames replaced before the worker came
         self.bad = 0  # frames that could not be used
         self.served = 0.0  # time.monotonic() of the last frame taken
@@ -98,7 +99,7 @@ class Camera:
         received = self._heard = time.monotonic()
         self.received += 1
         stamp = message.header.stamp
-        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+        self.newest_ns = stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
         verdict = self._due(self.name, stamp_ns)
         if verdict is Verdict.INVALID:
             self.reject("its images have a stamp of zero; the driver must stamp them.")

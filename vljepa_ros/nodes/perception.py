@@ -186,6 +186,12 @@ class PerceptionNode(ModelNode):
             self.perceiver.configure(settings)
             self._announce()
 
+    def measure(self) -> None:
+        """Forget the durations so far."""
+        self.stages = StepStages()
+        if self.perceiver is not None:
+            self.perceiver.stages = self.stages
+
     # -------------------------------------------------------------- the worker's side
 
     def work(self) -> bool:
@@ -194,6 +200,7 @@ class PerceptionNode(ModelNode):
         if perceiver is None:
             return False
         self.stages.engines()
+        started = time.monotonic()
         frames: dict[str, tuple[Frame, Any]] = {}
         for camera in sorted(waiting, key=lambda c: c.served):
             frame = camera.take()
@@ -206,6 +213,7 @@ class PerceptionNode(ModelNode):
                 self._engine_failed(list(frames), error)
             else:
                 self._publish(perceiver, steps, frames)
+                self.stages.lap("step", started)
         return False
 
     def _take(
@@ -219,6 +227,7 @@ class PerceptionNode(ModelNode):
         camera.served = started = time.monotonic()
         self.stages.add("wait", started - frame.received)
         camera.age = (self.get_clock().now().nanoseconds - frame.stamp_ns) / 1e9
+        self.stages.add("age", camera.age)
         picture = camera.picture(frame)
         self.stages.lap("decode", started)
         if picture is None:

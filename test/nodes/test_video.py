@@ -1,0 +1,111 @@
+"""The camera node: what it plays, how it ends, and that live is what offline is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
+
+import itertools
+
+from bundles import make_bundle
+from graph import SECOND, NodeProcess, Probe, domain, noise
+
+from vljepa_ros.nodes.messages import to_ns
+from vljepa_ros.perception.offline import run
+from vljepa_ros.perception.perceiver import Perceiver
+from vljepa_ros.perception.settings import Settings
+from vljepa_ros.perception.video import VideoSource
+from vljepa_ros.runtime.bundle import load_bundle
+from vljepa_ros.runtime.model import VLJepa
+
+RATE = 8.0  # frames per second
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 32 images: 4 s at 8 Hz."""
+    folder = tmp_path_factory.mktemp("images")
+    for k in range(32):
+        cv2.imwrite(str(folder / f"{k}.png"), noise(k // 6)[..., ::-1])
+    return folder
+
+
+def test_live_is_what_offline_is(folder: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "tiny", thresholds={"gate": 3.0, "change": 0.05, "watch": 0.5})
+    domain_id = domain()
+    perception = NodeProcess("perception_node", domain_id, bundle=bundle)
+    probe = Probe(domain_id)
+    perception.wait_for_log("Active.")
+    video = NodeProcess("video_node", domain_id, source=folder, rate=RATE, frame_id="lens")
+    probe.wait(lambda: video.process.poll() is not None, "the video to end")
+    assert video.process.returncode == 0
+    assert "ended after 32 frames" in video.log
+    probe.wait_for_health("perception: camera camera", lambda v: int(v["frames"]) > 0)
+    received = int(probe.values("perception: camera camera")["frames"])
+    assert perception.end() == 0
+    live = probe.of("camera")
+    probe.close()
+    assert live
+    first = to_ns(live[0].window_start)
+    if received == 32:
+        assert first % SECOND == 0  # the video began on a whole second
+
+    model = VLJepa(load_bundle(bundle))
+    perceiver = Perceiver(model, ["camera"], Settings())
+    source = VideoSource(folder, RATE)
+    offline = list(run(source, perceiver, start_ns=first // SECOND * SECOND, frame_id="lens"))
+    by_stamp = {step.stamp_ns: step for step in offline}
+    assert len(offline) == 13
+    assert len(live) == 13 or received < 32  # best effort: the system may lose a frame
+    for message in live if received == 32 else []:
+        step = by_stamp[to_ns(message.header.stamp)]
+        np.testing.assert_allclose(message.embedding, step.embedding, atol=1e-5)
+        assert to_ns(message.window_start) == step.window_start_ns
+        assert message.header.frame_id == "lens"
+        assert message.sequence == step.sequence
+        assert message.segment_id == step.segment_id
+        assert message.reused == step.reused
+        assert message.change_score == pytest.approx(step.change_score, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("", "Parameter 'source' is empty"),
+        ("/no/such.mp4", "/no/such.mp4"),
+        ("damaged", "not a video"),
+    ],
+)
+def test_what_cannot_be_played_is_one_message(source: str, words: str, tmp_path: Path) -> None:
+    if source == "damaged":
+        path = tmp_path / "damaged.mp4"
+        path.write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(1000))
+        source = str(path)
+    node = NodeProcess("video_node", domain(), source=source)
+    assert node.process.wait(20) == 1
+    assert words in node.log
+    assert "Traceback" not in node.log
+
+
+def test_it_loops_until_a_signal(folder: Path) -> None:
+    domain_id = domain()
+    probe = Probe(domain_id)
+    from rclpy.qos import qos_profile_sensor_data
+    from sensor_msgs.msg import Image
+
+    stamps: list[int] = []
+    probe.node.create_subscription(
+        Image, "camera/image_raw", lambda m: stamps.append(to_ns(m.header.stamp)),
+        qos_profile_sensor_data,
+    )  # fmt: skip
+    node = NodeProcess("video_node", domain_id, source=folder, rate=100.0, loop=True)
+    probe.wait(lambda: len(stamps) > 70, "more frames than the folder has")
+    assert all(later > earlier for earlier, later in itertools.pairwise(stamps))
+    probe.close()
+    assert node.end() == 0
+    assert "Traceback" not in node.log

@@ -1,0 +1,264 @@
+"""`vljepa bench`: how fast the parts are on this machine. Speed is measured here, never in a test.
+
+`vljepa bench node` runs the perception node as it is and feeds it from another process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from ..nodes.process import Signals, Spinner, set_transport
+from ..runtime.errors import VLJepaError
+from .output import console
+
+app = typer.Typer(help="Measure how fast the parts are on this machine.", no_args_is_help=True)
+WARM_UP = 3.0  # seconds: discovery, the first runs of the engines
+# In the order of a frame's way; `age` is the frame's when its inference begins.
+STAGES = (
+    "wait", "decode", "resize", "window", "gate", "encode", "predict", "detect", "publish", "step",
+    "age",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the node is fed with."""
+
+    width: int
+    height: int
+    fps: float
+    rate: float
+    cameras: tuple[str, ...]
+
+
+@app.callback()
+def _options() -> None:
+    pass
+
+
+@app.command()
+def node(
+    bundle: str = typer.Option("tabletop", help="Model bundle."),
+    backend: str = typer.Option("auto", help="What runs the engines."),
+    threads: int = typer.Option(0, help="Threads per engine on the CPU; 0: the backend's choice."),
+    steps: int = typer.Option(1000, min=10, max=2000, help="Steps to measure."),
+    size: str = typer.Option("640x480", help="Width x height of the images."),
+    fps: float = typer.Option(30.0, min=0.1, help="Frames per second of each camera."),
+    rate: float = typer.Option(0.0, help="Steps per second of each camera; 0: one per frame."),
+    cameras: int = typer.Option(1, min=1, help="Number of cameras."),
+    overload: float = typer.Option(
+        0.0, help="Instead of --fps: this many times the rate that the engines can take."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """The perception node, fed by another process: what is lost, added, and where time goes."""
+    set_transport()
+    os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))  # away from a live robot
+    try:
+        import rclpy
+        from rclpy.parameter import Parameter
+        from rclpy.signals import SignalHandlerOptions
+
+        from ..nodes.perception import PerceptionNode
+    except ImportError as error:
+        raise VLJepaError(
+            f"vljepa bench node needs ROS 2 and the built package ({error}): run "
+            "`. scripts/env.sh`, then try again."
+        ) from error
+    if overload > 0:
+        fps = overload / _step_seconds(bundle, backend, threads, cameras)
+    load = Load(*_size(size), fps, rate, tuple(f"camera{k}" for k in range(cameras)))
+    seconds = 60 + 4 * steps / cameras / min(fps, rate or fps)
+    words = (load.width, load.height, load.fps, seconds, *load.cameras)
+    # Before the signals are ours, or the child would inherit them blocked.
+    publisher = subprocess.Popen(
+        [sys.executable, "-m", "vljepa_ros.cli.bench_publisher", *map(str, words)]
+    )
+    stop = threading.Event()
+    Signals().on_stop(stop.set)
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    values: dict[str, Any] = {
+        "bundle": bundle, "backend": backend, "threads": threads, "cameras": list(load.cameras),
+        "rate": min(1000.0, rate or 2 * fps),
+        "gate_threshold": 0.0,  # off: every step is measured whole
+    }  # fmt: skip
+    perception = PerceptionNode(
+        parameter_overrides=[Parameter(name, value=value) for name, value in values.items()]
+    )
+    spinner = Spinner(perception)
+    try:
+        report = _measure(perception, publisher, load, steps, stop)
+    finally:
+        publisher.kill()
+        spinner.end()
+        rclpy.try_shutdown()
+    if as_json:
+        console.print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+
+
+def _measure(
+    perception: Any, publisher: Any, load: Load, steps: int, stop: threading.Event
+) -> dict[str, Any]:
+    """Wait until the node is served, let it run for `steps` steps, and report."""
+
+    def running() -> bool:
+        return perception.state == "active" and "added" in perception.stages.percentiles()
+
+    while not running():
+        if perception.failure or publisher.poll() is not None or stop.wait(0.05):
+            raise VLJepaError(perception.failure or "The benchmark was stopped before it began.")
+    stop.wait(WARM_UP)
+    perception.measure()
+    asker = _Asker(perception)
+    cameras = list(perception.cameras.values())
+    before = [_count(camera) for camera in cameras]
+    began, answers = time.monotonic(), list[float]()
+    try:
+        while not stop.is_set() and _steps(perception) < steps and publisher.poll() is None:
+            answers.append(asker.ask())
+            stop.wait(0.5)
+    finally:
+        asker.close()
+    took = time.monotonic() - began
+    after = [_count(camera) for camera in cameras]
+    return _report(perception, load, before, after, took, answers)
+
+
+def _report(
+    perception: Any,
+    load: Load,
+    before: list[tuple[int, int, int]],
+    after: list[tuple[int, int, int]],
+    took: float,
+    answers: list[float],
+) -> dict[str, Any]:
+    received = sum(b[0] - a[0] for a, b in zip(before, after))
+    sent = sum(round((b[1] - a[1]) * load.fps / 1e9) for a, b in zip(before, after))
+    found = perception.stages.percentiles()
+    stages = {
+        name: {"p50_ms": found[name][0] * 1e3, "p99_ms": found[name][1] * 1e3}
+        for name in (*STAGES, "added")
+        if name in found
+    }
+    bound = stages["step"]["p99_ms"] + 1e3 / load.fps
+    return {
+        "size": f"{load.width}x{load.height}",
+        "fps": load.fps,
+        "cameras": len(load.cameras),
+        "model_id": perception.model.bundle.model_id,
+        "engines": {e.name: f"{e.backend} ({e.precision})" for e in perception.model.info},
+        "seconds": took,
+        "steps": _steps(perception),
+        "frames": {
+            "sent": sent,
+            "lost": sent - received,
+            "dropped": sum(b[2] - a[2] for a, b in zip(before, after)),
+        },
+        "added": stages.pop("added"),
+        "stages": stages,
+        "age_bound_ms": bound,
+        "parameter_answer_ms": {
+            "p50": float(np.median(answers)) * 1e3,
+            "max": max(answers) * 1e3,
+        },
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    table = Table(title="Perception node", title_justify="left")
+    for heading in ("stage", "p50 (ms)", "p99 (ms)"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for name, row in {**report["stages"], "added by the node": report["added"]}.items():
+        table.add_row(name, f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}")
+    frames, answer = report["frames"], report["parameter_answer_ms"]
+    console.print(table)
+    console.print(
+        f"{report['cameras']} x {report['size']} at {report['fps']:.1f} Hz, {report['model_id']}: "
+        f"{report['steps']} steps in {report['seconds']:.1f} s.\n"
+        f"{frames['sent']} frames sent, {frames['lost']} lost between the processes, "
+        f"{frames['dropped']} dropped for newer ones.\n"
+        f"Frame age when inference began: p99 {report['stages']['age']['p99_ms']:.1f} ms; one step "
+        f"and one frame interval are {report['age_bound_ms']:.1f} ms.\n"
+        f"Parameters answered in {answer['p50']:.1f} ms (p50), {answer['max']:.1f} ms (max)."
+    )
+
+
+class _Asker:
+    """Asks the node for a parameter over its service, from a node of its own."""
+
+    def __init__(self, perception: Any) -> None:
+        import rclpy
+        from rcl_interfaces.srv import GetParameters
+        from rclpy.executors import SingleThreadedExecutor
+
+        self._node = rclpy.create_node("bench", start_parameter_services=False)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self._node)
+        name = f"{perception.get_fully_qualified_name()}/get_parameters"
+        self._client = self._node.create_client(GetParameters, name)
+        self._request = GetParameters.Request(names=["rate"])
+        if not self._client.wait_for_service(10.0):
+            raise VLJepaError(f"The service {name} does not answer.")
+
+    def ask(self) -> float:
+        """Seconds to the answer."""
+        asked = time.monotonic()
+        future = self._client.call_async(self._request)
+        self._executor.spin_until_future_complete(future, timeout_sec=10.0)
+        return time.monotonic() - asked
+
+    def close(self) -> None:
+        self._executor.shutdown(timeout_sec=0)
+        self._node.destroy_node()
+
+
+def _steps(perception: Any) -> int:
+    return int(perception.stages.percentiles().get("added", (0.0, 0.0, 0))[2])
+
+
+def _count(camera: Any) -> tuple[int, int, int]:
+    """Frames received, stamp of the newest of them, and frames dropped, at one instant."""
+    while True:
+        received = camera.received
+        newest, dropped = camera.newest_ns, camera.dropped
+        time.sleep(0.001)
+        if camera.received == received:
+            return received, newest, dropped
+
+
+def _step_seconds(bundle: str, backend: str, threads: int, cameras: int) -> float:
+    """Seconds of one step of all cameras, without a node."""
+    from ..runtime.bundle import load_bundle
+    from ..runtime.model import VLJepa
+
+    model = VLJepa(load_bundle(bundle), backend, threads, ("x_encoder", "predictor"))
+    clip = model.bundle.clip
+    shape = (cameras, clip.frames, clip.image_size, clip.image_size, 3)
+    clips = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    durations = []
+    for _ in range(20):
+        began = time.monotonic()
+        model.predict(model.encode(clips), [model.bundle.query.default])
+        durations.append(time.monotonic() - began)
+    model.close()
+    return float(np.median(durations))
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise VLJepaError(f"--size must be WIDTHxHEIGHT, e.g. 640x480, not '{text}'.")
+    return int(width), int(height)
