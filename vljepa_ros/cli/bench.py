@@ -24,6 +24,7 @@ from .output import console
 
 app = typer.Typer(help="Measure how fast the parts are on this machine.", no_args_is_help=True)
 WARM_UP = 3.0  # seconds: discovery, the first runs of the engines
+MOST = 200.0  # frames per second
 # In the order of a frame's way; `age` is the frame's when its inference begins.
 STAGES = (
     "wait", "decode", "resize", "window", "gate", "encode", "predict", "detect", "publish", "step",
@@ -78,6 +79,11 @@ def node(
         ) from error
     if overload > 0:
         fps = overload / _step_seconds(bundle, backend, threads, cameras)
+        if fps > MOST:
+            raise VLJepaError(
+                f"The engines take so many frames that an overload is {fps:.0f} Hz, more than the "
+                f"{MOST:g} Hz that a publisher in Python keeps up; measure with a larger bundle."
+            )
     load = Load(*_size(size), fps, rate, tuple(f"camera{k}" for k in range(cameras)))
     seconds = 60 + 4 * steps / cameras / min(fps, rate or fps)
     words = (load.width, load.height, load.fps, seconds, *load.cameras)
@@ -115,7 +121,7 @@ def _measure(
     """Wait until the node is served, let it run for `steps` steps, and report."""
 
     def running() -> bool:
-        return perception.state == "active" and "added" in perception.stages.percentiles()
+        return perception.state == "active" and perception.stages.steps > 0
 
     while not running():
         if perception.failure or publisher.poll() is not None or stop.wait(0.05):
@@ -127,7 +133,7 @@ def _measure(
     before = [_count(camera) for camera in cameras]
     began, answers = time.monotonic(), list[float]()
     try:
-        while not stop.is_set() and _steps(perception) < steps and publisher.poll() is None:
+        while not stop.is_set() and perception.stages.steps < steps and publisher.poll() is None:
             answers.append(asker.ask())
             stop.wait(0.5)
     finally:
@@ -161,7 +167,7 @@ def _report(
         "model_id": perception.model.bundle.model_id,
         "engines": {e.name: f"{e.backend} ({e.precision})" for e in perception.model.info},
         "seconds": took,
-        "steps": _steps(perception),
+        "steps": perception.stages.steps,
         "frames": {
             "sent": sent,
             "lost": sent - received,
@@ -223,10 +229,6 @@ class _Asker:
     def close(self) -> None:
         self._executor.shutdown(timeout_sec=0)
         self._node.destroy_node()
-
-
-def _steps(perception: Any) -> int:
-    return int(perception.stages.percentiles().get("added", (0.0, 0.0, 0))[2])
 
 
 def _count(camera: Any) -> tuple[int, int, int]:

@@ -89,6 +89,8 @@ def _rows(
 
 def _pixels(rows: np.ndarray, width: int, depth: int) -> np.ndarray:
     """`[height, width * depth]` as `[height, width, depth]`, a view even where rows are padded."""
+    if rows.flags.c_contiguous:
+        return rows.reshape(rows.shape[0], width, depth)
     return np.lib.stride_tricks.as_strided(
         rows, (rows.shape[0], width, depth), (rows.strides[0], depth, 1)
     )

@@ -81,11 +81,13 @@ class StepStages(Stages):
 
     def __init__(self) -> None:
         super().__init__()
+        self.steps = 0  # that were published
         self._engines = 0.0
 
     def add(self, stage: str, seconds: float) -> None:
         """Record a duration."""
         super().add(stage, seconds)
+        self.steps += stage == "added"
         if stage in ("encode", "predict"):
             self._engines += seconds
 

@@ -51,6 +51,7 @@ class Recipe:
     video_state_weight: float = 0.5
     seed: int = 0
     devices: int = 1
+    workers: int = 1  # processes that cut clips; 0: in the training process
 
 
 def train(data: Path, out: Path, recipe: Recipe) -> Path:
@@ -126,8 +127,9 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
     clips = ClipDataset(data, clip_shape(model.config, image), recipe.seed, image)
     batch = recipe.image_batch if image else recipe.video_batch
     loader = DataLoader(
-        clips, batch, num_workers=1, collate_fn=collate, multiprocessing_context="spawn"
-    )
+        clips, batch, num_workers=recipe.workers, collate_fn=collate,
+        multiprocessing_context="spawn" if recipe.workers else None,
+    )  # fmt: skip
     _fit(stage, loader, folder, recipe)
     torch.save(stage.state_head.state_dict(), folder / "heads.pt")
     save_model(model, str(folder / WEIGHTS))
