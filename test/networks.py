@@ -56,3 +56,12 @@ def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
             else:
                 value.copy_(0.3 * noise + ("norm" in name.lower() and name.endswith("weight")))
     return module.eval()
+
+
+MANIFEST = {
+    "name": "tiny", "version": "0.1.0", "temperature": 0.07,
+    "thresholds": {"gate": 3.0, "change": 0.5, "watch": 0.5},
+    "change": {"candidate": 3, "min_segment": 4, "hysteresis": 0.7},
+    "source": {"weights": "random", "licence": "Apache-2.0"},
+}  # fmt: skip
+"""The sections of a manifest that the networks do not know."""

@@ -1,0 +1,129 @@
+"""What the export does to a graph that torch gave it; whole bundles are in `test/training`."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from vljepa_ros.model.export import _name_outputs, store_small
+from vljepa_ros.runtime.bundle import GraphSpec, TensorSpec
+from vljepa_ros.runtime.engine import open_engine
+
+WORDS, WIDTH, DIM = 300, 120, 100
+RANDOM = np.random.default_rng(0)
+TABLE = (RANDOM.normal(size=(WORDS, WIDTH)) * RANDOM.uniform(0.01, 10, (WORDS, 1))).astype("f4")
+TABLE[7] = 0
+FROZEN = RANDOM.normal(0, WIDTH**-0.5, (WIDTH, WIDTH)).astype("f4")
+HEAD = RANDOM.normal(0, WIDTH**-0.5, (WIDTH, DIM)).astype("f4")
+BIAS = RANDOM.normal(size=20_000).astype("f4")  # as many numbers as a matrix, but a vector
+
+
+def make_graph(path: Path, head: np.ndarray = HEAD) -> Path:
+    """ids -> row of the table -> two matrices, as a sentence encoder with its head."""
+    weights = {"table": TABLE, "frozen": FROZEN, "head": head, "bias": BIAS,
+               "small": np.eye(DIM, dtype="f4")[:, :50]}  # fmt: skip
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "frozen"], ["hidden"]),
+        helper.make_node("Tanh", ["hidden"], ["bent"]),
+        helper.make_node("MatMul", ["bent", "head"], ["out"]),
+        helper.make_node("Slice", ["bias", "zero", "first_end", "zero"], ["part"]),
+        helper.make_node("Add", ["out", "part"], ["sum"]),
+        helper.make_node("MatMul", ["sum", "small"], ["embedding"]),
+    ]
+    weights |= {"zero": np.array([0]), "first_end": np.array([DIM])}
+    graph = helper.make_graph(
+        nodes, "encoder",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["B"])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", 50])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def run(path: Path) -> np.ndarray:
+    spec = GraphSpec(
+        "encoder", path, "", {"ids": TensorSpec("int64", ("B",))},
+        {"embedding": TensorSpec("float32", ("B", 50))},
+    )  # fmt: skip
+    engine = open_engine(spec, "onnxruntime-cpu", threads=1)
+    embedding = engine.run(ids=np.arange(WORDS))["embedding"]
+    engine.close()
+    return embedding
+
+
+def initializers(path: Path) -> dict[str, np.ndarray]:
+    graph = onnx.load(path).graph
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+def test_small_storage_keeps_the_numbers(tmp_path: Path):
+    path = make_graph(tmp_path / "encoder.onnx")
+    wanted, size = run(path), path.stat().st_size
+    store_small(path, ["table"])
+    got = run(path)
+    norms = np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
+    assert ((got * wanted).sum(1) / norms).min() >= 0.999
+    assert np.abs(got - wanted).max() < 0.1
+    assert path.stat().st_size < 0.6 * size
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_matrices_become_half_tables_bytes_and_the_rest_stays(tmp_path: Path):
+    path = make_graph(tmp_path / "encoder.onnx")
+    store_small(path, ["table"])
+    kept = initializers(path)
+    np.testing.assert_array_equal(kept["frozen_half"], FROZEN.astype(np.float16))
+    np.testing.assert_array_equal(kept["head_half"], HEAD.astype(np.float16))
+    table = kept["table_int8"] * kept["table_scale"]
+    assert kept["table_int8"].dtype == np.int8
+    error = np.abs(table - TABLE).max(axis=1)
+    assert (error <= np.abs(TABLE).max(axis=1) / 127 * 0.51).all()  # half a step of each row's own
+    assert not table[7].any()
+    np.testing.assert_array_equal(kept["bias"], BIAS)
+    assert kept["bias"].dtype == kept["small"].dtype == np.float32
+    assert kept["first_end"].dtype == np.int64
+    assert not {"table", "frozen", "head"} & set(kept)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["as it is", "transposed"])
+def test_frozen_weights_go_to_a_file_that_a_new_head_does_not_change(tmp_path: Path, turned: bool):
+    contents, embeddings = [], []
+    for name, head in (("a", HEAD), ("b", -2 * HEAD)):
+        (tmp_path / name).mkdir()
+        path = make_graph(tmp_path / name / "encoder.onnx", head)
+        store_small(path, ["table"], but=head.T if turned else head)
+        contents.append((path.with_suffix(".data").read_bytes(), path.read_bytes()))
+        embeddings.append(run(path))
+    assert contents[0][0] == contents[1][0]
+    assert contents[0][1] != contents[1][1]
+    assert len(contents[0][0]) == TABLE.size + 2 * FROZEN.size  # int8 and fp16, and no head
+    assert np.abs(embeddings[0] - embeddings[1]).max() > 0.1
+    (tmp_path / "plain").mkdir()
+    plain = make_graph(tmp_path / "plain" / "encoder.onnx")
+    store_small(plain, ["table"])
+    np.testing.assert_array_equal(run(plain), embeddings[0])
+
+
+def test_outputs_get_their_names_and_what_bore_them_another():
+    nodes = [
+        helper.make_node("Neg", ["x"], ["embedding"]),  # an inner value bears the output's name
+        helper.make_node("Abs", ["embedding"], ["abs_1"]),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [info("x", TensorProto.FLOAT, [2])], [info("abs_1", TensorProto.FLOAT, [2])],
+        value_info=[info("embedding", TensorProto.FLOAT, [2])],
+    )  # fmt: skip
+    _name_outputs(graph, ["embedding"])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    assert [o.name for o in graph.output] == ["embedding"]
+    assert [(list(n.input), list(n.output)) for n in graph.node] == [
+        (["x"], ["embedding_inner"]), (["embedding_inner"], ["embedding"]),
+    ]  # fmt: skip

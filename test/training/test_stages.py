@@ -1,0 +1,147 @@
+"""The stages of training: what they ask of the networks, and what they train."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import scramble, tiny_config
+from torch.nn import functional as F
+
+from vljepa_ros.model.networks import VLJepa
+from vljepa_ros.runtime.text import TextTokenizer
+from vljepa_ros.training.losses import info_nce
+from vljepa_ros.training.stages import DecoderStage, JointStage, scheduled
+from vljepa_ros.training.texts import (
+    BEGIN,
+    END,
+    Sentences,
+    sentence_encoder_folder,
+    tokens,
+    train_tokenizer,
+)
+
+QUERIES = ["What is happening?", "Is there a red cube?", "Where is the ball?", "What?"]
+SAID = ["the ball rolls", "yes", "near left", "nothing is moving at all here"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_tokenizer([*QUERIES, *SAID], 300, path)
+    return path
+
+
+@pytest.fixture
+def model() -> VLJepa:
+    config = tiny_config(vocabulary=300, text_vocabulary=30522, layers=1, query_length=24)
+    return scramble(VLJepa(config))
+
+
+@pytest.fixture
+def joint(model: VLJepa, tokenizer: Path) -> JointStage:
+    words = TextTokenizer(sentence_encoder_folder() / "tokenizer.json", 12)
+    return JointStage(
+        model, TextTokenizer(tokenizer, 24), Sentences(model.y_encoder, words), 1e-3, 100, 1.0
+    )
+
+
+def test_questions_belong_to_their_clip(joint: JointStage):
+    """Two questions a clip, clip by clip; the same as all padding and every pair would give."""
+    visual = torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        got = joint.predict(visual, QUERIES)
+        ids, mask = tokens(joint.query_tokens, QUERIES)
+        every = joint.model.predictor(visual, ids, mask)
+    wanted = torch.stack([every[0, 0], every[0, 1], every[1, 2], every[1, 3]])
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+
+
+def test_contrast_is_info_nce_with_texts_of_the_past(joint: JointStage):
+    joint.sentences.rows(["it is a cube"], ["cube"])  # the past
+    predicted = F.normalize(torch.randn(4, 48, generator=torch.Generator().manual_seed(1)), dim=-1)
+    torch.manual_seed(5)
+    got, hits = joint.contrast(predicted, SAID, ["roll", "yes", "near left", "still"])
+    torch.manual_seed(5)
+    further = torch.randint(5, (512,))
+    rows = torch.cat([torch.tensor([1, 2, 3, 4]), further])
+    texts = joint.model.y_encoder(*tokens(joint.sentences.tokenizer, ["it is a cube", *SAID]))[rows]
+    ids = torch.arange(5)[rows]
+    wanted = info_nce(predicted, texts, ids[:4], torch.tensor(0.07), ids)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
+    nearest = ids[(predicted @ texts.T).argmax(1)]
+    assert hits == (nearest == ids[:4]).float().mean()
+
+
+def test_the_joint_loss_trains_what_it_should_and_nothing_else(joint: JointStage):
+    random = np.random.default_rng(0)
+    clips = torch.from_numpy(random.integers(0, 256, (2, 4, 32, 32, 3), np.uint8))
+    more = {"offset": 2, "motion": 2, "flags": 5, "gripper_state": 3}
+    fields = ("objectness", "shape", "colour", "offset", "motion", "flags", "gripper",
+              "gripper_state", "hand")  # fmt: skip
+    state = {f: torch.zeros(2, 32, more[f]) if f in more else torch.zeros(2, 32) for f in fields}
+    state["objectness"][:, 3] = state["gripper"][:, 3] = 1
+    state["shape"], state["colour"] = state["shape"].long(), state["colour"].long()
+    batch = {"frames": clips, "queries": QUERIES, "answers": SAID, "meanings": SAID, "state": state}
+    joint.log_dict = lambda *_, **__: None  # type: ignore[method-assign]  # no trainer
+    joint.training_step(batch, 0).backward()
+    trained = {name for name, value in joint.named_parameters() if value.grad is not None}
+    for part in ("x_encoder.encoder", "predictor.layers", "predictor.embed_tokens",
+                 "y_encoder.projector"):  # fmt: skip
+        assert any(name.startswith(f"model.{part}") for name in trained), part
+    assert "log_temperature" in trained and "state_head.linear.weight" in trained
+    assert not [n for n in trained if n.startswith(("model.y_decoder", "model.y_encoder.model"))]
+
+
+def test_temperature_never_falls_below_a_fiftieth(joint: JointStage):
+    assert joint.temperature.item() == pytest.approx(0.07)
+    with torch.no_grad():
+        joint.log_temperature.fill_(-9.0)
+    assert joint.temperature.item() == pytest.approx(0.02)
+
+
+def test_decoder_loss_is_that_of_saying_each_text_and_its_end(model: VLJepa, tokenizer: Path):
+    """Token by token with the cache, one text at a time, without any padding."""
+    stage = DecoderStage(model, TextTokenizer(tokenizer, 12), 1e-3, 100)
+    generator = torch.Generator().manual_seed(2)
+    embeddings = F.normalize(torch.randn(3, 48, generator=generator), dim=-1)
+    decoder, losses = model.y_decoder, []
+    with torch.inference_mode():
+        got = stage.loss(embeddings, SAID[:3])
+        for embedding, text in zip(embeddings[:, None], SAID):
+            ids, mask = tokens(stage.decoder_tokens, [text])
+            said = ids[0][mask[0] == 1].tolist()
+            past = decoder.empty_cache(1)
+            for token, following in zip([BEGIN, *said], [*said, END]):
+                logits, past = decoder(embedding, torch.tensor([[token]]), past)
+                losses.append(-logits.log_softmax(-1)[0, following].item())
+    assert got.item() == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_decoder_stage_trains_the_decoder_alone(joint: JointStage, tokenizer: Path):
+    model = joint.model  # the joint stage has frozen its decoder
+    stage = DecoderStage(model, TextTokenizer(tokenizer, 12), 1e-3, 100)
+    stage.loss(torch.zeros(1, 48), ["yes"]).backward()
+    assert all(p.grad is not None for p in model.y_decoder.parameters())
+    trained = [p for group in scheduled(stage, 1e-3, 100)["optimizer"].param_groups
+               for p in group["params"]]  # fmt: skip
+    assert len(trained) == len(list(model.y_decoder.parameters()))
+
+
+def test_the_rate_warms_up_stays_and_falls_to_zero():
+    layer = torch.nn.Linear(2, 2)
+    plan = scheduled(layer, 0.5, 1000)
+    optimizer, schedule = plan["optimizer"], plan["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(1000):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.5 / 200)
+    assert rates[100] == pytest.approx(0.5 * 101 / 200)
+    assert rates[200:750] == [0.5] * 550
+    assert rates[875] == pytest.approx(0.25)
+    assert 0 < rates[-1] < 0.003
+    decay = {p.ndim: group["weight_decay"] for group in optimizer.param_groups
+             for p in group["params"]}  # fmt: skip
+    assert decay == {2: 0.05, 1: 0.0}
