@@ -110,11 +110,11 @@ def wait(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) ->
 class Probe:
     """A node of the test's own process: publishes pictures, collects everything else."""
 
-    def __init__(self, domain_id: int) -> None:
+    def __init__(self, domain_id: int, namespace: str = "") -> None:
         set_transport()
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain_id, args=[])
-        self.node = rclpy.create_node("probe", context=self.context)
+        self.node = rclpy.create_node("probe", context=self.context, namespace=namespace)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.embeddings: list[Any] = []
