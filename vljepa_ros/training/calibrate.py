@@ -15,8 +15,8 @@ import numpy as np
 
 from vljepa_ros.perception.change import ChangeDetector
 from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.training.evaluate import LOOK_BACK, Name, candidates, embed_episode
-from vljepa_ros.training.tabletop import store
+from vljepa_ros.training.evaluate import LOOK_BACK, Name, embed_episode
+from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.tabletop.episode import Episode
 
 TOLERANCE = 1.0  # seconds between a true boundary and the start of a segment
@@ -45,7 +45,7 @@ def calibrate(model: VLJepa, episodes: Sequence[Path]) -> dict[str, Any]:
         episode = store.load_episode(path)
         rows, embeddings, _ = embed_episode(model, episode)
         streams.append(Stream(episode, episode.stamps[rows], embeddings))
-    named = candidates()
+    named = language.canonical()
     texts = (model.embed_text(list(named)), list(named.values()))
     best: dict[str, Any] = {"f1": -1.0}
     for parts in itertools.product(THRESHOLDS, CANDIDATES, MIN_SEGMENTS, HYSTERESIS):

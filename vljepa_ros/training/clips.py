@@ -47,16 +47,19 @@ class ClipDataset(IterableDataset):
 
     def __init__(self, root: Path, shape: ClipShape, seed: int, still_images: bool = False):
         self.paths = store.episode_paths(root, "train")
+        if still_images:
+            self.paths += store.episode_paths(root, "stills")
         if not self.paths:
             raise FileNotFoundError(f"there are no episodes in {root}: run `vljepa data` first")
         self.shape, self.seed, self.still_images = shape, seed, still_images
-        self.events = [self._events(index) for index in range(len(self.paths))]
-        rows = np.concatenate(self.events)
+        self.loaded: dict[int, Episode] = {}  # frames stay jpeg: less than 1 MB an episode
+        if still_images:
+            return
+        rows = np.concatenate([self._events(index) for index in range(len(self.paths))])
         self.by_kind = [rows[rows[:, 1] == kind] for kind in range(len(KINDS))]
         counts = np.array([len(rows) for rows in self.by_kind], dtype=float)
         weights = np.minimum(counts, 1) * KIND_WEIGHTS
         self.weights = weights / weights.sum()
-        self.loaded: dict[int, Episode] = {}  # frames stay jpeg: less than 1 MB an episode
 
     def _events(self, index: int) -> np.ndarray:
         """Rows of (episode, kind, start, end) of events that a clip may end in."""
@@ -72,7 +75,10 @@ class ClipDataset(IterableDataset):
             yield self.draw(rng)
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """One clip that ends in an event of a random kind."""
+        """One clip that ends in an event of a random kind, or one frame of a random scene."""
+        if self.still_images:
+            episode = self._episode(int(rng.integers(len(self.paths))))
+            return self.clip(episode, int(rng.integers(len(episode))), rng)
         while True:
             kind = rng.choice(len(self.weights), p=self.weights)
             row = self.by_kind[kind][rng.integers(len(self.by_kind[kind]))]

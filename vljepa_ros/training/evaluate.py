@@ -6,7 +6,6 @@ gate, detector, decoder), never through the torch model.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,23 +22,11 @@ from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.training.clips import STRIDE
 from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.tabletop.episode import Episode
-from vljepa_ros.training.tabletop.vocabulary import COLOURS, KINDS, SHAPES
+from vljepa_ros.training.tabletop.vocabulary import KINDS
 
 Name = tuple[str | None, str | None, str | None]  # kind, colour, shape
 LOOK_BACK = 1.0  # seconds before a sentence in which the event that it names may have ended
 UNIFORM_RATE = 1.0  # decodes per second that selective decoding is compared with
-
-
-def candidates() -> dict[str, Name]:
-    """Every canonical sentence of the table's world and the event that it names."""
-    found: dict[str, Name] = {}
-    for kind, forms in language.TEMPLATES.items():
-        if "{object}" not in forms[0]:
-            found[forms[0]] = (kind, None, None)
-            continue
-        for colour, shape in itertools.product(COLOURS, SHAPES):
-            found[forms[0].format(object=f"the {colour} {shape}")] = (kind, colour, shape)
-    return found
 
 
 def embed_episode(
@@ -90,7 +77,7 @@ def name_clips(model: VLJepa, episodes: Sequence[Path], seed: int = 0) -> dict[s
     object 1/48.
     """
     rng = np.random.default_rng(seed)
-    named = candidates()
+    named = language.canonical()
     texts, names = list(named), list(named.values())
     written = model.embed_text(texts)
     result = Naming()

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.losses import StateHead, info_nce
+from vljepa_ros.training.tabletop import language
 from vljepa_ros.training.tabletop.vocabulary import COLOURS, SHAPES
 from vljepa_ros.training.texts import BEGIN, END, PAD, Sentences, tokens
 
-FURTHER_NEGATIVES = 512
+FURTHER_NEGATIVES = 128
 WARM_UP = 200
 DECAY = 0.25  # last part of the steps, in which the learning rate falls to zero
 
@@ -27,8 +28,8 @@ DECAY = 0.25  # last part of the steps, in which the learning rate falls to zero
 class JointStage(lightning.LightningModule):
     """X-encoder, predictor and the Y-encoder's head on clips (or single tubelets: images).
 
-    The loss is InfoNCE between predicted and text embeddings, with texts of the past as further
-    negatives, plus the state loss on the X-encoder's visual tokens.
+    The loss is InfoNCE between predicted and text embeddings, with the sentences of all events and
+    texts of the past as further negatives, plus the state loss on the X-encoder's visual tokens.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class JointStage(lightning.LightningModule):
         super().__init__()
         self.model, self.query_tokens, self.sentences = model, query_tokens, sentences
         self.rate, self.steps, self.state_weight = rate, steps, state_weight
+        self.canonical = list(language.canonical())
         self.model.y_encoder.model.requires_grad_(False)
         self.model.y_decoder.requires_grad_(False)
         width = model.config.x_encoder_config.hidden_size
@@ -54,8 +56,10 @@ class JointStage(lightning.LightningModule):
         state = self.state_head(visual.float(), batch["state"])
         predicted = self.predict(visual, batch["queries"])
         contrast, hits = self.contrast(predicted, batch["answers"], batch["meanings"])
+        first, second = hits.view(-1, 2).mean(0)  # of a clip's two questions
         self.log_dict(
-            {"contrast": contrast, "state": state, "hits": hits, "temperature": self.temperature},
+            {"contrast": contrast, "state": state, "first": first, "second": second,
+             "temperature": self.temperature},
             prog_bar=True, batch_size=len(visual),
         )  # fmt: skip
         return contrast + self.state_weight * state
@@ -71,18 +75,19 @@ class JointStage(lightning.LightningModule):
     def contrast(
         self, predicted: Tensor, answers: list[str], meanings: list[str]
     ) -> tuple[Tensor, Tensor]:
-        """The InfoNCE loss, and how often the right text was nearest."""
+        """The InfoNCE loss, and for each prediction 1 where the right text was nearest."""
         sentences = self.sentences
         rows = sentences.rows(answers, meanings)
+        every = sentences.rows(self.canonical, self.canonical)
         further = torch.randint(len(sentences.row), (FURTHER_NEGATIVES,))
-        rows = torch.cat([rows, further])
+        rows = torch.cat([rows, every, further])
         texts = self.model.y_encoder.head(sentences.vectors[rows].to(predicted.device))
         text_meanings = sentences.meaning_of_row[rows].to(predicted.device)
         own = torch.tensor([sentences.meaning(m) for m in meanings], device=predicted.device)
         loss = info_nce(predicted, texts, own, self.temperature, text_meanings)
         with torch.no_grad():
             nearest = (predicted @ texts.T).argmax(1)
-            hits = (text_meanings[nearest] == own).float().mean()
+            hits = (text_meanings[nearest] == own).float()
         return loss, hits
 
     def configure_optimizers(self) -> Any:

@@ -81,9 +81,11 @@ class Sentences:
         """Row numbers `[N]` of the texts, each added with its meaning when it is new."""
         fresh = {t: m for t, m in zip(texts, meanings, strict=True) if t not in self.row}
         if fresh:
-            with torch.autocast("cpu", enabled=False):
-                vectors = self.y_encoder.sentence(*tokens(self.tokenizer, list(fresh)))
-            self.vectors = torch.cat([self.vectors, vectors])
+            ids, mask = tokens(self.tokenizer, list(fresh))
+            device = self.y_encoder.projector.weight.device
+            with torch.autocast(device.type, enabled=False):
+                vectors = self.y_encoder.sentence(ids.to(device), mask.to(device))
+            self.vectors = torch.cat([self.vectors, vectors.cpu()])
             ids = [self.meaning(m) for m in fresh.values()]
             self.meaning_of_row = torch.cat([self.meaning_of_row, torch.tensor(ids)])
             for text in fresh:

@@ -204,7 +204,7 @@ def _fit(stage: Any, loader: DataLoader, folder: Path, recipe: Recipe) -> None:
     trainer = lightning.Trainer(
         max_steps=stage.steps, precision="bf16-mixed", accelerator="auto", devices=recipe.devices,
         strategy="ddp" if recipe.devices > 1 else "auto", gradient_clip_val=1.0,
-        callbacks=[keep], logger=CSVLogger(folder, name="log", version=""),
+        callbacks=[keep], logger=CSVLogger(folder, name="log"),
         log_every_n_steps=20, enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip
     last = folder / "last.ckpt"

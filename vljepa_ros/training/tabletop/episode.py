@@ -32,6 +32,7 @@ SECONDS = 30.0
 SPLITS = {
     "train": 0,
     "test": 10_000_000,
+    "stills": 5_000_000,  # of two frames: many scenes for the image stage, cheaply
     "composition": 20_000_000,
     "stream": 30_000_000,
 }  # first seeds

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -220,6 +221,18 @@ def describe(
     return _worded(TEMPLATES[event.kind], event, phrase, choice)
 
 
+def canonical() -> dict[str, tuple[str, str | None, str | None]]:
+    """The canonical sentence of every possible event, and the (kind, colour, shape) it names."""
+    found: dict[str, tuple[str, str | None, str | None]] = {}
+    for kind, (form, *_) in TEMPLATES.items():
+        if kind not in OBJECT_KINDS:
+            found[form] = (kind, None, None)
+            continue
+        for colour, shape in itertools.product(COLOURS, SHAPES):
+            found[form.format(object=object_phrase((colour, shape)))] = (kind, colour, shape)
+    return found
+
+
 def describe_unseen(
     event: Event, objects: Sequence[tuple[str, str]], choice: np.random.Generator | int = 0
 ) -> str:
@@ -383,6 +396,7 @@ __all__ = [
     "TEMPLATES",
     "UNSEEN_TEMPLATES",
     "Moment",
+    "canonical",
     "describe",
     "describe_unseen",
     "held_out",
