@@ -35,7 +35,7 @@ from vljepa_ros.nodes.messages import to_ns, to_time
 from vljepa_ros.nodes.process import set_transport
 from vljepa_ros.runtime.bundle import write_manifest
 
-DEADLINE = 15.0  # seconds
+DEADLINE = 30.0  # seconds
 SECOND = 1_000_000_000
 _domains = itertools.count(os.getpid())
 

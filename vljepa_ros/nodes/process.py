@@ -11,6 +11,7 @@ the main thread does, and not at all while that is in a long call into C.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -31,6 +32,27 @@ def set_transport() -> None:
     Its default shared-memory segment is smaller than a VGA image, which it then drops.
     """
     os.environ.setdefault(FASTDDS_VARIABLE, FASTDDS_TRANSPORTS)
+
+
+def forward_logs() -> None:
+    """Let what the ROS-free layers log appear as ROS does, once for each process."""
+    from rclpy.logging import get_logger
+
+    class Forward(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logger, text = get_logger("vljepa_ros"), record.getMessage()
+            # rclpy tells call sites apart, and wants one severity for each.
+            if record.levelno >= logging.ERROR:
+                logger.error(text)
+            elif record.levelno >= logging.WARNING:
+                logger.warning(text)
+            else:
+                logger.info(text)
+
+    ours = logging.getLogger("vljepa_ros")
+    if not any(type(handler).__name__ == "Forward" for handler in ours.handlers):
+        ours.addHandler(Forward())
+        ours.propagate = False
 
 
 class Signals:
@@ -101,6 +123,7 @@ class Spinner:
         from rclpy.executors import SingleThreadedExecutor
 
         sys.setswitchinterval(SWITCH)
+        forward_logs()
         self.node = node
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
