@@ -1,5 +1,6 @@
 """Training in small from episodes to a bundle: the tabletop's recipe with tiny networks."""
 
+import csv
 import json
 import os
 from collections.abc import Iterator
@@ -113,6 +114,16 @@ def test_training_goes_on_from_the_last_checkpoint(trained: Path, steps: list[tu
     images = [step for stage, step in steps if stage == "JointStage"]
     assert images == [*range(102), *range(100, STEPS), 0, 1]
     assert [step for stage, step in steps if stage == "DecoderStage"] == [0, 1]
+
+
+def test_the_log_of_before_the_power_cut_is_kept(trained: Path):
+    """Every 20th step is logged, and written every 100 steps."""
+    rows = [
+        row
+        for file in (trained / "images" / "log").rglob("metrics.csv")
+        for row in csv.DictReader(file.open())
+    ]
+    assert {19, 39, 59, 79, 99} <= {int(row["step"]) for row in rows if row["contrast"]}
 
 
 def test_a_finished_training_is_not_run_again(

@@ -86,8 +86,8 @@ class Sentences:
             with torch.autocast(device.type, enabled=False):
                 vectors = self.y_encoder.sentence(ids.to(device), mask.to(device))
             self.vectors = torch.cat([self.vectors, vectors.cpu()])
-            ids = [self.meaning(m) for m in fresh.values()]
-            self.meaning_of_row = torch.cat([self.meaning_of_row, torch.tensor(ids)])
+            numbers = torch.tensor([self.meaning(m) for m in fresh.values()])
+            self.meaning_of_row = torch.cat([self.meaning_of_row, numbers])
             for text in fresh:
                 self.row[text] = len(self.row)
         return torch.tensor([self.row[t] for t in texts])

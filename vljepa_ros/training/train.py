@@ -27,7 +27,7 @@ from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.clips import ClipDataset, ClipShape, collate
 from vljepa_ros.training.stages import DecoderStage, JointStage
-from vljepa_ros.training.tabletop import language
+from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.texts import Sentences, corpus, sentence_encoder_folder, train_tokenizer
 
 WEIGHTS = "weights.safetensors"
@@ -67,7 +67,9 @@ def train(data: Path, out: Path, recipe: Recipe) -> Path:
         train_tokenizer(corpus(), 2048, tokenizer)
     model = build(tokenizer)
     model.config.to_json_file(str(out / "config.json"), use_diff=False)
-    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+    counts = {split: len(store.episode_paths(data, split)) for split in ("stills", "train")}
+    said = {**asdict(recipe), "episodes": counts}
+    (out / "recipe.json").write_text(json.dumps(said, indent=2) + "\n")
     for name in ("images", "video"):
         _joint_stage(name, model, data, out, recipe)
     _decoder_stage(model, data, out, recipe)
