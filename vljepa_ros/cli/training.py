@@ -21,14 +21,15 @@ PICTURE = typer.Argument(..., help="The picture (PNG) that is made.")
 
 
 def data(
-    split: str = typer.Option("train", help="train, test or composition."),
-    episodes: int = typer.Option(2000, min=1, help="How many episodes of 30 s there shall be."),
+    split: str = typer.Option("train", help="train, stills, test or composition."),
+    episodes: int = typer.Option(2000, min=1, help="How many episodes there shall be."),
+    seconds: float = typer.Option(30.0, min=0.25, help="Length of an episode."),
     folder: Path = DATA,
     workers: int = typer.Option(2, min=1, help="Processes."),
 ) -> None:
     """Simulate episodes of the table for training; those that are there already are kept."""
     store = _needs_training().store
-    store.generate(folder or store.default_root(), split, episodes, workers)
+    store.generate(folder or store.default_root(), split, episodes, workers, seconds)
 
 
 def train(

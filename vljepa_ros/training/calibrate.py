@@ -57,7 +57,7 @@ def calibrate(model: VLJepa, episodes: Sequence[Path]) -> dict[str, Any]:
 
 
 def measure(
-    streams: Sequence[Stream], detector: ChangeDetector, texts: tuple[np.ndarray, list[Name]]
+    streams: Sequence[Stream], detector: ChangeDetector, texts: tuple[np.ndarray, Sequence[Name]]
 ) -> dict[str, Any]:
     """Boundary precision, recall and F1, median delay in s, and how often words would be true.
 
