@@ -70,7 +70,11 @@ class DecoderNode(ModelNode):
             self.destroy_subscription(self._changes)
             del self._changes
         with self._lock:
+            waiting = len(self._queue)
             self._queue.clear()
+        if waiting:
+            self.dropped += waiting
+            self.get_logger().warning(f"{waiting} changes that waited are not decoded any more.")
 
     def teardown(self) -> None:
         """Take back what `setup` made."""
