@@ -19,9 +19,10 @@ from vljepa_ros.perception.perceiver import Change, Perceiver, Step
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.perception.video import VideoSource
 from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.training.clips import STRIDE
+from vljepa_ros.training.clips import EPISODE_RATE, STRIDE
 from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.tabletop.episode import Episode
+from vljepa_ros.training.tabletop.truth import Event
 from vljepa_ros.training.tabletop.vocabulary import KINDS
 
 Name = tuple[str | None, str | None, str | None]  # kind, colour, shape
@@ -30,23 +31,36 @@ UNIFORM_RATE = 1.0  # decodes per second that selective decoding is compared wit
 
 
 def embed_episode(
-    model: VLJepa, episode: Episode, stride: int = STRIDE
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The stream of one episode at the bundle's rate.
+    model: VLJepa, episode: Episode, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The clips of one episode whose newest frames are `rows` `[S]`.
 
-    Returns the rows of the newest frames `[S]`, embeddings of the default query `[S, E]` and
-    visual tokens `[S, N, C]`.
+    Returns embeddings of the default query `[S, E]` and visual tokens `[S, N, C]`.
     """
-    frames = np.stack([episode.frame(i) for i in range(len(episode))])
-    span = (model.bundle.clip.frames - 1) * STRIDE
-    rows = np.arange(span, len(episode), stride)
+    back = STRIDE * np.arange(model.bundle.clip.frames)[::-1]
     tokens = []
     for some in np.array_split(rows, max(1, len(rows) // 16)):
-        clips = np.stack([frames[row - span : row + 1 : STRIDE] for row in some])
-        tokens.append(model.encode(clips))
+        clips = [np.stack([episode.frame(int(i)) for i in row - back]) for row in some]
+        tokens.append(model.encode(np.stack(clips)))
     visual = np.concatenate(tokens)
-    embeddings = model.predict(visual, [model.bundle.query.default])[:, 0]
-    return rows, embeddings, visual
+    return model.predict(visual, [model.bundle.query.default])[:, 0], visual
+
+
+def stream_rows(model: VLJepa, episode: Episode) -> np.ndarray:
+    """The newest frames of the clips that a stream at the bundle's rate would show."""
+    return np.arange((model.bundle.clip.frames - 1) * STRIDE, len(episode), STRIDE)
+
+
+def middles(model: VLJepa, episode: Episode) -> tuple[list[Event], np.ndarray]:
+    """The events of an episode that fill a clip, and for each the newest frame of its middle."""
+    first = (model.bundle.clip.frames - 1) * STRIDE
+    events, rows = [], []
+    for event in episode.events:
+        row = round(((event.start + event.end) / 2 + store.NAMED_AFTER) * EPISODE_RATE)
+        if first <= row < len(episode):
+            events.append(event)
+            rows.append(row)
+    return events, np.array(rows, int)
 
 
 @dataclass
@@ -83,12 +97,9 @@ def name_clips(model: VLJepa, episodes: Sequence[Path], seed: int = 0) -> dict[s
     result = Naming()
     for path in episodes:
         episode = store.load_episode(path)
-        rows, embeddings, visual = embed_episode(model, episode, stride=1)
-        middles = [(e, (e.start + e.end) / 2 + store.NAMED_AFTER) for e in episode.events]
-        for event, middle in middles:
-            at = int(np.searchsorted(rows, round(middle * 8)))
-            if at >= len(rows) or rows[at] - middle * 8 > 1:
-                continue
+        events, rows = middles(model, episode)
+        embeddings, visual = embed_episode(model, episode, rows)
+        for at, event in enumerate(events):
             kind, colour, shape = names[int(np.argmax(written @ embeddings[at]))]
             result.right_kind[event.kind].append(kind == event.kind)
             same = True

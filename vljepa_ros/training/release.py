@@ -29,17 +29,16 @@ from vljepa_ros.training.tabletop import store
 from vljepa_ros.training.texts import sentence_encoder_folder
 
 log = logging.getLogger(__name__)
-CALIBRATION = 40  # the last of the held-out episodes
 PARTS = ("x_encoder", "predictor", "y_encoder", "y_decoder")
-GATE = 3.0  # grey levels; noise of a quiet camera stays below 1 in the mean of a block
+GATE = 1.5  # grey levels; noise of a quiet camera stays below 1 in the mean of a block
 SENTENCES = ("the gripper picks up the red cube", "no", "a hand passes over the table", "a cup")
 
 
 def release(run: Path, data: Path, out: Path, version: str, video: Path | None) -> dict[str, Any]:
     """Export the training in `run` as the bundle `out` and return its evaluation.
 
-    `data` holds the episodes (split test is used); `video` a held-out stream with its ground
-    truth in a JSON file of the same name, or None.
+    `data` holds the episodes (splits stream, test and composition); `video` a held-out
+    stream with its ground truth in a JSON file of the same name, or None.
     """
     model = train.load_checkpoint(run)
     sample = ClipDataset(data, train.clip_shape(model.config), seed=1)
@@ -52,16 +51,14 @@ def release(run: Path, data: Path, out: Path, version: str, video: Path | None) 
         model, out, _manifest(version, recipe),
         {"tokenizer.json": run / "tokenizer.json", "y_tokenizer.json": y_tokenizer}, clips, texts,
     )  # fmt: skip
-    held_out = store.episode_paths(data, "test")
     bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
-    found = calibrate(bundle, held_out[-CALIBRATION:])
+    found = calibrate(bundle, store.episode_paths(data, "stream"))
     log.info("calibrated: %s", found)
     _amend(out, found, {"calibration": _rounded(found)})
     bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
-    evaluation: dict[str, Any] = {"held_out": name_clips(bundle, held_out[:-CALIBRATION])}
-    composition = store.episode_paths(data, "composition")
-    if composition:
-        evaluation["composition"] = name_clips(bundle, composition)
+    evaluation: dict[str, Any] = {}
+    for split in ("test", "composition"):
+        evaluation[split] = name_clips(bundle, store.episode_paths(data, split))
     if video is not None:
         judged = judge_stream(bundle, video, video.with_suffix(".json"), Settings())
         for said in judged.pop("spoken"):

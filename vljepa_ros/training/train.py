@@ -73,7 +73,7 @@ def train(data: Path, out: Path, recipe: Recipe) -> Path:
     for name in ("images", "video"):
         _joint_stage(name, model, data, out, recipe)
     _decoder_stage(model, data, out, recipe)
-    save_model(model, str(out / WEIGHTS))
+    _save(model, out)
     return out
 
 
@@ -134,7 +134,7 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
     )  # fmt: skip
     _fit(stage, loader, folder, recipe)
     torch.save(stage.state_head.state_dict(), folder / "heads.pt")
-    save_model(model, str(folder / WEIGHTS))
+    _save(model, folder)
 
 
 def _decoder_stage(model: VLJepa, data: Path, out: Path, recipe: Recipe) -> None:
@@ -146,7 +146,7 @@ def _decoder_stage(model: VLJepa, data: Path, out: Path, recipe: Recipe) -> None
     loader = DataLoader(pairs, batch_size=None)
     tokenizer = TextTokenizer(out / "tokenizer.json", model.config.text_length)
     _fit(DecoderStage(model, tokenizer, recipe.rate, recipe.decoder_steps), loader, folder, recipe)
-    save_model(model, str(folder / WEIGHTS))
+    _save(model, folder)
 
 
 class DecoderPairs(IterableDataset):
@@ -199,6 +199,13 @@ def _wordings() -> dict[str, str]:
             said = [form.format(object=f"the {colour} {shape}") for form in forms]
             wordings.update(dict.fromkeys(said, said[0]))
     return wordings
+
+
+def _save(model: VLJepa, folder: Path) -> None:
+    """The weights, whole or not at all: they say that a stage is finished."""
+    part = folder / f".{WEIGHTS}"
+    save_model(model, str(part))
+    part.replace(folder / WEIGHTS)
 
 
 def _fit(stage: Any, loader: DataLoader, folder: Path, recipe: Recipe) -> None:
