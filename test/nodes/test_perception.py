@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +14,14 @@ import pytest
 
 pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
 
+import rclpy
 from bundles import make_bundle
 from graph import SECOND, NodeProcess, Probe, Stream, compressed, domain, image, noise
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 
 from vljepa_ros.nodes.messages import to_ns
+from vljepa_ros.nodes.process import FASTDDS_VARIABLE
 from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.srv import Decode, EmbedText
@@ -40,8 +45,9 @@ def perception(bundle: Path, domain_id: int) -> Iterator[NodeProcess]:
         "perception_node",
         domain_id,
         bundle=bundle,
-        cameras=["camera", "jpeg", "absent", "odd"],
+        cameras=["camera", "jpeg", "absent", "odd", "strict", "large"],
         jpeg__transport="compressed",
+        **{"qos_overrides./strict/image_raw.subscription.reliability": "reliable"},
     )
     yield node
     assert node.end() == 0
@@ -109,7 +115,7 @@ def test_model_info_is_latched(probe: Probe, bundle: Path, domain_id: int) -> No
     assert info.queries == ["What is happening?"]
 
 
-def test_a_frozen_picture_is_silence(camera: Stream, probe: Probe) -> None:
+def test_a_frozen_picture_is_silence(camera: Stream, probe: Probe, decoder: NodeProcess) -> None:
     camera.restart(noise(30))
     began = camera.begin
     messages = [camera.step(noise(30))[0] for _ in range(60)]
@@ -131,7 +137,8 @@ def test_a_frozen_picture_is_silence(camera: Stream, probe: Probe) -> None:
     assert frozen < to_ns(sentinel.segment_start) <= to_ns(sentinel.header.stamp)
     probe.wait(
         lambda: any(u.segment_id == sentinel.segment_id for u in probe.utterances),
-        "the words on the sentinel",
+        f"the words on the sentinel {sentinel.segment_id}: "
+        f"{[(u.camera, u.segment_id) for u in probe.utterances]}\n{decoder.log}",
     )
     said = [u for u in probe.utterances if began <= to_ns(u.header.stamp) <= frozen]
     assert [u.segment_id for u in said] == [changes[0].segment_id]
@@ -161,7 +168,7 @@ def test_words_come_on_changes_only(camera: Stream, probe: Probe, bundle: Path) 
 
 def test_time_that_jumps_back_begins_anew(camera: Stream, probe: Probe) -> None:
     (before,) = camera.step(noise(50))
-    restarts = probe.health and int(probe.values("perception: camera camera")["restarts"])
+    restarts = int(_fresh(probe, "camera")["restarts"])
     camera.now -= 100 * SECOND
     begin = camera.now + SECOND // 4
 
@@ -173,9 +180,7 @@ def test_time_that_jumps_back_begins_anew(camera: Stream, probe: Probe) -> None:
     after = next(e for e in probe.of("camera") if e.sequence == before.sequence + 1)
     assert to_ns(after.window_start) >= begin
     assert after.segment_id == before.segment_id + 1
-    probe.wait_for_health(
-        "perception: camera camera", lambda v: int(v["restarts"]) > (restarts or 0)
-    )
+    probe.wait_for_health("perception: camera camera", lambda v: int(v["restarts"]) > restarts)
 
 
 BAD = {
@@ -244,10 +249,43 @@ def test_no_camera_names_the_misfit(probe: Probe, perception: NodeProcess, domai
     assert "(sensor_msgs/msg/Image)" in perception.log
     probe.publisher("odd/image_raw", CompressedImage)
     perception.wait_for_log("/probe publishes it as sensor_msgs/msg/CompressedImage")
-    probe.wait_for_health("perception: camera odd", lambda v: True)
-    status = probe.health["perception: camera odd"]
-    assert status.level == b"\x03"  # STALE
-    assert "'/odd/image_raw' (sensor_msgs/msg/Image)" in status.message
+    name = "perception: camera odd"
+    probe.wait(
+        lambda: name in probe.health and "publishes it as" in probe.health[name].message,
+        "the misfit's status",
+    )
+    assert probe.health[name].level == b"\x03"  # STALE
+    assert "'/odd/image_raw' (sensor_msgs/msg/Image)" in probe.health[name].message
+    probe.publisher("strict/image_raw")
+    perception.wait_for_log("the QoS of /probe does not match: ERROR: Best effort publisher")
+
+
+@pytest.mark.skipif(
+    not rclpy.get_rmw_implementation_identifier().startswith("rmw_fastrtps"), reason="of Fast DDS"
+)
+def test_frames_that_are_lost_say_what_to_do(
+    probe: Probe, perception: NodeProcess, domain_id: int
+) -> None:
+    """A driver in an ordinary shell, with images larger than Fast DDS's shared memory."""
+    script = (
+        "import time, rclpy\n"
+        "from rclpy.qos import qos_profile_sensor_data\n"
+        "from sensor_msgs.msg import Image\n"
+        "rclpy.init()\n"
+        "node = rclpy.create_node('driver')\n"
+        "publisher = node.create_publisher(Image, 'large/image_raw', qos_profile_sensor_data)\n"
+        "while True:\n"
+        "    publisher.publish(Image(data=bytes(6_000_000)))\n"
+        "    time.sleep(0.2)\n"
+    )
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(domain_id)}
+    environment.pop(FASTDDS_VARIABLE, None)
+    driver = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    try:
+        perception.wait_for_log(f"process with {FASTDDS_VARIABLE}=")
+    finally:
+        driver.kill()
+        driver.wait()
 
 
 def test_parameters_answer_and_refuse(camera: Stream, probe: Probe) -> None:

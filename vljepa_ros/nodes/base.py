@@ -48,6 +48,7 @@ class ModelNode(LifecycleNode):
     """
 
     specs: Sequence[Spec] = ()
+    spare: Sequence[Spec] = ()  # that a parameter file may hold in vain, at their defaults
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__(name, **options)
@@ -57,7 +58,7 @@ class ModelNode(LifecycleNode):
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.specs = self.all_specs()
         self._problems = declare(self, self.specs)
-        for sentence in unknown(self):
+        for sentence in unknown(self, self.spare):
             self.get_logger().warning(sentence)
         self.add_on_set_parameters_callback(self._on_set)
         # While a service waits for the worker, rclpy runs nothing else of its group.
@@ -242,7 +243,8 @@ class ModelNode(LifecycleNode):
             changed = {
                 p.name: by_name[p.name].checked(p.value) for p in parameters if p.name in by_name
             }
-            self.apply(changed)
+            if changed:  # not where rclpy declares a parameter of its own
+                self.apply(changed)
         except VLJepaError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)

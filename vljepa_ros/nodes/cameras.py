@@ -7,6 +7,7 @@ reported once.
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 import time
@@ -22,15 +23,26 @@ from rclpy.qos import (
     ReliabilityPolicy,
     qos_check_compatible,
 )
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
 from vljepa_ros.perception.window import Verdict
 
 from .images import UnknownEncodingError, compressed_to_rgb, to_rgb
+from .process import FASTDDS_TRANSPORTS, FASTDDS_VARIABLE
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
 
 QUIET = 3.0  # seconds without a frame after which the topic is looked into
 IMAGE_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+LARGE_IMAGES = (
+    "with Fast DDS, whose default drops large images, start the camera's process with "
+    f"{FASTDDS_VARIABLE}='{FASTDDS_TRANSPORTS}', or send compressed images"
+)
 TYPES = {"raw": Image, "compressed": CompressedImage}
 
 
@@ -63,11 +75,12 @@ class Camera:
         self.type = TYPES[transport]
         self.received = 0  # frames that reached the callback
         self.newest_ns = 0  # stamp of the last of them
+        self.lost = 0  # frames that were sent and did not arrive whole
         self.dropped = 0  # frames replaced before the worker came
         self.bad = 0  # frames that could not be used
         self.served = 0.0  # time.monotonic() of the last frame taken
         self.age = 0.0  # seconds, of the last frame when its inference began
-        self.problem = ""  # the last one reported
+        self.problem = ""  # the last one
         self._due = due
         self._wake = wake
         self._node = node
@@ -76,17 +89,20 @@ class Camera:
         self._subscription: Subscription | None = None
         self._reported: set[str] = set()
         self._size: tuple[int, int] | None = None
-        self._heard = 0.0
+        self._heard = 0.0  # time.monotonic() of the last frame, or of the subscription
+        self._alone = 0.0  # time.monotonic() when nobody was seen to publish
 
     # ------------------------------------------------------------ the executor's side
 
     def open(self) -> None:
         """Subscribe."""
-        self._heard = time.monotonic()
+        self._heard = self._alone = time.monotonic()
         self._reported.clear()
         self._subscription = self._node.create_subscription(
-            self.type, self.topic, self._on_image, IMAGE_QOS
-        )
+            self.type, self.topic, self._on_image, copy.copy(IMAGE_QOS),  # overrides go into it
+            event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )  # fmt: skip
 
     def close(self) -> None:
         """Unsubscribe and empty the slot."""
@@ -110,31 +126,36 @@ class Camera:
             self._slot = Frame(message, stamp_ns, received)
         self._wake()
 
-    def quiet(self) -> float:
-        """Seconds since the last frame, or since the subscription."""
-        return time.monotonic() - self._heard
+    def _on_lost(self, event: Any) -> None:
+        self.lost += event.total_count_change
 
-    def why_quiet(self) -> str:
-        """A sentence on who publishes, and whether it fits this subscription."""
+    def silence(self) -> str:
+        """A sentence on why no frame comes; empty where frames come, or may be about to."""
+        now = time.monotonic()
+        if now - self._heard < QUIET or self._subscription is None:
+            return ""
         kind = _type_name(self.type)
         wanted = f"'{self.topic}' ({kind})"
         publishers = self._node.get_publishers_info_by_topic(self.topic)
         if not publishers:
+            self._alone = now
             return f"nobody publishes {wanted}.{self._sibling()}"
+        if now - self._alone < QUIET:
+            return ""
         misfits = []
         for info in publishers:
             who = f"{info.node_namespace.rstrip('/')}/{info.node_name}"
             if info.topic_type != kind:
                 misfits.append(f"{who} publishes it as {info.topic_type}")
                 continue
-            verdict, reason = qos_check_compatible(info.qos_profile, IMAGE_QOS)
-            if verdict is QoSCompatibility.ERROR:
-                misfits.append(f"the QoS of {who} does not match: {reason}")
+            verdict, reason = qos_check_compatible(info.qos_profile, self._subscription.qos_profile)
+            if verdict == QoSCompatibility.ERROR:  # each is an object of its own
+                misfits.append(f"the QoS of {who} does not match: {reason.rstrip(';')}")
         if misfits:
             return f"no frame on {wanted}: {'; '.join(misfits)}."
         return (
-            f"no frame on {wanted}, although {len(publishers)} publish it; do both sides have the "
-            "same FASTDDS_BUILTIN_TRANSPORTS, and does the camera run?"
+            f"no frame on {wanted}, although {len(publishers)} publish it; see whether the camera "
+            f"runs, and {LARGE_IMAGES}."
         )
 
     def _sibling(self) -> str:
@@ -181,17 +202,24 @@ class Camera:
         return picture
 
     def reject(self, problem: str) -> None:
-        """Count a frame that cannot be used, and report why."""
-        self.bad += 1
+        """Count a frame that cannot be used, and report why. Both threads do."""
+        with self._lock:
+            self.bad += 1
         self.report(problem)
 
-    def report(self, problem: str) -> None:
-        """Warn of a problem, once; numbers in it do not make it another one."""
+    def report(self, problem: str) -> str:
+        """Warn of a problem, once; numbers in it do not make it another one. Returns it."""
+        self.problem = problem
         key = re.sub(r"\d+", "#", problem)
         if key not in self._reported:
             self._reported.add(key)
-            self.problem = problem
             self._node.get_logger().warning(f"Camera '{self.name}': {problem}")
+        return problem
+
+
+def lost_frames(count: int) -> str:
+    """A sentence on frames that were sent and did not arrive."""
+    return f"{count} frames were lost on their way to this node; {LARGE_IMAGES}."
 
 
 def _decode(message: Image) -> np.ndarray:

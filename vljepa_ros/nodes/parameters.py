@@ -96,12 +96,18 @@ def declare(node: Node, specs: Iterable[Spec]) -> list[str]:
     return problems
 
 
-def unknown(node: Node) -> list[str]:
-    """A sentence for each parameter that the node was given and does not have."""
+def unknown(node: Node, spare: Iterable[Spec] = ()) -> list[str]:
+    """A sentence for each parameter that the node was given and does not have.
+
+    None for those in `spare` that were given their default: nothing is lost.
+    """
     declared = list(node.get_parameters_by_prefix(""))
+    harmless = {spec.name: spec.default for spec in spare}
     sentences = []
-    for name in overrides(node):
+    for name, value in overrides(node).items():
         if name in declared or name.startswith("qos_overrides."):
+            continue
+        if name in harmless and value == harmless[name]:
             continue
         close = difflib.get_close_matches(name, declared, 1)
         hint = f"; did you mean '{close[0]}'?" if close else "."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ from vljepa_ros.srv import EmbedText
 
 from . import overlay
 from .base import AUTOSTART, BACKEND, BUNDLE, THREADS, ModelNode
-from .cameras import QUIET, Camera, Frame
-from .diagnostics import ERROR, OK, STALE, WARN, Rate, Status, engine_statuses
+from .cameras import Camera, Frame, lost_frames
+from .diagnostics import ERROR, STALE, WARN, Rate, Status, engine_statuses
 from .messages import (
     change_message,
     embedding_message,
@@ -100,6 +101,8 @@ class StepStages(Stages):
 class PerceptionNode(ModelNode):
     """X-encoder, predictor, Y-encoder; windows, gates, change detectors; `embed_text`."""
 
+    spare = camera_specs("camera")  # in the shipped file, where the cameras have other names
+
     def __init__(self, **options: Any) -> None:
         self.model: VLJepa | None = None
         self.perceiver: Perceiver | None = None
@@ -108,7 +111,7 @@ class PerceptionNode(ModelNode):
         self._words: dict[str, str] = {}
         self.rates: dict[str, tuple[float, float]] = {}  # in and out, Hz, by camera
         self._meters: dict[str, tuple[Rate, Rate]] = {}
-        self._warned: dict[str, tuple[int, int]] = {}
+        self._counted: dict[str, Counter[str]] = {}
         super().__init__("perception", **options)
 
     def all_specs(self) -> Sequence[Spec]:
@@ -329,6 +332,7 @@ class PerceptionNode(ModelNode):
             "rate out (Hz)": self.rates[camera.name][1],
             "frame age (s)": camera.age,
             "frames": camera.received,
+            "lost": camera.lost,
             "steps": steps,
             "dropped": camera.dropped,
             "bad frames": camera.bad,
@@ -339,26 +343,30 @@ class PerceptionNode(ModelNode):
             "restarts": counters.restarts,
             "steps not finite": counters.errors,
         }
-        faults = camera.bad + counters.errors
-        new_faults, new_drops = self._since_last(camera, faults)
-        status.level, status.message = OK, "running"
-        if camera.quiet() >= QUIET:
-            problem = camera.why_quiet()
-            camera.report(problem)
-            status.level, status.message = STALE, problem
-        elif new_faults:
-            status.level = ERROR
-            status.message = camera.problem or "an embedding is not finite; see the log"
-        elif new_drops:
+        new = self._since_last(camera, counters.errors)
+        silence = camera.silence()
+        if silence:
+            status.level, status.message = STALE, camera.report(silence)
+        elif new["bad"]:
+            status.level, status.message = ERROR, camera.problem
+        elif new["not finite"]:
+            status.level, status.message = ERROR, "an embedding is not finite; see the log"
+        elif new["lost"]:
+            status.level, status.message = WARN, camera.report(lost_frames(new["lost"]))
+        elif new["dropped"]:
             status.level = WARN
-            status.message = f"{new_drops} frames dropped: the engines are too slow for the rate"
+            status.message = f"{new['dropped']} frames dropped: the engines are too slow"
         return status
 
-    def _since_last(self, camera: Camera, faults: int) -> tuple[int, int]:
-        """Faults and drops since the last report."""
-        old_faults, old_drops = self._warned.get(camera.name, (0, 0))
-        self._warned[camera.name] = (faults, camera.dropped)
-        return faults - old_faults, camera.dropped - old_drops
+    def _since_last(self, camera: Camera, not_finite: int) -> Counter[str]:
+        """What went wrong since the last report."""
+        total = Counter(
+            {"bad": camera.bad, "lost": camera.lost, "dropped": camera.dropped,
+             "not finite": not_finite}
+        )  # fmt: skip
+        new = total - self._counted.get(camera.name, Counter())
+        self._counted[camera.name] = total
+        return new
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -13,23 +13,29 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vljepa_ros.runtime.errors import VLJepaError
+
 GRACE = 2.5  # seconds for an orderly end, of the 3 that we promise
 SWITCH = 0.0002  # seconds; at Python's 5 ms a worker that was woken waits for the executor's thread
 FASTDDS_VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
-FASTDDS_TRANSPORTS = "LARGE_DATA?max_msg_size=4MB&sockets_size=4MB&non_blocking=true"
+FASTDDS_TRANSPORTS = "DEFAULT?sockets_size=4MB&non_blocking=true"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def set_transport() -> None:
     """Let Fast DDS carry images between processes; before rclpy loads, unless the user chose.
 
-    Its default shared-memory segment is smaller than a VGA image, which it then drops.
+    Its default shared-memory segment is smaller than a VGA image, which it then drops. This value
+    enlarges the segment, 8 MB for each process, and keeps the default transports otherwise:
+    LARGE_DATA, which is a little faster, neither discovers nor is discovered by a process with the
+    defaults, as drivers and `ros2 topic echo` in an ordinary shell are.
     """
     os.environ.setdefault(FASTDDS_VARIABLE, FASTDDS_TRANSPORTS)
 
@@ -40,7 +46,7 @@ def forward_logs() -> None:
 
     class Forward(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            logger, text = get_logger("vljepa_ros"), record.getMessage()
+            logger, text = get_logger("vljepa_ros"), self.format(record)
             # rclpy tells call sites apart, and wants one severity for each.
             if record.levelno >= logging.ERROR:
                 logger.error(text)
@@ -53,6 +59,21 @@ def forward_logs() -> None:
     if not any(type(handler).__name__ == "Forward" for handler in ours.handlers):
         ours.addHandler(Forward())
         ours.propagate = False
+
+
+def init_ros(arguments: Sequence[str] | None) -> None:
+    """Start rclpy, with signals left to `Signals`. `arguments`: the command line; None: sys.argv.
+
+    VLJepaError where ROS refuses the arguments: a parameter file, a namespace, a log level.
+    """
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # rclpy's has no public name
+        reason = re.sub(r", at \S+:\d+", "", str(error))
+        raise VLJepaError(f"ROS 2 does not start: {' '.join(reason.split())}.") from None
 
 
 class Signals:
@@ -101,9 +122,12 @@ def run(module: str, name: str, args: Sequence[str] | None = None) -> int:
     signals = Signals()
     node_class = getattr(importlib.import_module(module), name)
     import rclpy
-    from rclpy.signals import SignalHandlerOptions
 
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        init_ros(args)
+    except VLJepaError as error:
+        print(error, file=sys.stderr)
+        return 1
     spinner = Spinner(node_class(), thread=False)
     signals.on_stop(spinner.finish)
     spinner.spin()

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 class Worker:
     """Runs jobs in the order they came and, between them, `work` whenever it is woken.
 
-    `work` does one piece of what the node is for; it returns whether there may be more.
+    `work` does one piece of what the node is for; it returns whether there may be more. What it
+    raises is logged, and the thread goes on: whoever waits for a job would wait for ever.
     """
 
     def __init__(self, name: str, work: Callable[[], bool]) -> None:
@@ -78,10 +79,17 @@ class Worker:
                     self._woken = False
             if job is not None:
                 _settle(*job)
-            elif self._work():
-                self.wake()
+            else:
+                self._do_work()
         for _, future in self._jobs:
             future.set_exception(RuntimeError("The worker has ended."))
+
+    def _do_work(self) -> None:
+        try:
+            if self._work():
+                self.wake()
+        except Exception:
+            log.exception("A step failed, and is left out.")
 
 
 def _settle(job: Callable[[], Any], future: Future) -> None:
