@@ -21,7 +21,10 @@ from bundles import make_bundle
 from graph import domain, noise, wait
 from rich.console import Console
 
+from vljepa_ros.cli.up import Graph, check_params
 from vljepa_ros.cli.view import CameraView, Said, StreamView, bar, clock, sparkline
+from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
+from vljepa_ros.runtime.errors import VLJepaError
 
 COMMAND = [sys.executable, "-c", "from vljepa_ros.cli import main; main()", "up"]
 SECOND = 1_000_000_000
@@ -107,10 +110,12 @@ def test_a_signal_ends_it_with_a_summary(bundle: Path, number: int) -> None:
     [
         (["--bundle", "/no/such/bundle"], "/no/such/bundle"),
         (["--params", "/no/such.yaml"], "/no/such.yaml"),
+        (["--params", __file__], "is not valid YAML"),
+        (["--log-level", "loud"], "'--log-level loud'"),
         (["--video", "/no/such.mp4"], "/no/such.mp4"),
     ],
 )
-def test_what_is_missing_is_one_sentence(bundle: Path, arguments: list[str], words: str) -> None:
+def test_what_is_wrong_is_one_sentence(bundle: Path, arguments: list[str], words: str) -> None:
     given = ["--bundle", str(bundle), *arguments]
     run = subprocess.run(
         [*COMMAND, *given], env=environment(), cwd=tempfile.gettempdir(), capture_output=True,
@@ -119,6 +124,30 @@ def test_what_is_missing_is_one_sentence(bundle: Path, arguments: list[str], wor
     assert run.returncode == 1
     assert words in run.stdout + run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("content", ["hello", "perception: {rate: 2.0}", ""])
+def test_a_file_without_parameters_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(content)
+    with pytest.raises(VLJepaError, match=r"params\.yaml is not a parameter file"):
+        check_params(file)
+
+
+def test_messages_of_another_graph_are_not_shown() -> None:
+    """Two graphs in one domain and namespace hear each other."""
+    graph = Graph.__new__(Graph)
+    graph.view = StreamView({"front": CameraView()})
+    graph._queries = []
+    graph._print = lambda line: None
+    for handler, message in (
+        (graph._on_embedding, SemanticEmbedding(camera="other")),
+        (graph._on_change, SemanticChange(camera="other")),
+        (graph._on_utterance, Utterance(camera="other", text="a cube falls")),
+    ):
+        handler(message)
+    assert graph.view.said == []
+    assert list(graph.view.cameras) == ["front"]
 
 
 def test_the_view_counts_what_was_saved() -> None:
@@ -133,12 +162,12 @@ def test_the_view_counts_what_was_saved() -> None:
     assert view.savings() == (70, 80, 1, 44)
     assert "the gate saved 12 %" in view.saved()
     assert "98 % saved" in view.saved()
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(view.render())
     console.print(view.summary())
     text = console.export_text()
     assert text.count("a cube falls") == 2
-    assert max(len(line) for line in text.splitlines()) <= 80
+    assert max(len(line) for line in text.splitlines()) <= 60
 
 
 def test_bar_and_sparkline() -> None:
@@ -149,6 +178,6 @@ def test_bar_and_sparkline() -> None:
     for k in range(200):
         view.step(k, 0, k / 100)
     line = sparkline(view.scores).plain
-    assert len(line) == 60
+    assert len(line) == 56
     assert line[-1] == "█"
     assert clock(83.44) == "01:23.4"

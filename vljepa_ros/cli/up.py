@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.live import Live
 
-from ..nodes.process import Signals, Spinner, set_transport
+from ..nodes.process import Signals, Spinner, init_ros, set_transport
 from ..runtime.errors import VLJepaError
 from .view import CameraView, Said, StreamView, clock
 
@@ -49,11 +50,9 @@ def up(
     live = tui is not False and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     names = [name.strip() for name in cameras.split(",") if name.strip()]
     file = Path(params) if params else default_params()
-    if not file.is_file():
-        raise VLJepaError(f"There is no parameter file {file}; give one with --params.")
+    check_params(file)
     try:
         import rclpy
-        from rclpy.signals import SignalHandlerOptions
 
         import vljepa_ros.msg  # noqa: F401
     except ImportError as error:
@@ -65,7 +64,7 @@ def up(
     arguments = ["--ros-args", "--params-file", str(file), "--log-level", level]
     if namespace.strip("/"):
         arguments += ["-r", f"__ns:=/{namespace.strip('/')}"]
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    init_ros(arguments)
     signals.on_stop(stop.set)
     code = 0
     graph = Graph(names, bundle, backend)
@@ -90,6 +89,22 @@ def default_params() -> Path:
         return Path(get_package_share_directory("vljepa_ros")) / "config" / "perception.yaml"
     except (ImportError, LookupError):
         return source
+
+
+def check_params(file: Path) -> None:
+    """VLJepaError unless the file holds parameters: ROS itself takes one that holds none."""
+    if not file.is_file():
+        raise VLJepaError(f"There is no parameter file {file}; give one with --params.")
+    try:
+        content = yaml.safe_load(file.read_bytes())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise VLJepaError(f"The parameter file {file} is not valid YAML: {reason}.") from None
+    if not isinstance(content, dict) or "ros__parameters" not in str(content):
+        raise VLJepaError(
+            f"{file} is not a parameter file: no node in it has 'ros__parameters'; copy "
+            f"{default_params()} and change what you need."
+        )
 
 
 class Graph:
@@ -120,16 +135,15 @@ class Graph:
             self._print = console.print
         models = (self.perception, self.decoder)
         while not stop.is_set() and any(node.state != "active" for node in models):
-            for node in models:
-                if node.failure:
-                    console.print(f"{node.get_name()}: {node.failure}")
-                    return 1
+            if any(node.failure for node in models):  # which they have logged
+                return 1
             stop.wait(0.02)
         player = self._play(video) if video and not stop.is_set() else None
         shown = time.monotonic()
         while not stop.wait(1 / REFRESH):
             self._refresh()
             if player is not None and player.finished.is_set() and self._is_done():
+                self._explain(console)
                 return int(player.exit_code)
             if time.monotonic() - shown >= STATUS:
                 shown = time.monotonic()
@@ -152,6 +166,18 @@ class Graph:
         self.spinners.append(Spinner(node))
         return node
 
+    def _explain(self, console: Console) -> None:
+        """Why there was not one step, where a video was played."""
+        perceiver = self.perception.perceiver
+        camera = self.perception.cameras.get(self.cameras[0])
+        if perceiver is None or camera is None or not camera.received or self.view.savings()[1]:
+            return
+        clip = perceiver.bundle.clip
+        console.print(
+            f"The video is too short: the model needs {clip.frames} frames in a row, "
+            f"{1 / clip.sample_rate:g} s from one to the next."
+        )
+
     def _is_done(self) -> bool:
         """Whether nothing is under way after the last frame."""
         if self.decoder.waiting or any(c.waiting for c in self.perception.cameras.values()):
@@ -167,22 +193,27 @@ class Graph:
         self._print(self.view.model)
 
     def _on_embedding(self, message: Any) -> None:
-        self._news = time.monotonic()
-        if not self._queries or message.query == self._queries[0]:
-            self.view.cameras[message.camera].step(
-                _ns(message.header.stamp), _ns(message.window_start), message.change_score
-            )
+        camera = self._camera(message)
+        if camera is not None and (not self._queries or message.query == self._queries[0]):
+            camera.step(_ns(message.header.stamp), _ns(message.window_start), message.change_score)
 
     def _on_change(self, message: Any) -> None:
-        self._news = time.monotonic()
-        at = self.view.cameras[message.camera].time(_ns(message.segment_start))
-        self._print(f"{clock(at)}  {message.camera}: a change ({message.change_score:.2f})")
+        camera = self._camera(message)
+        if camera is not None:
+            at = clock(camera.time(_ns(message.segment_start)))
+            self._print(f"{at}  {message.camera}: a change ({message.change_score:.2f})")
 
     def _on_utterance(self, message: Any) -> None:
+        camera = self._camera(message)
+        if camera is not None:
+            at = camera.time(_ns(message.segment_start))
+            said = Said(at, message.camera, message.query, message.text, message.confidence)
+            self._print(self.view.say(said))
+
+    def _camera(self, message: Any) -> CameraView | None:
+        """The camera that a message is about; None where it is another graph's."""
         self._news = time.monotonic()
-        at = self.view.cameras[message.camera].time(_ns(message.segment_start))
-        said = Said(at, message.camera, message.query, message.text, message.confidence)
-        self._print(self.view.say(said))
+        return self.view.cameras.get(message.camera)
 
     def _refresh(self) -> None:
         """Take over the cameras' counters."""
@@ -195,7 +226,7 @@ class Graph:
                 shown.changes = counters.changes
             shown.dropped, shown.age = camera.dropped, camera.age
             shown.rate_in, shown.rate_out = self.perception.rates.get(name, (0.0, 0.0))
-            shown.problem = camera.problem if camera.quiet() > 3.0 else ""
+            shown.problem = camera.silence()
 
 
 def _overrides(values: dict[str, Any]) -> list[Any]:
@@ -221,7 +252,7 @@ def _screen(live: bool, graph: Graph) -> Iterator[Console]:
     os.close(write)
     screen = Live(
         console=console, get_renderable=graph.view.render, refresh_per_second=REFRESH,
-        redirect_stderr=False,
+        redirect_stderr=False, transient=True,  # the summary takes its place
     )  # fmt: skip
 
     def forward() -> None:

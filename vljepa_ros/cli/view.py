@@ -13,9 +13,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-BAR = 60  # characters of a score of FULL
+BAR = 40  # characters of a score of FULL; all fits a terminal of 60 columns
 FULL = 1.5  # change score at the bar's right end
-HISTORY = 60  # scores in the sparkline
+HISTORY = 56  # scores in the sparkline
 SAID = 10  # utterances on the screen
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 UNIFORM = 1.0  # decodes per second of the baseline

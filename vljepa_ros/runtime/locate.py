@@ -17,7 +17,7 @@ def shipped_bundles() -> list[Path]:
     prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
     folders += [Path(p) / "share/vljepa_ros/engines" for p in [*prefixes, sys.prefix]]
     folders.append(Path(__file__).resolve().parents[2] / "engines")
-    return folders
+    return list(dict.fromkeys(folders))
 
 
 def find_bundle(source: str) -> Path:
