@@ -18,7 +18,7 @@ from graph import domain
 from rclpy.parameter import Parameter
 
 from vljepa_ros.nodes.decoder import DecoderNode
-from vljepa_ros.nodes.parameters import ParameterError, Spec
+from vljepa_ros.nodes.parameters import ParameterError, Spec, unknown
 from vljepa_ros.nodes.perception import PerceptionNode
 from vljepa_ros.nodes.video import VideoNode
 
@@ -90,6 +90,23 @@ def test_the_cameras_have_parameters_of_their_own(context: rclpy.Context) -> Non
         assert node.get_parameter("rear.rate").value == 2.0
         assert node.get_parameter("front.rate").value == 0.0
         assert not node.has_parameter("camera.rate")
+    finally:
+        node.destroy_node()
+
+
+def test_what_is_not_declared_is_named_but_for_spare_defaults(context: rclpy.Context) -> None:
+    given = [
+        Parameter("cameras", value=["front"]),
+        Parameter("camera.topic", value=""),  # as in the shipped file
+        Parameter("camera.rate", value=2.0),
+        Parameter("gate_treshold", value=2.0),
+        Parameter("autostart", value=False),
+    ]
+    node = PerceptionNode(context=context, parameter_overrides=given)
+    try:
+        rate, gate = unknown(node, PerceptionNode.spare)
+        assert "'camera.rate' does not exist" in rate
+        assert "did you mean 'gate_threshold'?" in gate
     finally:
         node.destroy_node()
 
