@@ -15,7 +15,7 @@ import numpy as np
 
 from vljepa_ros.perception.change import ChangeDetector
 from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.training.evaluate import LOOK_BACK, Name, embed_episode, stream_rows
+from vljepa_ros.training.evaluate import Name, embed_episode, stream_rows
 from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.tabletop.episode import Episode
 
@@ -84,10 +84,11 @@ def measure(
                 continue
             fired += 1
             name = names[int(np.argmax(written @ state.mean))]
-            right.append(_holds(stream.episode, stamp, name))
-            near = [b for b in left if abs(b - state.segment_start_ns / 1e9) <= TOLERANCE]
+            opened = state.segment_start_ns / 1e9
+            right.append(_holds(stream.episode, opened, stamp, name))
+            near = [bound for bound in left if abs(bound - opened) <= TOLERANCE]
             if near:
-                bound = min(near, key=lambda b: abs(b - state.segment_start_ns / 1e9))
+                bound = min(near, key=lambda true_start: abs(true_start - opened))
                 left.remove(bound)
                 hits += 1
                 delays.append(stamp - bound)
@@ -108,11 +109,12 @@ def _harmonic(a: float, b: float) -> float:
     return 2 * a * b / max(1e-9, a + b)
 
 
-def _holds(episode: Episode, at: float, name: Name) -> bool:
+def _holds(episode: Episode, start: float, at: float, name: Name) -> bool:
     kind, *thing = name
     return any(
         event.kind == kind
-        and event.start <= at < event.end + LOOK_BACK
+        and event.start <= at
+        and start < event.end
         and (event.object is None or episode.object_names[event.object] == tuple(thing))
         for event in episode.events
     )

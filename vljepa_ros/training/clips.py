@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -103,7 +104,9 @@ class ClipDataset(IterableDataset):
             chosen = np.full(shape.tubelet, newest)
         else:
             chosen = newest - STRIDE * np.arange(shape.frames)[::-1]
-        frames = augment(np.stack([episode.frame(int(i)) for i in chosen]), rng)
+        view = View.draw(rng)
+        frames = augment(np.stack([view.picture(episode.frame(int(i))) for i in chosen]), rng)
+        episode = view.episode(episode)
         asked = self._questions(episode, newest, rng)
         return {
             "frames": frames,
@@ -128,6 +131,43 @@ class ClipDataset(IterableDataset):
         what = (language.DEFAULT_QUERY, said, language.describe(event, episode.object_names))
         query, answer, _ = others[rng.integers(len(others))]
         return [what, (query, answer, answer)]
+
+
+@dataclass(frozen=True)
+class View:
+    """A mirrored, zoomed and shifted view of an episode: other scenes from the same simulation.
+
+    A point of the square image at `uv` (0..1) comes to `(uv - 0.5) * scale + 0.5 + shift`.
+    """
+
+    scale: np.ndarray  # [2], x negative: mirrored
+    shift: np.ndarray  # [2]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> View:
+        zoom = rng.uniform(0.92, 1.12)
+        return cls(np.array([rng.choice((-zoom, zoom)), zoom]), rng.uniform(-0.04, 0.04, 2))
+
+    def picture(self, image: np.ndarray) -> np.ndarray:
+        """The view of one frame, uint8 `[S, S, 3]`; what lies outside is its border's colour."""
+        size = image.shape[0]
+        # pixel i is centred at (i + 0.5) / size
+        moved = (0.5 - (0.5 - 0.5 / size) * self.scale + self.shift) * size - 0.5
+        matrix = np.array([[self.scale[0], 0, moved[0]], [0, self.scale[1], moved[1]]])
+        return cv2.warpAffine(
+            image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+
+    def episode(self, episode: Episode) -> Episode:
+        """The same episode with every place and motion in the image as this view shows it."""
+        arrays = dict(episode.arrays)
+        for name in ("object_uv", "gripper_uv", "hand_uv"):
+            arrays[name] = (arrays[name] - 0.5) * self.scale + 0.5 + self.shift
+        for name in ("object_motion", "gripper_motion"):
+            arrays[name] = arrays[name] * self.scale
+        inside = np.all((arrays["object_uv"] > 0) & (arrays["object_uv"] < 1), axis=-1)
+        arrays["object_visible"] = arrays["object_visible"] & inside
+        return Episode(arrays, episode.meta)
 
 
 def augment(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:

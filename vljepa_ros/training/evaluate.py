@@ -26,7 +26,6 @@ from vljepa_ros.training.tabletop.truth import Event
 from vljepa_ros.training.tabletop.vocabulary import KINDS
 
 Name = tuple[str | None, str | None, str | None]  # kind, colour, shape
-LOOK_BACK = 1.0  # seconds before a sentence in which the event that it names may have ended
 UNIFORM_RATE = 1.0  # decodes per second that selective decoding is compared with
 
 
@@ -142,21 +141,22 @@ class Spoken:
     right: bool
 
 
-def judge(text: str, at: float, events: Sequence[dict[str, Any]]) -> tuple[str, bool, bool]:
+def judge(
+    text: str, start: float, at: float, events: Sequence[dict[str, Any]]
+) -> tuple[str, bool, bool]:
     """What truly happens at `at` s, and whether `text` names it by kind, and by kind and object.
 
-    A change is known only once it can be seen, so an event also counts if it ended less than
-    `LOOK_BACK` before.
+    A sentence is about the segment that opens, as far as it is known: what holds at any time from
+    the segment's `start` to the detection at `at` counts.
     """
     kind, colour, shape = language.name_event(text)
-    holding = [e for e in events if e["start"] <= at and at < e["end"] + LOOK_BACK]
+    holding = [e for e in events if e["start"] <= at and start < e["end"]]
     same = [e for e in holding if e["kind"] == kind]
     whole = [
         e for e in same
         if e["object"] is None or (e["object"]["colour"], e["object"]["shape"]) == (colour, shape)
     ]  # fmt: skip
-    now = next((e for e in holding if at < e["end"]), holding[-1] if holding else None)
-    return now["text"] if now else "", bool(same), bool(whole)
+    return holding[-1]["text"] if holding else "", bool(same), bool(whole)
 
 
 def speak(
@@ -182,7 +182,7 @@ def judge_stream(model: VLJepa, video: Path, truth: Path, settings: Settings) ->
         at = (step.stamp_ns - start) / 1e9
         change: Change = step.change  # type: ignore[assignment]
         opened = (change.segment_start_ns - start) / 1e9
-        told, kind_right, right = judge(text, at, known["events"])
+        told, kind_right, right = judge(text, opened, at, known["events"])
         spoken.append(Spoken(at, opened, text, told, change.score, kind_right, right))
     uniform = known["seconds"] * UNIFORM_RATE
     return {

@@ -37,9 +37,9 @@ def draw(bundle: str, video: Path, out: Path) -> None:
         3, 1, figsize=(15, 7.2), height_ratios=(1.5, 1.6, 2.2), layout="constrained"
     )
     _frames(strip, video, steps[-1].stamp_ns)
-    times = np.array([(s.stamp_ns - SECOND_NS) / 1e9 for s in steps])
+    times = np.array([_seconds(s.stamp_ns) for s in steps])
     _score(score, times, np.array([s.change_score for s in steps]), events)
-    spoken = [((step.stamp_ns - SECOND_NS) / 1e9, text) for step, text in said]
+    spoken = [(_seconds(s.change.segment_start_ns), _seconds(s.stamp_ns), text) for s, text in said]
     _words(words, spoken, events)
     for axes in (score, words):
         axes.set_xlim(0, times[-1])
@@ -53,6 +53,10 @@ def draw(bundle: str, video: Path, out: Path) -> None:
     )
     figure.savefig(out, dpi=110)
     plt.close(figure)
+
+
+def _seconds(stamp_ns: int) -> float:
+    return (stamp_ns - SECOND_NS) / 1e9
 
 
 def _frames(axes: Axes, video: Path, end_ns: int) -> None:
@@ -72,12 +76,12 @@ def _score(axes: Axes, times: np.ndarray, scores: np.ndarray, events: list[dict]
     axes.set_ylim(0, max(2.0, float(np.percentile(scores[1:], 99)) * 1.1))
 
 
-def _words(axes: Axes, spoken: list[tuple[float, str]], events: list[dict]) -> None:
+def _words(axes: Axes, spoken: list[tuple[float, float, str]], events: list[dict]) -> None:
     for event in events:
         if event["kind"] != "still":
             axes.axvspan(event["start"], event["end"], color=QUIET, lw=0)
-    for number, (at, text) in enumerate(spoken):
-        _, _, right = judge(text, at, events)
+    for number, (start, at, text) in enumerate(spoken):
+        _, _, right = judge(text, start, at, events)
         height = ROWS - number % ROWS
         axes.plot([at, at], [0, height], color=QUIET, lw=1, zorder=0)
         axes.text(at, height, text, fontsize=8, color=RIGHT if right else WRONG, va="center")

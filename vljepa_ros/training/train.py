@@ -126,7 +126,8 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
     )  # fmt: skip
     if not image and (heads := torch.load(out / "images" / "heads.pt", weights_only=True)):
         stage.state_head.load_state_dict(heads)
-    clips = ClipDataset(data, clip_shape(model.config, image), recipe.seed, image)
+    seed = recipe.seed + 1_000_003 * _steps_done(folder)  # one that goes on draws other clips
+    clips = ClipDataset(data, clip_shape(model.config, image), seed, image)
     batch = recipe.image_batch if image else recipe.video_batch
     loader = DataLoader(
         clips, batch, num_workers=recipe.workers, collate_fn=collate,
@@ -206,6 +207,13 @@ def _save(model: VLJepa, folder: Path) -> None:
     part = folder / f".{WEIGHTS}"
     save_model(model, str(part))
     part.replace(folder / WEIGHTS)
+
+
+def _steps_done(folder: Path) -> int:
+    last = folder / "last.ckpt"
+    if not last.exists():
+        return 0
+    return int(torch.load(last, map_location="cpu", weights_only=True)["global_step"])
 
 
 def _fit(stage: Any, loader: DataLoader, folder: Path, recipe: Recipe) -> None:
