@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from vljepa_ros.training import clips
-from vljepa_ros.training.clips import ClipDataset, ClipShape, augment, cell_state, collate
+from vljepa_ros.training.clips import (
+    ClipDataset,
+    ClipShape,
+    View,
+    augment,
+    cell_state,
+    collate,
+)
 from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.tabletop.episode import Episode
 from vljepa_ros.training.tabletop.vocabulary import (
@@ -256,3 +263,22 @@ def test_gripper_and_hand_have_their_cells():
     assert np.flatnonzero(state["hand"]).tolist() == [2 * 4]
     episode.hand_uv[30] = [0.1, 1.2]  # the palm is out of view, its fingers are not
     assert not cell_state(episode, np.array([30]), 4)["hand"].any()
+
+
+def test_a_view_moves_places_and_pictures_alike():
+    """A bright dot in the picture is found where the view says that the object is."""
+    episode = make_episode(EVENTS)
+    size = 96
+    for seed in range(8):
+        view = View.draw(np.random.default_rng(seed))
+        seen = view.episode(episode)
+        uv = episode.object_uv[0, 0]
+        picture = np.zeros((size, size, 3), np.uint8)
+        column, line = (uv * size).astype(int)
+        picture[line - 1 : line + 2, column - 1 : column + 2] = 255
+        lines, columns = np.nonzero(view.picture(picture)[..., 0] > 128)
+        found = (np.array([columns.mean(), lines.mean()]) + 0.5) / size
+        np.testing.assert_allclose(found, seen.object_uv[0, 0], atol=1.2 / size)
+        assert np.sign(seen.object_motion[0, 0, 0]) == np.sign(
+            episode.object_motion[0, 0, 0] * view.scale[0]
+        )

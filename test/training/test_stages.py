@@ -11,7 +11,12 @@ from torch.nn import functional as F
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.losses import info_nce
-from vljepa_ros.training.stages import DecoderStage, JointStage, scheduled
+from vljepa_ros.training.stages import (
+    FURTHER_NEGATIVES,
+    DecoderStage,
+    JointStage,
+    scheduled,
+)
 from vljepa_ros.training.texts import (
     BEGIN,
     END,
@@ -57,20 +62,21 @@ def test_questions_belong_to_their_clip(joint: JointStage):
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
 
-def test_contrast_is_info_nce_with_texts_of_the_past(joint: JointStage):
+def test_contrast_is_info_nce_with_every_event_and_texts_of_the_past(joint: JointStage):
+    joint.canonical = ["nothing is moving", "the ball rolls"]
     joint.sentences.rows(["it is a cube"], ["cube"])  # the past
     predicted = F.normalize(torch.randn(4, 48, generator=torch.Generator().manual_seed(1)), dim=-1)
     torch.manual_seed(5)
-    got, hits = joint.contrast(predicted, SAID, ["roll", "yes", "near left", "still"])
+    got, hits = joint.contrast(predicted, SAID, ["the ball rolls", "yes", "near left", "still"])
     torch.manual_seed(5)
-    further = torch.randint(5, (512,))
-    rows = torch.cat([torch.tensor([1, 2, 3, 4]), further])
-    texts = joint.model.y_encoder(*tokens(joint.sentences.tokenizer, ["it is a cube", *SAID]))[rows]
-    ids = torch.arange(5)[rows]
+    known = ["it is a cube", *SAID, "nothing is moving"]
+    rows = torch.cat([torch.tensor([1, 2, 3, 4, 5, 1]), torch.randint(6, (FURTHER_NEGATIVES,))])
+    texts = joint.model.y_encoder(*tokens(joint.sentences.tokenizer, known))[rows]
+    ids = torch.arange(6)[rows]
     wanted = info_nce(predicted, texts, ids[:4], torch.tensor(0.07), ids)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
     nearest = ids[(predicted @ texts.T).argmax(1)]
-    assert hits == (nearest == ids[:4]).float().mean()
+    assert torch.equal(hits, (nearest == ids[:4]).float())
 
 
 def test_the_joint_loss_trains_what_it_should_and_nothing_else(joint: JointStage):
