@@ -20,7 +20,7 @@ from rclpy.node import Node
 from std_msgs.msg import Header
 
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
-from vljepa_ros.nodes.process import FASTDDS_TRANSPORTS, FASTDDS_VARIABLE
+from vljepa_ros.nodes.process import FASTDDS_VARIABLE
 
 DEADLINE = 30.0  # seconds; only a failure takes so long
 
@@ -66,7 +66,7 @@ def domain() -> int:
 
 @pytest.fixture
 def node(domain: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    monkeypatch.setenv(FASTDDS_VARIABLE, FASTDDS_TRANSPORTS)  # as the robot's nodes have it
+    monkeypatch.delenv(FASTDDS_VARIABLE, raising=False)  # `listen` hears any shell's processes
     context = Context()
     rclpy.init(context=context, domain_id=domain)
     node = rclpy.create_node("talker", context=context)

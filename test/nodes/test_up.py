@@ -61,10 +61,25 @@ def test_a_video_ends_with_a_summary(bundle: Path, folder: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
-def test_a_terminal_gets_the_live_view(bundle: Path, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "shown", "not_shown"),
+    [([], ("\x1b", "Hz in", "said", "What was said"), "camera: a change"),
+     (["--no-tui"], ("camera: a change", "What was said"), "Hz in")],
+)  # fmt: skip
+def test_a_terminal_gets_the_live_view_or_lines(
+    bundle: Path, folder: Path, options: list[str], shown: tuple[str, ...], not_shown: str
+) -> None:
+    text = in_terminal(["--bundle", str(bundle), "--video", str(folder), *options])
+    for words in shown:
+        assert words in text
+    assert not_shown not in text
+
+
+def in_terminal(arguments: list[str]) -> str:
+    """What the command shows on a terminal, until it ends well."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "--bundle", str(bundle), "--video", str(folder)],
+        [*COMMAND, *arguments],
         env=environment(), cwd=tempfile.gettempdir(), stdout=slave, stderr=slave, stdin=slave,
     )  # fmt: skip
     os.close(slave)
@@ -81,9 +96,7 @@ def test_a_terminal_gets_the_live_view(bundle: Path, folder: Path) -> None:
     reader.start()
     assert process.wait(60) == 0
     reader.join(10)
-    text = shown.decode()
-    for words in ("\x1b", "Hz in", "change", "said", "What was said"):
-        assert words in text
+    return shown.decode()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -152,7 +152,7 @@ def _bundle(source: str) -> Check:
 
 
 def _video() -> Check:
-    shipped = sorted(file for folder in _shares("videos") for file in folder.glob("*.mp4"))
+    shipped = sorted(file for folder in _shares("videos") for file in folder.glob("[!.]*.mp4"))
     if not shipped:
         return Check("video", NOTE, "the shipped video is not here", "name one: --video FILE")
     try:

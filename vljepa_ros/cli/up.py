@@ -70,7 +70,7 @@ def up(
     graph = Graph(names, bundle, backend)
     try:
         with _screen(live, graph) as console:
-            code = graph.run(video, console, stop)
+            code = graph.run(video, console, stop, plain=not live)
         if code == 0:
             console.print(graph.view.summary())
     finally:
@@ -129,9 +129,12 @@ class Graph:
         )
         self.spinners = [Spinner(node) for node in (listener, self.perception, self.decoder)]
 
-    def run(self, video: str, console: Console, stop: threading.Event) -> int:
-        """Until the video has ended or `stop` is set; returns the exit code."""
-        if not console.is_terminal:
+    def run(self, video: str, console: Console, stop: threading.Event, plain: bool) -> int:
+        """Until the video has ended or `stop` is set; returns the exit code.
+
+        `plain`: print a line for what happens, because there is no live view.
+        """
+        if plain:
             self._print = console.print
         models = (self.perception, self.decoder)
         while not stop.is_set() and any(node.state != "active" for node in models):

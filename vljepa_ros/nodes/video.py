@@ -24,6 +24,7 @@ from .messages import rgb_message, to_time
 from .parameters import ParameterError, Spec, declare, unknown, values
 
 SECOND = 1_000_000_000
+LEAD = SECOND // 4  # the publisher knows of a subscriber before that can receive
 
 SPECS = (
     Spec("source", "", "Video file, folder of images, or camera device (a number, /dev/videoN)."),
@@ -116,12 +117,11 @@ class VideoNode(Node):
     def _start(self, live: bool) -> int:
         """The stamp of the first picture, in nanoseconds.
 
-        For a file the first whole second that is at least one second ahead: the publisher knows
-        of a subscriber up to a second before that can receive.
+        For a file the first whole second that is at least `LEAD` ahead.
         """
         while (now := self.get_clock().now().nanoseconds) == 0 and not self.finished.is_set():
             self.finished.wait(0.02)  # simulated time has not begun
-        return now if live else (now // SECOND + 2) * SECOND
+        return now if live else ((now + LEAD) // SECOND + 1) * SECOND
 
     def _sleep_until(self, stamp_ns: int) -> bool:
         """Wait for the ROS clock; False where the node ends before."""
