@@ -36,7 +36,7 @@ class LazyGroup(TyperGroup):
         module, attribute = COMMANDS[cmd_name]
         found = getattr(import_module(f"vljepa_ros.cli.{module}"), attribute)
         if not isinstance(found, typer.Typer):
-            function, found = found, typer.Typer()
+            function, found = found, typer.Typer(add_completion=False)
             found.command(cmd_name)(function)
         command = typer.main.get_command(found)
         command.name = cmd_name

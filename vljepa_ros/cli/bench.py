@@ -22,7 +22,11 @@ from ..nodes.process import Signals, Spinner, set_transport
 from ..runtime.errors import VLJepaError
 from .output import console
 
-app = typer.Typer(help="Measure how fast the parts are on this machine.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure how fast the parts are on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 WARM_UP = 3.0  # seconds: discovery, the first runs of the engines
 MOST = 200.0  # frames per second
 # In the order of a frame's way; `age` is the frame's when its inference begins.

@@ -9,7 +9,9 @@ import typer
 from ..runtime.errors import BundleError
 from .output import console, error_line
 
-app = typer.Typer(help="Look at a model bundle, or check it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at a model bundle, or check it.", no_args_is_help=True, add_completion=False
+)
 
 SOURCE = typer.Argument("tabletop", help="A folder, a shipped bundle's name, or a Hub id.")
 

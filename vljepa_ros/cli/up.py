@@ -229,7 +229,7 @@ class Graph:
                 shown.changes = counters.changes
             shown.dropped, shown.age = camera.dropped, camera.age
             shown.rate_in, shown.rate_out = self.perception.rates.get(name, (0.0, 0.0))
-            shown.problem = camera.silence()
+            shown.problem = camera.silence
 
 
 def _overrides(values: dict[str, Any]) -> list[Any]:

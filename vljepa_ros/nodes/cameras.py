@@ -81,6 +81,7 @@ class Camera:
         self.served = 0.0  # time.monotonic() of the last frame taken
         self.age = 0.0  # seconds, of the last frame when its inference began
         self.problem = ""  # the last one
+        self.silence = ""  # why no frame comes; empty where frames come, or may be about to
         self._due = due
         self._wake = wake
         self._node = node
@@ -98,6 +99,7 @@ class Camera:
         """Subscribe."""
         self._heard = self._alone = time.monotonic()
         self._reported.clear()
+        self.silence = ""
         self._subscription = self._node.create_subscription(
             self.type, self.topic, self._on_image, copy.copy(IMAGE_QOS),  # overrides go into it
             event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost),
@@ -129,8 +131,12 @@ class Camera:
     def _on_lost(self, event: Any) -> None:
         self.lost += event.total_count_change
 
-    def silence(self) -> str:
-        """A sentence on why no frame comes; empty where frames come, or may be about to."""
+    def look(self) -> str:
+        """Set and return `silence`; in the executor's thread."""
+        self.silence = self._silence()
+        return self.silence
+
+    def _silence(self) -> str:
         now = time.monotonic()
         if now - self._heard < QUIET or self._subscription is None:
             return ""

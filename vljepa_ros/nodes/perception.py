@@ -174,7 +174,8 @@ class PerceptionNode(ModelNode):
         self.destroy_publisher(self.__dict__.pop("_info", None))
         self.destroy_service(self.__dict__.pop("_service", None))
         self.destroy_subscription(self.__dict__.pop("_utterances", None))
-        self.cameras.clear()
+        for by_camera in (self.cameras, self.rates, self._meters, self._counted):
+            by_camera.clear()
 
     def unload(self) -> None:
         """Close the engines."""
@@ -344,7 +345,7 @@ class PerceptionNode(ModelNode):
             "steps not finite": counters.errors,
         }
         new = self._since_last(camera, counters.errors)
-        silence = camera.silence()
+        silence = camera.look()
         if silence:
             status.level, status.message = STALE, camera.report(silence)
         elif new["bad"]:

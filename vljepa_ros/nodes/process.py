@@ -108,9 +108,11 @@ class Signals:
 
 
 def _leave() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # even where nobody reads the output any more
+        os._exit(0)
 
 
 def run(module: str, name: str, args: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """The one thread of a node that owns its engines.
 
 Invariant: engines are opened, run and closed by this thread alone; no executor callback waits for
-it, but for `configure` and `cleanup`, whose result a caller needs.
+it, but for the lifecycle transitions, whose result a caller needs.
 """
 
 from __future__ import annotations

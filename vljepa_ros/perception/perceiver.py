@@ -129,7 +129,6 @@ class Perceiver:
         self.bundle = model.bundle
         self.settings = settings
         self.stages = Stages()
-        self._pending: Settings | None = None
         clip = self.bundle.clip
         self._cameras = {
             name: _Camera(Sampler(1, clip.span_ns, 1), Window(clip, 1), NoveltyGate(0, 0), 1)
@@ -157,7 +156,7 @@ class Perceiver:
         new segment. Streams of queries that stay are not disturbed.
         """
         settings.check()
-        self.settings = self._pending = settings
+        self.settings = settings
 
     def due(self, camera: str, stamp_ns: int) -> Verdict:
         """Whether a frame with this stamp is to be taken; costs about a microsecond."""
@@ -222,8 +221,8 @@ class Perceiver:
 
     def _catch_up(self) -> None:
         """Apply settings that `configure` left, on the worker's thread."""
-        settings, self._pending = self._pending, None
-        if settings is not None:
+        settings = self.settings
+        if settings is not self._settings:
             self._apply(settings)
 
     def _apply(self, settings: Settings) -> None:
