@@ -73,7 +73,15 @@ def probe(perception: NodeProcess, decoder: NodeProcess, domain_id: int) -> Iter
 
 @pytest.fixture(scope="module")
 def camera(probe: Probe) -> Stream:
-    return Stream(probe, "camera", noise(0))
+    stream = Stream(probe, "camera", noise(0))
+
+    def said() -> bool:
+        """Discovery may take seconds, and what is published before is not sent again."""
+        stream.restart(noise(0))
+        return bool(probe.utterances)
+
+    probe.wait(said, "the first words")
+    return stream
 
 
 def test_stamps_and_frame_ids_are_the_images(camera: Stream) -> None:
