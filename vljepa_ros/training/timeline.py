@@ -19,8 +19,8 @@ from vljepa_ros.runtime.bundle import find_bundle, load_bundle
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.training.evaluate import judge, speak
 
-INK, QUIET, RIGHT, WRONG = "#1f3a5f", "#e8ecf1", "#1b7f4d", "#b3402a"
-ROWS = 5  # of sentences, so that neighbours do not overlap
+INK, QUIET, RIGHT, HALF, WRONG = "#1f3a5f", "#e8ecf1", "#1b7f4d", "#a8740a", "#b3402a"
+LETTER = 0.36  # seconds that a letter takes up, at 8 points on 90 s
 SHOWN = 8  # frames in the strip above
 
 
@@ -34,7 +34,7 @@ def draw(bundle: str, video: Path, out: Path) -> None:
     events = json.loads(video.with_suffix(".json").read_text())["events"]
     steps, said = speak(model, video, Settings())
     figure, (strip, score, words) = plt.subplots(
-        3, 1, figsize=(15, 7.2), height_ratios=(1.5, 1.6, 2.2), layout="constrained"
+        3, 1, figsize=(15, 7.6), height_ratios=(1.5, 1.5, 2.4), layout="constrained"
     )
     _frames(strip, video, steps[-1].stamp_ns)
     times = np.array([_seconds(s.stamp_ns) for s in steps])
@@ -80,11 +80,15 @@ def _words(axes: Axes, spoken: list[tuple[float, float, str]], events: list[dict
     for event in events:
         if event["kind"] != "still":
             axes.axvspan(event["start"], event["end"], color=QUIET, lw=0)
-    for number, (start, at, text) in enumerate(spoken):
-        _, _, right = judge(text, start, at, events)
-        height = ROWS - number % ROWS
-        axes.plot([at, at], [0, height], color=QUIET, lw=1, zorder=0)
-        axes.text(at, height, text, fontsize=8, color=RIGHT if right else WRONG, va="center")
-    axes.set_ylim(0, ROWS + 0.6)
+    free: list[float] = []  # for each row, from when on it is empty
+    for start, at, text in spoken:
+        left = min(at, events[-1]["end"] - LETTER * len(text))
+        row = next((i for i, end in enumerate(free) if end <= left), len(free))
+        free[row : row + 1] = [left + LETTER * (len(text) + 2)]
+        _, kind_right, right = judge(text, start, at, events)
+        colour = RIGHT if right else HALF if kind_right else WRONG
+        axes.plot([at, at], [-row, 0.7], color=colour, lw=0.6, alpha=0.5, zorder=0)
+        axes.text(left, -row, text, fontsize=8, color=colour, va="center")
+    axes.set_ylim(-len(free) + 0.3, 0.7)
     axes.set_yticks([])
     axes.set_ylabel("what was said")
