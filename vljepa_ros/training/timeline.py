@@ -87,7 +87,7 @@ def _words(axes: Axes, spoken: list[tuple[float, float, str]], events: list[dict
         free[row : row + 1] = [left + LETTER * (len(text) + 2)]
         _, kind_right, right = judge(text, start, at, events)
         colour = RIGHT if right else HALF if kind_right else WRONG
-        axes.plot([at, at], [-row, 0.7], color=colour, lw=0.6, alpha=0.5, zorder=0)
+        axes.plot([at, at], [-row, 0.7], color=colour, lw=0.6, alpha=0.6, zorder=2)
         axes.text(left, -row, text, fontsize=8, color=colour, va="center")
     axes.set_ylim(-len(free) + 0.3, 0.7)
     axes.set_yticks([])
