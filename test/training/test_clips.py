@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.training import clips
 from vljepa_ros.training.clips import (
     ClipDataset,
@@ -114,7 +115,7 @@ def test_shapes_and_types(root: Path, still: bool, frames: int):
 
 
 def test_no_episodes_is_said_in_a_sentence(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="run `vljepa data` first"):
+    with pytest.raises(VLJepaError, match="run `vljepa data --split train` first"):
         ClipDataset(tmp_path, SHAPE, 0)
 
 

@@ -21,7 +21,7 @@ PICTURE = typer.Argument(..., help="The picture (PNG) that is made.")
 
 
 def data(
-    split: str = typer.Option("train", help="train, stills, test or composition."),
+    split: str = typer.Option("train", help="train, stills, stream, test or composition."),
     episodes: int = typer.Option(2000, min=1, help="How many episodes there shall be."),
     seconds: float = typer.Option(30.0, min=0.25, help="Length of an episode."),
     folder: Path = DATA,

@@ -22,6 +22,7 @@ from torch.export import Dim
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.bundle import GraphSpec, TensorSpec
 from vljepa_ros.runtime.engine import open_engine
+from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.manifest import write_manifest
 
 OPSET = 18
@@ -30,7 +31,7 @@ TOLERANCE = 0.999  # least cosine to torch
 COMPRESSED = 10_000  # numbers in a tensor from which small storage is worth it
 
 
-class ExportError(Exception):
+class ExportError(VLJepaError):
     """A graph that does not give torch's numbers."""
 
 

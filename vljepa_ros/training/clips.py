@@ -47,11 +47,9 @@ class ClipDataset(IterableDataset):
     """
 
     def __init__(self, root: Path, shape: ClipShape, seed: int, still_images: bool = False):
-        self.paths = store.episode_paths(root, "train")
+        self.paths = store.needed(root, "train")
         if still_images:
             self.paths += store.episode_paths(root, "stills")
-        if not self.paths:
-            raise FileNotFoundError(f"there are no episodes in {root}: run `vljepa data` first")
         self.shape, self.seed, self.still_images = shape, seed, still_images
         self.loaded: dict[int, Episode] = {}  # frames stay jpeg: less than 1 MB an episode
         if still_images:

@@ -40,6 +40,8 @@ def release(run: Path, data: Path, out: Path, version: str, video: Path | None) 
     `data` holds the episodes (splits stream, test and composition); `video` a held-out
     stream with its ground truth in a JSON file of the same name, or None.
     """
+    for split in ("train", "stream", "test", "composition"):
+        store.needed(data, split)
     model = train.load_checkpoint(run)
     sample = ClipDataset(data, train.clip_shape(model.config), seed=1)
     rng = np.random.default_rng(1)
@@ -52,13 +54,13 @@ def release(run: Path, data: Path, out: Path, version: str, video: Path | None) 
         {"tokenizer.json": run / "tokenizer.json", "y_tokenizer.json": y_tokenizer}, clips, texts,
     )  # fmt: skip
     bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
-    found = calibrate(bundle, store.episode_paths(data, "stream"))
+    found = calibrate(bundle, store.needed(data, "stream"))
     log.info("calibrated: %s", found)
     _amend(out, found, {"calibration": _rounded(found)})
     bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
     evaluation: dict[str, Any] = {}
     for split in ("test", "composition"):
-        evaluation[split] = name_clips(bundle, store.episode_paths(data, split))
+        evaluation[split] = name_clips(bundle, store.needed(data, split))
     if video is not None:
         judged = judge_stream(bundle, video, video.with_suffix(".json"), Settings())
         for said in judged.pop("spoken"):

@@ -16,6 +16,7 @@ from vljepa_ros.perception.offline import SECOND_NS
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.perception.video import VideoSource
 from vljepa_ros.runtime.bundle import find_bundle, load_bundle
+from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.training.evaluate import judge, speak
 
@@ -31,7 +32,10 @@ def draw(bundle: str, video: Path, out: Path) -> None:
     """
     parts = ("x_encoder", "predictor", "y_encoder", "y_decoder")
     model = VLJepa(load_bundle(find_bundle(bundle)), parts=parts)
-    events = json.loads(video.with_suffix(".json").read_text())["events"]
+    truth = video.with_suffix(".json")
+    if not truth.is_file():
+        raise VLJepaError(f"{truth} is missing: the timeline needs the ground truth of {video}.")
+    events = json.loads(truth.read_text())["events"]
     steps, said = speak(model, video, Settings())
     figure, (strip, score, words) = plt.subplots(
         3, 1, figsize=(15, 7.6), height_ratios=(1.5, 1.5, 2.4), layout="constrained"

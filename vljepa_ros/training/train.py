@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vljepa_ros.model.config import VLJepaConfig, tabletop
 from vljepa_ros.model.networks import VLJepa
+from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.clips import ClipDataset, ClipShape, collate
 from vljepa_ros.training.stages import DecoderStage, JointStage
@@ -92,7 +93,12 @@ def build(tokenizer: Path) -> VLJepa:
 
 
 def load_checkpoint(folder: Path) -> VLJepa:
-    """The model in a folder that `train` finished."""
+    """The model in a folder that `train` finished; VLJepaError where it did not."""
+    if not (folder / WEIGHTS).is_file():
+        raise VLJepaError(
+            f"{folder} holds no finished training: there is no {WEIGHTS}; "
+            f"let `vljepa train {folder}` run to its end."
+        )
     config = VLJepaConfig.from_json_file(str(folder / "config.json"))
     model = VLJepa(config)
     load_model(model, str(folder / WEIGHTS))

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vljepa_ros.runtime.errors import VLJepaError
+
 from .episode import DATA_VERSION, SECONDS, SPLITS, Episode, simulate
 from .language import Moment, describe
 from .truth import Event
@@ -50,6 +52,17 @@ def load_episode(path: Path) -> Episode:
 def episode_paths(root: Path, split: str) -> list[Path]:
     """The episodes of a split that are there, by seed."""
     return sorted((root / split).glob("[0-9]*.npz"))
+
+
+def needed(root: Path, split: str) -> list[Path]:
+    """The episodes of a split; VLJepaError where there are none."""
+    found = episode_paths(root, split)
+    if not found:
+        raise VLJepaError(
+            f"There are no episodes of the split '{split}' in {root}: "
+            f"run `vljepa data --split {split}` first."
+        )
+    return found
 
 
 NAMED_AFTER = 0.25  # s; a change is named only once it can be seen
@@ -113,7 +126,7 @@ def generate(
     )
 
     if split not in SPLITS:
-        raise ValueError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise VLJepaError(f"There is no split '{split}'; choose one of {', '.join(SPLITS)}.")
     seeds = range(SPLITS[split] + start, SPLITS[split] + start + episodes)
     paths = [out_dir / split / f"{seed:08d}.npz" for seed in seeds]
     jobs = [(path, seed, seconds) for path, seed in zip(paths, seeds) if not path.exists()]
