@@ -165,8 +165,10 @@ def test_learning_lowers_the_loss(trained: Path, losses: list[float]):
     assert np.mean(losses[90:100]) < 0.8 * np.mean(losses[:10])
 
 
-def test_the_recipe_is_kept(trained: Path):
-    assert Recipe(**json.loads((trained / "recipe.json").read_text())) == RECIPE
+def test_the_recipe_is_kept_with_the_number_of_episodes(trained: Path):
+    kept = json.loads((trained / "recipe.json").read_text())
+    assert kept.pop("episodes")["train"] > 0
+    assert Recipe(**kept) == RECIPE
 
 
 # The bundle of what was trained
