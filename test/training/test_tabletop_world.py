@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.training.tabletop import plan, skills, store
 from vljepa_ros.training.tabletop.episode import (
     FRAME_RATE,
@@ -241,7 +242,7 @@ def test_generation_resumes_and_leaves_what_is_there(tmp_path):
 
 
 def test_an_unknown_split_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no split 'tset'; choose one of train, test"):
+    with pytest.raises(VLJepaError, match="no split 'tset'; choose one of train, test"):
         store.generate(tmp_path, "tset", 1)
 
 
