@@ -2,7 +2,7 @@
 
 Invariant: the session's own inputs and outputs are those that the manifest declares.
 
-Measured with a 6-layer, 192-wide encoder on two busy cores: spinning threads take 2 to 5 times the
+Measured with a 6-layer, 192-wide encoder on two busy cores: spinning threads take 2 to 4 times the
 CPU time for a longer latency, full graph optimisation saves a seventh over none, and I/O binding
 with preallocated buffers gains nothing, so it is not used.
 """
