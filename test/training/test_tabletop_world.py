@@ -80,7 +80,7 @@ def test_fields_have_the_documented_shapes(episodes):
         np.testing.assert_allclose(np.diff(episode.stamps), 1 / FRAME_RATE)
         assert episode.object_uv.shape == (frames, objects, 2)
         assert episode.object_state.dtype == np.uint8
-        assert episode.frame(frames - 1).shape == (96, 96, 3)
+        assert episode.frame(frames - 1).shape == (128, 128, 3)
         for name, values in episode.arrays.items():
             if values.dtype.kind == "f":
                 assert np.isfinite(values).all(), name

@@ -17,12 +17,13 @@ import numpy as np
 from . import plan, skills
 from .camera import Camera, project, shrink
 from .scene import sample_scene
-from .truth import Event, events, facts
+from .occlusion import HIDDEN, covered
+from .truth import Event, Seen, events, facts
 from .vocabulary import COLOURS, KINDS, ON_TABLE, SHAPES
 from .world import TICK, World
 
-DATA_VERSION = 1
-IMAGE_SIZE = 96
+DATA_VERSION = 2
+IMAGE_SIZE = 128
 FRAME_RATE = 8
 TICKS_PER_FRAME = round(1 / (FRAME_RATE * TICK))
 LOOK_AHEAD = round(
@@ -59,7 +60,7 @@ class Episode:
         return len(self.arrays["stamps"])
 
     def frame(self, index: int) -> np.ndarray:
-        """RGB uint8 [96, 96, 3]."""
+        """RGB uint8 [128, 128, 3]."""
         start, end = self.arrays["offsets"][index : index + 2]
         image = cv2.imdecode(self.arrays["jpeg"][start:end], cv2.IMREAD_COLOR)
         if image is None:
@@ -130,16 +131,17 @@ def _capture(camera: Camera, look: Look, rng: np.random.Generator) -> np.ndarray
 
 
 def simulate(seed: int, seconds: float = SECONDS) -> Episode:
-    """Runs the episode of a seed: `seconds * 8` frames of 96 x 96."""
+    """Runs the episode of a seed: `seconds * 8` frames of 128 x 128."""
     style = np.random.default_rng([seed, 1])
     calm = bool(style.random() < 0.35)
     look = Look(
-        bool(style.random() < 0.15),
+        bool(style.random() < 0.3),
         float(style.choice([0.0, style.uniform(0.5, 2.0)], p=[0.6, 0.4])),
     )
     world = begin(seed)
     motion = controller(world, seed, seconds, calm)
     jpegs: list[np.ndarray] = []
+    cells: list[np.ndarray] = []
     with Camera(world, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE, look.shadows) as camera:
         ticks = round(seconds / TICK)
         for tick in range(ticks + LOOK_AHEAD):
@@ -150,8 +152,10 @@ def simulate(seed: int, seconds: float = SECONDS) -> Episode:
                 ok, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
                 assert ok
                 jpegs.append(data.ravel())
+                cells.append(camera.owners())
     arrays = _truth_arrays(world, ticks)
     arrays["jpeg"] = np.concatenate(jpegs)
+    arrays["cells"] = np.stack(cells)
     arrays["offsets"] = np.cumsum([0, *(len(data) for data in jpegs)], dtype=np.int64)
     meta = {
         "seed": seed,
@@ -173,8 +177,8 @@ def episode_events(world: World, until: int) -> list[Event]:
     fading = 12  # ticks; a fall is named though it leads out of the view at once
     in_view = _inside(uv, 0.02)
     in_view[fading:] |= in_view[:-fading]
-    known = facts(world.spec, history)
-    return events(world.spec, history, known, gripper_in_view, hand_in_view, in_view, until)
+    seen = Seen(gripper_in_view, hand_in_view, in_view, covered(world, history))
+    return events(world.spec, history, facts(world.spec, history), seen, until)
 
 
 def _object_uv(world: World, history: dict[str, np.ndarray]) -> np.ndarray:
@@ -217,7 +221,7 @@ def _truth_arrays(world: World, ticks: int) -> dict[str, np.ndarray]:
         "stamps": np.arange(count) / FRAME_RATE,
         "objects": np.array(objects, dtype=np.int16),
         "object_uv": uv[frames].astype(np.float32),
-        "object_visible": (_inside(uv) & above)[frames],
+        "object_visible": (_inside(uv) & above & (covered(world, history) < HIDDEN))[frames],
         "object_motion": np.gradient(uv, TICK, axis=0)[frames].astype(np.float32),
         "object_state": bits[frames],
         "gripper_uv": gripper_uv[frames].astype(np.float32),

@@ -132,6 +132,22 @@ TEMPLATES: dict[str, tuple[str, ...]] = {  # the canonical wording first
         "somebody waves a hand over the table",
         "a person's hand goes by",
     ),
+    "cover": (
+        "a hand covers {object}",
+        "a hand hides {object}",
+        "{object} disappears under a hand",
+        "{object} is covered by a hand",
+        "somebody puts a hand over {object}",
+        "a hand conceals {object}",
+    ),
+    "uncover": (
+        "the hand uncovers {object}",
+        "the hand reveals {object}",
+        "{object} comes into sight again",
+        "{object} is uncovered",
+        "the hand shows {object} again",
+        "{object} appears from under the hand",
+    ),
 }
 
 UNSEEN_TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -154,6 +170,11 @@ UNSEEN_TEMPLATES: dict[str, tuple[str, ...]] = {
     "fall_off": ("{object} tumbles off the table", "{object} plunges to the ground"),
     "retreat": ("the manipulator draws back", "the claw departs"),
     "hand": ("someone's arm crosses above the surface", "fingers of a person go past"),
+    "cover": ("someone's palm blocks the view of {object}", "fingers of a person obscure {object}"),
+    "uncover": (
+        "someone's palm no longer blocks the view of {object}",
+        "fingers of a person unveil {object}",
+    ),
 }
 SYNONYMS: dict[str, str] = {
     "red": "crimson",
@@ -174,6 +195,8 @@ SYNONYMS: dict[str, str] = {
 
 # What gives a kind away, the most telling first; `name_event` takes the first that is found.
 _CUES: tuple[tuple[str, str], ...] = (
+    ("uncover", r"uncover|reveal|sight again|shows .*again|from under"),
+    ("cover", r"\bcover|\bhides\b|under a hand|puts a hand|conceal"),
     (
         "fall_off",
         r"leaves the table|fall(s|ing)? off|off the edge|over the edge|to the floor",

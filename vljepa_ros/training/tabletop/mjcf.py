@@ -93,20 +93,20 @@ def _gripper(spec: SceneSpec) -> str:
     )
 
 
+HAND_PARTS: list[tuple[tuple[float, ...], float]] = [  # capsules: both ends and the radius, m
+    ((0, -0.05, 0, 0, -0.5, 0.12), 0.03),  # forearm
+    ((-0.02, 0, 0, 0.02, 0, 0), 0.026),  # palm
+    ((-0.02, -0.03, 0, 0.02, -0.03, 0), 0.026),
+    *(((x, 0.01, 0, 1.35 * x, 0.085, -0.012), 0.009) for x in (-0.032, -0.011, 0.011, 0.032)),
+    ((0.03, -0.03, 0, 0.065, 0.02, -0.01), 0.01),  # thumb
+]
+
+
 def _hand(spec: SceneSpec) -> str:
-    rgb = np.array(spec.skin_rgb)
-    parts = [
-        ("0 -0.05 0 0 -0.5 0.12", 0.03),
-        ("-0.02 0 0 0.02 0 0", 0.026),
-        ("-0.02 -0.03 0 0.02 -0.03 0", 0.026),
-    ]
-    parts += [
-        (f"{x} 0.01 0 {1.35 * x:.4f} 0.085 -0.012", 0.009) for x in (-0.032, -0.011, 0.011, 0.032)
-    ]
-    parts.append(("0.03 -0.03 0 0.065 0.02 -0.01", 0.01))
     geoms = "".join(
-        f'<geom type="capsule" size="{size}" fromto="{ends}" rgba="{_numbers(rgb)} 1" {_LOOK}/>'
-        for ends, size in parts
+        f'<geom type="capsule" size="{size}" fromto="{_numbers(ends)}" '
+        f'rgba="{_numbers(spec.skin_rgb)} 1" {_LOOK}/>'
+        for ends, size in HAND_PARTS
     )
     return f'<body name="hand" mocap="true" pos="0 0 -5">{geoms}</body>'
 

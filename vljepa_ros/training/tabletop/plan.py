@@ -28,7 +28,7 @@ _WEIGHTS = {
     skills.pick_and_drop: 1.7,
     skills.push: 1.5,
     skills.push_off: 0.9,
-    skills.tip: 2.6,
+    skills.tip: 1.8,
     skills.flick: 2.8,
 }
 
@@ -42,8 +42,8 @@ class Rhythm:
     hand: float
 
 
-BUSY = Rhythm(park=0.35, pause=(0.0, 1.2), hand=0.12)
-CALM = Rhythm(park=1.0, pause=(2.0, 6.0), hand=0.2)
+BUSY = Rhythm(park=0.35, pause=(0.0, 1.2), hand=0.4)
+CALM = Rhythm(park=1.0, pause=(2.0, 6.0), hand=0.35)
 
 
 def _possible(world: World, index: int, seconds_left: float) -> list[Callable[..., Iterator[None]]]:
@@ -94,6 +94,21 @@ def choose(
     return skill(world, index)
 
 
+def with_hand(world: World, prefer_held_out: bool) -> Iterator[None]:
+    """A hand passes by, or more often covers something."""
+    weights = {}
+    for index in range(world.count):
+        item, position = world.object(index), world.position(index)
+        if world.on_table(index) and skills.well_in_view(world, position):
+            pair = (item.colour, item.shape)
+            rare = prefer_held_out and any(held_out(*pair, kind) for kind in ("cover", "uncover"))
+            weights[index] = 6.0 if rare else 1.0
+    if not weights or world.rng.random() < 0.35:
+        return skills.pass_hand(world)
+    share = np.array(list(weights.values())) / sum(weights.values())
+    return skills.cover(world, int(world.rng.choice(list(weights), p=share)))
+
+
 def mixed(world: World, seconds: float, rhythm: Rhythm, prefer_held_out: bool) -> Iterator[None]:
     """Skills without end, with pauses by `rhythm`."""
     rng = world.rng
@@ -110,7 +125,7 @@ def mixed(world: World, seconds: float, rhythm: Rhythm, prefer_held_out: bool) -
         if parked:
             yield from skills.wait(world, rng.uniform(*rhythm.pause))
             if rng.random() < (0.5 if skill is None else rhythm.hand):
-                yield from skills.pass_hand(world)
+                yield from with_hand(world, prefer_held_out)
                 yield from skills.wait(world, rng.uniform(0.3, rhythm.pause[1]))
             elif skill is None:
                 yield from skills.wait(world, 2.0)
@@ -122,9 +137,9 @@ def poisson(world: World, seconds: float, mean_gap: float) -> Iterator[None]:
     done: Counter[str] = Counter()
     while True:
         yield from skills.wait(world, 0.5 + rng.exponential(mean_gap))
-        skill = None if rng.random() < 0.12 else choose(world, seconds - world.time, False, done)
+        skill = None if rng.random() < 0.2 else choose(world, seconds - world.time, False, done)
         if skill is None:
-            yield from skills.pass_hand(world)
+            yield from with_hand(world, False)
         else:
             yield from skill
             yield from skills.park(world)

@@ -250,8 +250,9 @@ def _clear_direction(world: World, index: int, distance: float, leave: bool) -> 
 
 
 def _shove(
-    world: World, index: int, way: np.ndarray, z: float, reach_on: float, peak: float
-) -> Motion:
+    world: World, index: int, way: np.ndarray, z: float, reach_on: float, peak: float,
+    opening: float = 0.012,
+) -> Motion:  # fmt: skip
     """Comes down behind an object and moves through to `reach_on` m beyond its near side."""
     yield from settled(world, index)
     if not world.on_table(index):
@@ -260,7 +261,7 @@ def _shove(
     extent = _half_extent(world, index, way)
     start = np.array([*(here[:2] - way * (extent + 0.035)), z, _angle(way) + np.pi / 2])
     speed = world.rng.uniform(0.22, 0.4)
-    yield from travel(world, start, _duration(world, start, speed), 0.1, 0.012)
+    yield from travel(world, start, _duration(world, start, speed), 0.1, opening)
     yield from wait(world, 0.05)
     length = 0.023 + reach_on
     goal = world.setpoint + np.array([*(way * length), 0, 0])
@@ -296,10 +297,11 @@ def push_off(world: World, index: int) -> Motion:
 
 
 def tip(world: World, index: int) -> Motion:
-    """Pushes a tall object near its top, so that it goes over."""
+    """Pushes a tall object near its top with closed fingers, so that it goes over."""
     item = world.object(index)
     way = _clear_direction(world, index, item.height, False)
-    yield from _shove(world, index, way, 0.84 * item.height, 0.06, world.rng.uniform(0.2, 0.35))
+    height, peak = 0.88 * item.height, world.rng.uniform(0.25, 0.5)
+    yield from _shove(world, index, way, height, 0.75 * item.height, peak, opening=-0.003)
     yield from wait(world, world.rng.uniform(0.4, 0.8))
 
 
@@ -347,5 +349,30 @@ def pass_hand(world: World) -> Motion:
         world.hand = np.array([side * along, depth - 0.12 * abs(along), height + 0.05 * abs(along)])
         world.hand_yaw = -side * along * 0.6
         yield
+    world.hand = np.array([0.0, 0.0, -5.0])
+    yield
+
+
+def cover(world: World, index: int) -> Motion:
+    """A hand comes between the camera and an object, stays a while, and leaves."""
+    position = world.position(index)
+    eye = world.model.cam_pos[world.model.camera("view").id]
+    way = (eye - position) / np.linalg.norm(eye - position)
+    over = position + way * world.rng.uniform(0.07, 0.11)
+    over[:2] += world.rng.uniform(-0.008, 0.008, 2)
+    side = world.rng.choice([-1.0, 1.0])
+    outside = np.array([side * 0.5, over[1] - 0.1, over[2] + 0.04])
+    yaw = side * world.rng.uniform(0.0, 0.5)
+    come, leave = world.rng.uniform(0.9, 1.6, 2)
+    for ticks, fractions in (
+        (round(come / TICK), (0.0, 1.0)),
+        (round(world.rng.uniform(1.0, 2.6) / TICK), (1.0, 1.0)),
+        (round(leave / TICK), (1.0, 0.0)),
+    ):
+        for tick in range(1, ticks + 1):
+            near = fractions[0] + (fractions[1] - fractions[0]) * _ease(tick / ticks)
+            world.hand = outside + near * (over - outside)
+            world.hand_yaw = yaw * near
+            yield
     world.hand = np.array([0.0, 0.0, -5.0])
     yield

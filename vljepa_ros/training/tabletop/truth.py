@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .occlusion import HIDDEN
 from .scene import FLOOR, TALL, SceneSpec
 from .vocabulary import FALLEN, HELD, KINDS, MOVING, ON_TABLE, UPRIGHT
 from .world import TICK
@@ -25,6 +26,8 @@ PRIORITY = (
     "push",
     "roll",
     "slide",
+    "cover",
+    "uncover",
     "hand",
     "reach",
     "retreat",
@@ -37,6 +40,8 @@ MOVING_SPEED = 0.02  # m/s
 _COASTING_SPEED = 0.035
 _GRIPPER_SPEED = 0.02
 _SLOW_SPEED = 0.08
+_COVERED = 0.7  # s; a hand that goes by hides things for less
+_NOTICED = 0.8  # s that hiding or showing lasts beyond the motion
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,16 @@ class Event:
     object: int | None
     start: float
     end: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the camera can see at every tick."""
+
+    gripper: np.ndarray  # bool [T]: in the view
+    hand: np.ndarray  # bool [T]
+    objects: np.ndarray  # bool [T, O]: in the view, or a moment ago
+    covered: np.ndarray  # float [T, O]: the share of an object that the hand hides
 
 
 @dataclass(frozen=True)
@@ -245,6 +260,24 @@ def _mark_free_motion(
         canvas.mark("roll" if shape == "ball" or lying else "slide", item, start, end)
 
 
+def _mark_covering(
+    canvas: _Canvas, item: int, covered: np.ndarray, fallen: np.ndarray
+) -> None:
+    """Cover and uncover of one object: it goes out of sight under the hand, and comes back."""
+    hidden = _bridge((covered >= HIDDEN) & ~fallen, 0.2)
+    for start, end in _runs(hidden):
+        if (end - start) * TICK < _COVERED:
+            continue
+        begin, last = start, end
+        while begin > 0 and covered[begin - 1] > 0.1:
+            begin -= 1
+        while last < len(covered) and covered[last] > 0.1:
+            last += 1
+        half = (start + end) // 2
+        canvas.mark("cover", item, begin, min(half, start + round(_NOTICED / TICK)))
+        canvas.mark("uncover", item, end, last + round(_NOTICED / TICK))
+
+
 def _approached(distance: np.ndarray, contact: np.ndarray, speed: np.ndarray) -> int | None:
     """The object the gripper goes to, by what follows: distance, contact [W, O]; speed [W]."""
     touch = contact & ~contact[0]
@@ -351,26 +384,21 @@ def _extend_short(runs: list[list[int]], ticks: int) -> list[list[int]]:
 
 
 def events(
-    spec: SceneSpec,
-    history: dict[str, np.ndarray],
-    facts: Facts,
-    gripper_in_view: np.ndarray,
-    hand_in_view: np.ndarray,
-    object_in_view: np.ndarray,
-    until: int,
+    spec: SceneSpec, history: dict[str, np.ndarray], facts: Facts, seen: Seen, until: int
 ) -> list[Event]:
     """The gap-free list of events of the first `until` ticks.
 
-    The masks are bool [T], [T] and [T, O]. What comes later tells where the last motion led.
+    What comes later tells where the last motion led.
     """
-    canvas = _Canvas(object_in_view)
+    canvas = _Canvas(seen.objects)
     for item in range(len(spec.objects)):
         _mark_falls(canvas, item, spec, facts, history)
         _mark_handling(canvas, item, facts, history)
         _mark_free_motion(canvas, item, spec, facts, history)
-    for start, end in _runs(hand_in_view):
+        _mark_covering(canvas, item, seen.covered[:, item], facts.fallen[:, item])
+    for start, end in _runs(seen.hand):
         canvas.mark("hand", -1, start, end)
-    _mark_gripper(canvas, facts, history, gripper_in_view)
+    _mark_gripper(canvas, facts, history, seen.gripper)
     canvas.kind, canvas.object = canvas.kind[:until], canvas.object[:until]
     runs = _merge_flickers(_to_runs(canvas), keep_short=True)
     runs = _merge_flickers(_extend_short(runs, until), keep_short=False)

@@ -20,6 +20,8 @@ KINDS = (
     "fall_off",
     "retreat",
     "hand",
+    "cover",
+    "uncover",
 )
 OBJECT_KINDS = tuple(kind for kind in KINDS if kind not in ("still", "retreat", "hand"))
 
