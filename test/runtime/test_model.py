@@ -98,6 +98,13 @@ def test_decoding_says_words_that_depend_on_the_embedding(model: VLJepa) -> None
     assert len(texts) > 5
 
 
+def test_texts_are_decoded_in_one_batch_as_one_by_one(model: VLJepa) -> None:
+    embeddings = np.random.default_rng(3).normal(size=(7, 32)).astype(np.float32)
+    texts = [model.decode(embedding) for embedding in embeddings]
+    assert len(set(texts)) > 1
+    assert model.decode_all(embeddings) == texts
+
+
 def test_the_key_value_cache_reaches_the_decoder(model: VLJepa) -> None:
     """Decoding by hand, feeding the cache back, gives the same words."""
     embedding = np.full((1, 32), 32**-0.5, np.float32)

@@ -117,24 +117,34 @@ class VLJepa:
 
     def decode(self, embedding: np.ndarray) -> str:
         """The words of an embedding, float32 `[E]`: greedy, with a key-value cache."""
+        started = time.monotonic()
+        text = self.decode_all(embedding[None])[0]
+        self._runs["y_decoder"].append(time.monotonic() - started)  # a whole text, not a token
+        return text
+
+    def decode_all(self, embeddings: np.ndarray) -> list[str]:
+        """The words of embeddings, float32 `[N, E]`, in one batch: what `decode` says of each."""
         spec = self.bundle.decoder
         if spec is None:
             raise EngineError(f"The bundle {self.bundle.path} has no decoder.")
-        if not np.isfinite(embedding).all():
+        if not np.isfinite(embeddings).all():
             raise EngineError("The embedding to decode holds values that are not finite.")
-        past = np.zeros((2 * spec.layers, 1, spec.heads, 0, spec.head_dim), np.float32)
-        token, tokens = spec.begin, list[int]()
-        started = time.monotonic()
-        while len(tokens) < spec.length:
+        count = len(embeddings)
+        past = np.zeros((2 * spec.layers, count, spec.heads, 0, spec.head_dim), np.float32)
+        token = np.full(count, spec.begin, np.int64)
+        ended = np.zeros(count, bool)
+        tokens: list[list[int]] = [[] for _ in range(count)]
+        for _ in range(spec.length):
             outputs = self._engine("y_decoder").run(
-                embedding=embedding[None], ids=np.array([[token]], np.int64), past=past
+                embedding=embeddings, ids=token[:, None], past=past
             )
-            token, past = int(outputs["logits"][0].argmax()), outputs["present"]
-            if token == spec.end:
+            token, past = outputs["logits"].argmax(-1), outputs["present"]
+            ended |= token == spec.end
+            if ended.all():
                 break
-            tokens.append(token)
-        self._runs["y_decoder"].append(time.monotonic() - started)  # a whole text, not a token
-        return self._decoder_tokenizer.decode(tokens) or spec.empty_text
+            for row in np.flatnonzero(~ended):
+                tokens[row].append(int(token[row]))
+        return [self._decoder_tokenizer.decode(one) or spec.empty_text for one in tokens]
 
     def confidence(self, text: str, embedding: np.ndarray) -> float:
         """Cosine between `text`, encoded, and `embedding`, float32 `[E]`, in -1..1."""
