@@ -16,8 +16,10 @@ from vljepa_ros.training.clips import (
     augment,
     cell_state,
     collate,
+    pool,
 )
 from vljepa_ros.training.tabletop import language, store
+from vljepa_ros.training.tabletop.camera import CELLS, GRIPPER, HAND
 from vljepa_ros.training.tabletop.episode import Episode
 from vljepa_ros.training.tabletop.vocabulary import (
     COLOURS,
@@ -43,6 +45,15 @@ FREE = next(
     for colour in COLOURS for shape in SHAPES
     if not any(language.held_out(colour, shape, kind) for kind in OBJECT_KINDS)
 )  # fmt: skip
+
+
+def grids(uv: np.ndarray) -> np.ndarray:
+    """Each object fills the one cell of its centre, the later over the earlier."""
+    cells = np.zeros((len(uv), CELLS, CELLS), np.uint8)
+    for frame, places in enumerate(uv):
+        for thing, (column, line) in enumerate((places * CELLS).astype(int)):
+            cells[frame, line, column] = thing + 1
+    return cells
 
 
 def make_episode(events: list[tuple[str, int, float, float]]) -> Episode:
@@ -73,6 +84,7 @@ def make_episode(events: list[tuple[str, int, float, float]]) -> Episode:
             "gripper_motion": np.zeros((FRAMES, 2), np.float32),
             "hand_visible": np.zeros(FRAMES, bool),
             "hand_uv": np.zeros((FRAMES, 2), np.float32),
+            "cells": grids(uv),
             "event_kind": np.array([KINDS.index(e[0]) for e in events], np.int16),
             "event_object": np.array([e[1] for e in events], np.int16),
             "event_span": np.array([e[2:] for e in events], np.float32),
@@ -187,7 +199,7 @@ def test_the_first_question_is_the_default_one_and_its_meaning_the_canonical_wor
     item = ClipDataset(root, SHAPE, 0).clip(make_episode(EVENTS), 34, np.random.default_rng(3))
     assert item["queries"][0] == language.DEFAULT_QUERY
     assert item["meanings"][0] == f"the gripper pushes the {FREE[0]} {FREE[1]}"
-    assert language.name_event(item["answers"][0])[0] == "push"
+    assert language.name_event(item["answers"][0])[0] == "push"  # whatever its things are called
     assert item["answers"][1] == item["meanings"][1]
 
 
@@ -215,11 +227,11 @@ def test_augmentation_treats_all_frames_of_a_clip_alike():
 # What the cells hold
 
 
-def test_objects_lie_in_their_cells():
+def test_patches_say_what_is_seen_in_them():
     episode = make_episode(EVENTS)
     episode.object_state[30, 1] = HELD | MOVING
     episode.object_motion[30, 1] = [0.05, -7.0]
-    state = cell_state(episode, np.array([28, 30]), 4)
+    state = cell_state(episode, np.array([28, 30]), episode.cells[[28, 30]], 4)
     first, second = 3 * 4 + 1, 2 * 4 + 2  # (0.30, 0.80) and (0.70, 0.60): row, then column
     wanted = np.zeros(32)
     wanted[[first, second, 16 + first, 16 + second]] = 1
@@ -228,8 +240,12 @@ def test_objects_lie_in_their_cells():
     assert state["colour"][first] == COLOURS.index(FREE[0])
     assert state["shape"][second] == SHAPES.index(KEPT[1])
     assert state["colour"][second] == COLOURS.index(KEPT[0])
-    np.testing.assert_allclose(state["offset"][first], [0.2, 0.2], atol=1e-5)
-    np.testing.assert_allclose(state["offset"][second], [0.8, 0.4], atol=1e-5)
+    np.testing.assert_allclose(
+        state["offset"][first], [10 * (0.30 - 1.5 / 4), 10 * (0.80 - 3.5 / 4)], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        state["offset"][second], [10 * (0.70 - 2.5 / 4), 10 * (0.60 - 2.5 / 4)], atol=1e-5
+    )
     np.testing.assert_allclose(state["motion"][16 + second], [0.5, -10])  # clipped
     np.testing.assert_array_equal(state["motion"][second], [0, 0])
     assert state["flags"][16 + second].tolist() == [1, 1, 0, 0, 0]
@@ -237,33 +253,38 @@ def test_objects_lie_in_their_cells():
     assert not state["gripper"].any() and not state["hand"].any()
 
 
-def test_what_is_not_visible_is_in_no_cell():
+def test_a_patch_belongs_to_what_fills_most_of_it():
+    grid = np.zeros((CELLS, CELLS), np.uint8)
+    grid[0, :3] = 1
+    grid[1, :4] = 2  # in the first patch of four by four cells: 3 of object 0, 4 of object 1
+    grid[15, 15] = GRIPPER
+    patches = pool(grid, 4)
+    wanted = np.zeros((4, 4))
+    wanted[0, 0], wanted[3, 3] = 2, GRIPPER
+    np.testing.assert_array_equal(patches, wanted)
+    np.testing.assert_array_equal(pool(grid, CELLS), grid)
+
+
+def test_gripper_and_hand_have_their_patches():
     episode = make_episode(EVENTS)
-    episode.object_visible[30] = [False, True]
-    state = cell_state(episode, np.array([30]), 4)
-    assert np.flatnonzero(state["objectness"]).tolist() == [2 * 4 + 2]
-
-
-def test_the_nearer_of_two_objects_in_one_cell_is_told():
-    episode = make_episode(EVENTS)
-    episode.object_uv[30] = [[0.60, 0.70], [0.65, 0.55]]  # object 0 is nearer: lower in the image
-    state = cell_state(episode, np.array([30]), 4)
-    assert np.flatnonzero(state["objectness"]).tolist() == [2 * 4 + 2]
-    assert state["colour"][2 * 4 + 2] == COLOURS.index(FREE[0])
-    assert state["shape"][2 * 4 + 2] == SHAPES.index(FREE[1])
-
-
-def test_gripper_and_hand_have_their_cells():
-    episode = make_episode(EVENTS)
-    episode.gripper_visible[30] = episode.hand_visible[30] = True
-    episode.gripper_uv[30], episode.hand_uv[30] = [0.99, 0.01], [0.1, 0.5]
+    grid = np.zeros((CELLS, CELLS), np.uint8)
+    grid[0, 15], grid[8:12, 0] = GRIPPER, HAND
     episode.gripper_motion[30], episode.gripper_closed[30] = [0.1, -0.2], 0.75
-    state = cell_state(episode, np.array([30]), 4)
+    state = cell_state(episode, np.array([30]), grid[None], 4)
     assert np.flatnonzero(state["gripper"]).tolist() == [3]
     np.testing.assert_allclose(state["gripper_state"][3], [1.0, -2.0, 0.75], rtol=1e-6)
     assert np.flatnonzero(state["hand"]).tolist() == [2 * 4]
-    episode.hand_uv[30] = [0.1, 1.2]  # the palm is out of view, its fingers are not
-    assert not cell_state(episode, np.array([30]), 4)["hand"].any()
+    assert not state["objectness"].any()
+
+
+def test_a_view_moves_cells_as_it_moves_places():
+    episode = make_episode(EVENTS)
+    for seed in range(8):
+        view = View.draw(np.random.default_rng(seed))
+        seen = view.episode(episode).object_uv[0, 0]
+        lines, columns = np.nonzero(view.cells(episode.cells[0]) == 1)
+        found = (np.array([columns.mean(), lines.mean()]) + 0.5) / CELLS
+        np.testing.assert_allclose(found, seen, atol=1.1 / CELLS)
 
 
 def test_a_view_moves_places_and_pictures_alike():

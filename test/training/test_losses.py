@@ -36,25 +36,23 @@ def slow_info_nce(
 def test_info_nce_is_the_slow_loop(further: int):
     meanings, after = [0, 1, 0, 2, 3], [1, 4, 4][:further]
     predicted, texts = unit(5, 0), unit(5 + further, 1)
-    args = torch.tensor(meanings), torch.tensor(0.1), torch.tensor(meanings + after)
+    args = torch.tensor(meanings + after), torch.tensor(0.1)
     wanted = slow_info_nce(predicted.tolist(), texts.tolist(), meanings, 0.1, meanings + after)
     assert info_nce(predicted, texts, *args).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def loss(meanings: list[int], text_meanings: list[int], texts: torch.Tensor | None = None) -> float:
     texts = unit(len(text_meanings), 1) if texts is None else texts
-    return info_nce(
-        unit(len(meanings), 0), texts, torch.tensor(meanings), torch.tensor(0.07),
-        torch.tensor(text_meanings),
-    ).item()  # fmt: skip
+    assert text_meanings[: len(meanings)] == meanings
+    ids = torch.tensor(text_meanings)
+    return info_nce(unit(len(meanings), 0), texts, ids, torch.tensor(0.07)).item()
 
 
 def test_equal_meanings_are_not_negatives():
     """Nothing pushes a prediction from another text of its own meaning."""
     predicted = unit(2, 0).requires_grad_()
     texts = unit(3, 1).requires_grad_()
-    same = torch.zeros(2, dtype=torch.long), torch.tensor(0.07), torch.zeros(3, dtype=torch.long)
-    value = info_nce(predicted, texts, *same)
+    value = info_nce(predicted, texts, torch.zeros(3, dtype=torch.long), torch.tensor(0.07))
     value.backward()
     assert value.item() == pytest.approx(0, abs=1e-6)
     assert predicted.grad.abs().max() < 1e-6
@@ -68,13 +66,23 @@ def test_further_negatives_count_and_only_those_of_other_meanings():
     assert loss([0, 1], [0, 1, 0], texts) < loss([0, 1], [0, 1, 2], texts)
 
 
+def test_the_parts_of_a_batch_on_several_devices_make_the_whole():
+    """The mean of the processes' losses, each over its own pairs, is the loss of all pairs."""
+    predicted, texts = unit(6, 0), unit(9, 1)
+    ids, temperature = torch.tensor([0, 1, 2, 0, 4, 5, 1, 7, 8]), torch.tensor(0.1)
+    whole = info_nce(predicted, texts, ids, temperature)
+    parts = [info_nce(predicted, texts, ids, temperature, slice(a, a + 2)) for a in (0, 2, 4)]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole)
+    assert parts[0] != parts[1]
+
+
 def test_info_nce_stays_in_fp32_under_autocast():
     predicted, texts = unit(6, 0), unit(6, 1)
     ids = torch.arange(6)
-    wanted = info_nce(predicted, texts, ids, torch.tensor(0.02), ids)
+    wanted = info_nce(predicted, texts, ids, torch.tensor(0.02))
     assert wanted > 1
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = info_nce(predicted, texts, ids, torch.tensor(0.02), ids)
+        got = info_nce(predicted, texts, ids, torch.tensor(0.02))
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, wanted, rtol=1e-6, atol=0)
 

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from vljepa_ros.training.losses import STATE_FLAGS
 from vljepa_ros.training.tabletop import language, store
+from vljepa_ros.training.tabletop.camera import GRIPPER, HAND
 from vljepa_ros.training.tabletop.episode import Episode
 from vljepa_ros.training.tabletop.vocabulary import KINDS
 
@@ -103,7 +105,10 @@ class ClipDataset(IterableDataset):
         else:
             chosen = newest - STRIDE * np.arange(shape.frames)[::-1]
         view = View.draw(rng)
-        frames = augment(np.stack([view.picture(episode.frame(int(i))) for i in chosen]), rng)
+        drawn = {int(i): view.picture(episode.frame(int(i))) for i in dict.fromkeys(chosen)}
+        frames = augment(np.stack([drawn[int(i)] for i in chosen]), rng)
+        ends = chosen[shape.tubelet - 1 :: shape.tubelet]
+        cells = np.stack([view.cells(episode.cells[i]) for i in ends])
         episode = view.episode(episode)
         asked = self._questions(episode, newest, rng)
         return {
@@ -111,7 +116,7 @@ class ClipDataset(IterableDataset):
             "queries": [a[0] for a in asked],
             "answers": [a[1] for a in asked],
             "meanings": [a[2] for a in asked],
-            "state": cell_state(episode, chosen[shape.tubelet - 1 :: shape.tubelet], shape.side),
+            "state": cell_state(episode, ends, cells, shape.side),
         }
 
     def _questions(
@@ -125,7 +130,7 @@ class ClipDataset(IterableDataset):
             others = [q for q in others if q[2] in STILL_QUESTIONS]
             picks = rng.choice(len(others), 2, replace=len(others) < 2)
             return [(others[i][0], others[i][1], others[i][1]) for i in picks]
-        said = language.describe(event, episode.object_names, rng)
+        said = language.reword(language.describe(event, episode.object_names, rng), rng)
         what = (language.DEFAULT_QUERY, said, language.describe(event, episode.object_names))
         query, answer, _ = others[rng.integers(len(others))]
         return [what, (query, answer, answer)]
@@ -148,13 +153,11 @@ class View:
 
     def picture(self, image: np.ndarray) -> np.ndarray:
         """The view of one frame, uint8 `[S, S, 3]`; what lies outside is its border's colour."""
-        size = image.shape[0]
-        # pixel i is centred at (i + 0.5) / size
-        moved = (0.5 - (0.5 - 0.5 / size) * self.scale + self.shift) * size - 0.5
-        matrix = np.array([[self.scale[0], 0, moved[0]], [0, self.scale[1], moved[1]]])
+        size = image.shape[:2]
         return cv2.warpAffine(
-            image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+            image, self._matrix(size[0]), size, flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
 
     def episode(self, episode: Episode) -> Episode:
         """The same episode with every place and motion in the image as this view shows it."""
@@ -167,6 +170,15 @@ class View:
         arrays["object_visible"] = arrays["object_visible"] & inside
         return Episode(arrays, episode.meta)
 
+    def cells(self, grid: np.ndarray) -> np.ndarray:
+        """What each cell shows in this view, uint8 `[CELLS, CELLS]` (see `Camera.owners`)."""
+        return cv2.warpAffine(grid, self._matrix(len(grid)), grid.shape, flags=cv2.INTER_NEAREST)
+
+    def _matrix(self, size: int) -> np.ndarray:
+        """Of the affine map of pixels; pixel i is centred at (i + 0.5) / size."""
+        moved = (0.5 - (0.5 - 0.5 / size) * self.scale + self.shift) * size - 0.5
+        return np.array([[self.scale[0], 0, moved[0]], [0, self.scale[1], moved[1]]])
+
 
 def augment(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast and colour cast of a whole clip; uint8 `[T, S, S, 3]` in and out."""
@@ -176,45 +188,54 @@ def augment(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack([table[frames[..., c], c] for c in range(3)], axis=-1)
 
 
-def cell_state(episode: Episode, rows: np.ndarray, side: int) -> dict[str, np.ndarray]:
-    """What each patch of each tubelet holds, float32 or int64 `[tubelets · side², …]`.
+def cell_state(
+    episode: Episode, rows: np.ndarray, cells: np.ndarray, side: int
+) -> dict[str, np.ndarray]:
+    """What each patch of each tubelet shows, float32 or int64 `[tubelets · side², …]`.
 
-    `rows` are the episode's frames that end the tubelets. `offset` is where in its cell an
-    object's centre lies (0..1); `motion` is in tenths of image widths per second.
+    `rows` are the episode's frames that end the tubelets, `cells` `[tubelets, CELLS, CELLS]` their
+    grids. `offset` is from the patch's middle to the centre of the object that is seen there, in
+    tenths of the image; `motion` is that object's, in tenths of image widths per second.
     """
-    cells = len(rows) * side * side
+    owners = np.stack([pool(grid, side) for grid in cells])
+    owners = owners.reshape(len(rows), side * side)
+    tubelet, place = np.nonzero((owners > 0) & (owners <= len(episode.objects)))
+    thing = owners[tubelet, place].astype(int) - 1
+    row, at = rows[tubelet], tubelet * side * side + place
+    count = owners.size
+    middles = np.stack([place % side, place // side], axis=1) + 0.5
     state: dict[str, np.ndarray] = {
-        "objectness": np.zeros(cells, np.float32), "shape": np.zeros(cells, np.int64),
-        "colour": np.zeros(cells, np.int64), "offset": np.zeros((cells, 2), np.float32),
-        "motion": np.zeros((cells, 2), np.float32), "flags": np.zeros((cells, 5), np.float32),
-        "gripper": np.zeros(cells, np.float32), "gripper_state": np.zeros((cells, 3), np.float32),
-        "hand": np.zeros(cells, np.float32),
+        "objectness": np.zeros(count, np.float32), "shape": np.zeros(count, np.int64),
+        "colour": np.zeros(count, np.int64), "offset": np.zeros((count, 2), np.float32),
+        "motion": np.zeros((count, 2), np.float32),
+        "flags": np.zeros((count, STATE_FLAGS), np.float32),
+        "gripper": (owners == GRIPPER).ravel().astype(np.float32),
+        "gripper_state": np.zeros((count, 3), np.float32),
+        "hand": (owners == HAND).ravel().astype(np.float32),
     }  # fmt: skip
-
-    def cell(tubelet: int, uv: np.ndarray) -> int:
-        column, line = np.clip((uv * side).astype(int), 0, side - 1)
-        return tubelet * side * side + line * side + column
-
-    for tubelet, row in enumerate(rows):
-        for thing in np.argsort(episode.object_uv[row, :, 1]):  # the nearest is written last
-            if not episode.object_visible[row, thing]:
-                continue
-            uv = episode.object_uv[row, thing]
-            at = cell(tubelet, uv)
-            state["objectness"][at] = 1
-            state["shape"][at], state["colour"][at] = episode.objects[thing]
-            state["offset"][at] = uv * side - np.floor(uv * side)
-            state["motion"][at] = np.clip(episode.object_motion[row, thing] * 10, -10, 10)
-            bits = int(episode.object_state[row, thing])
-            state["flags"][at] = [(bits >> bit) & 1 for bit in range(5)]
-        if episode.gripper_visible[row]:
-            at = cell(tubelet, episode.gripper_uv[row])
-            state["gripper"][at] = 1
-            motion = np.clip(episode.gripper_motion[row] * 10, -10, 10)
-            state["gripper_state"][at] = [*motion, episode.gripper_closed[row]]
-        if episode.hand_visible[row] and (np.abs(episode.hand_uv[row] - 0.5) <= 0.5).all():
-            state["hand"][cell(tubelet, episode.hand_uv[row])] = 1
+    state["objectness"][at] = 1
+    state["shape"][at], state["colour"][at] = episode.objects[thing].T
+    offset = episode.object_uv[row, thing] - middles / side
+    state["offset"][at] = np.clip(offset * 10, -5, 5)
+    state["motion"][at] = np.clip(episode.object_motion[row, thing] * 10, -10, 10)
+    bits = episode.object_state[row, thing].astype(int)
+    state["flags"][at] = (bits[:, None] >> np.arange(STATE_FLAGS)) & 1
+    motion = np.clip(episode.gripper_motion[rows] * 10, -10, 10)
+    gripper = np.column_stack([motion, episode.gripper_closed[rows]])
+    state["gripper_state"][:] = np.repeat(gripper, side * side, axis=0)
     return state
+
+
+def pool(grid: np.ndarray, side: int) -> np.ndarray:
+    """The label seen most in each patch (0 only where there is no other), uint8 `[side, side]`."""
+    block = len(grid) // side
+    parts = grid.reshape(side, block, side, block).swapaxes(1, 2).reshape(side, side, -1)
+    values = np.unique(grid[grid > 0])
+    if not len(values):
+        return np.zeros((side, side), np.uint8)
+    counts = (parts[..., None] == values).sum(axis=2)
+    most = values[counts.argmax(axis=-1)]
+    return np.where(counts.max(axis=-1) > 0, most, 0).astype(np.uint8)
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:

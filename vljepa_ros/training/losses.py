@@ -11,23 +11,26 @@ from torch.nn import functional as F
 
 
 def info_nce(
-    predicted: Tensor, texts: Tensor, meanings: Tensor, temperature: Tensor, text_meanings: Tensor
+    predicted: Tensor, texts: Tensor, meanings: Tensor, temperature: Tensor,
+    own: slice = slice(None),
 ) -> Tensor:
-    """Bi-directional InfoNCE (paper, section 3.2), fp32.
+    """Bi-directional InfoNCE (paper, section 3.2) of one process's part of a batch, fp32.
 
-    `predicted` `[B, D]` and `texts` `[B + K, D]` have unit length; text i belongs to prediction
-    i, and the K texts after the batch are further negatives. `meanings` `[B]` and
-    `text_meanings` `[B + K]` are ids; a pair with equal ids is not a negative.
+    `predicted` `[B, D]` are the predictions of all processes and `texts` `[B + K, D]` their texts
+    and K more that are only negatives; all have unit length. Text i belongs to prediction i.
+    `meanings` `[B + K]` are the texts' ids: two with equal ids are not each other's negatives.
+    The loss is the mean over the pairs of the slice `own`, those of this process.
     """
     batch = len(predicted)
+    pairs = torch.arange(batch, device=predicted.device)[own]
     with torch.autocast(predicted.device.type, enabled=False):  # it would round cosines to bf16
-        logits = predicted.float() @ texts.float().T / temperature
-    own = torch.arange(batch, device=logits.device)
-    same = meanings[:, None] == text_meanings[None]
-    same[own, own] = False
-    logits = logits.masked_fill(same, float("-inf"))
-    forward = F.cross_entropy(logits, own)
-    return (forward + F.cross_entropy(logits[:, :batch].T, own)) / 2
+        to_texts = predicted[pairs].float() @ texts.float().T / temperature
+        to_predictions = texts[pairs].float() @ predicted.float().T / temperature
+    same = meanings[pairs, None] == meanings[None]
+    same[torch.arange(len(pairs)), pairs] = False
+    to_texts = to_texts.masked_fill(same, float("-inf"))
+    to_predictions = to_predictions.masked_fill(same[:, :batch], float("-inf"))
+    return (F.cross_entropy(to_texts, pairs) + F.cross_entropy(to_predictions, pairs)) / 2
 
 
 STATE_FLAGS = 5

@@ -29,7 +29,8 @@ class JointStage(lightning.LightningModule):
     """X-encoder, predictor and the Y-encoder's head on clips (or single tubelets: images).
 
     The loss is InfoNCE between predicted and text embeddings, with the sentences of all events and
-    texts of the past as further negatives, plus the state loss on the X-encoder's visual tokens.
+    texts of the past as further negatives, plus the state loss on the X-encoder's visual tokens
+    (none with a `state_weight` of 0: recordings of a real robot have no such truth).
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class JointStage(lightning.LightningModule):
         self.model.y_encoder.model.requires_grad_(False)
         self.model.y_decoder.requires_grad_(False)
         width = model.config.x_encoder_config.hidden_size
-        self.state_head = StateHead(width, len(SHAPES), len(COLOURS))
+        self.state_head = StateHead(width, len(SHAPES), len(COLOURS)) if state_weight else None
         self.log_temperature = torch.nn.Parameter(torch.tensor(0.07).log())
 
     @property
@@ -53,16 +54,18 @@ class JointStage(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Any], _index: int) -> Tensor:
         visual = self.model.x_encoder(batch["frames"])
-        state = self.state_head(visual.float(), batch["state"])
         predicted = self.predict(visual, batch["queries"])
         contrast, hits = self.contrast(predicted, batch["answers"], batch["meanings"])
-        first, second = hits.view(-1, 2).mean(0)  # of a clip's two questions
-        self.log_dict(
-            {"contrast": contrast, "state": state, "first": first, "second": second,
-             "temperature": self.temperature},
-            prog_bar=True, batch_size=len(visual),
-        )  # fmt: skip
-        return contrast + self.state_weight * state
+        first, *others = hits.view(len(visual), -1).mean(0)  # of a clip's questions
+        said = {"contrast": contrast, "first": first, "temperature": self.temperature}
+        if others:
+            said["second"] = others[0]
+        loss = contrast
+        if self.state_head is not None:
+            said["state"] = self.state_head(visual.float(), batch["state"])
+            loss = loss + self.state_weight * said["state"]
+        self.log_dict(said, prog_bar=True, batch_size=len(visual))
+        return loss
 
     def predict(self, visual: Tensor, queries: list[str]) -> Tensor:
         """Visual tokens of B clips and B·k queries, clip by clip, to embeddings `[B·k, D]`."""
@@ -75,20 +78,35 @@ class JointStage(lightning.LightningModule):
     def contrast(
         self, predicted: Tensor, answers: list[str], meanings: list[str]
     ) -> tuple[Tensor, Tensor]:
-        """The InfoNCE loss, and for each prediction 1 where the right text was nearest."""
-        sentences = self.sentences
+        """The InfoNCE loss, and for each prediction 1 where the right text was nearest.
+
+        With several devices the predictions and texts of all of them are each other's negatives.
+        """
+        sentences, device = self.sentences, predicted.device
         rows = sentences.rows(answers, meanings)
         every = sentences.rows(self.canonical, self.canonical)
         further = torch.randint(len(sentences.row), (FURTHER_NEGATIVES,))
-        rows = torch.cat([rows, every, further])
-        texts = self.model.y_encoder.head(sentences.vectors[rows].to(predicted.device))
-        text_meanings = sentences.meaning_of_row[rows].to(predicted.device)
-        own = torch.tensor([sentences.meaning(m) for m in meanings], device=predicted.device)
-        loss = info_nce(predicted, texts, own, self.temperature, text_meanings)
+        texts = self.model.y_encoder.head(
+            sentences.vectors[torch.cat([rows, every, further])].to(device)
+        )
+        mine = torch.tensor([sentences.meaning(m) for m in meanings], device=device)
+        more = sentences.meaning_of_row[torch.cat([every, further])].to(device)
+        count = len(predicted)
+        everyones = self._gathered(predicted), self._gathered(texts[:count]), self._gathered(mine)
+        predictions, written, ids = everyones
+        own = slice(self.global_rank * count, (self.global_rank + 1) * count)
+        texts, ids = torch.cat([written, texts[count:]]), torch.cat([ids, more])
+        loss = info_nce(predictions, texts, ids, self.temperature, own)
         with torch.no_grad():
-            nearest = (predicted @ texts.T).argmax(1)
-            hits = (text_meanings[nearest] == own).float()
+            nearest = (predicted.float() @ texts.float().T).argmax(1)
+            hits = (ids[nearest] == mine).float()
         return loss, hits
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """`[B, …]` of every device, one after the other, with gradients."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return values
+        return self.all_gather(values, sync_grads=values.is_floating_point()).flatten(0, 1)
 
     def configure_optimizers(self) -> Any:
         return scheduled(self, self.rate, self.steps)

@@ -7,6 +7,7 @@ cannot afford it, and a frozen one keeps what it knows of words that the table n
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -73,7 +74,6 @@ class Sentences:
         self.y_encoder, self.tokenizer = y_encoder, tokenizer
         self.row: dict[str, int] = {}
         self.vectors = torch.empty(0, y_encoder.projector.in_features)
-        self.meaning_ids: dict[str, int] = {}
         self.meaning_of_row = torch.empty(0, dtype=torch.long)
 
     @torch.no_grad()
@@ -92,6 +92,10 @@ class Sentences:
                 self.row[text] = len(self.row)
         return torch.tensor([self.row[t] for t in texts])
 
-    def meaning(self, meaning: str) -> int:
-        """The number of a meaning, the same for the same string."""
-        return self.meaning_ids.setdefault(meaning, len(self.meaning_ids))
+    @staticmethod
+    def meaning(meaning: str) -> int:
+        """The number of a meaning: the same for the same string, in every process."""
+        return (
+            int.from_bytes(hashlib.blake2b(meaning.encode(), digest_size=8).digest()[:8], "big")
+            >> 1
+        )

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -64,13 +65,14 @@ def train(data: Path, out: Path, recipe: Recipe) -> Path:
     lightning.seed_everything(recipe.seed, verbose=False)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = out / "tokenizer.json"
-    if not tokenizer.exists():
+    if not tokenizer.exists():  # with several devices the first process is here before the others
         train_tokenizer(corpus(), 2048, tokenizer)
     model = build(tokenizer)
-    model.config.to_json_file(str(out / "config.json"), use_diff=False)
-    counts = {split: len(store.episode_paths(data, split)) for split in ("stills", "train")}
-    said = {**asdict(recipe), "episodes": counts}
-    (out / "recipe.json").write_text(json.dumps(said, indent=2) + "\n")
+    if rank_zero_only.rank == 0:
+        model.config.to_json_file(str(out / "config.json"), use_diff=False)
+        counts = {split: len(store.episode_paths(data, split)) for split in ("stills", "train")}
+        said = {**asdict(recipe), "episodes": counts}
+        (out / "recipe.json").write_text(json.dumps(said, indent=2) + "\n")
     for name in ("images", "video"):
         _joint_stage(name, model, data, out, recipe)
     _decoder_stage(model, data, out, recipe)
@@ -132,7 +134,8 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
     )  # fmt: skip
     if not image and (heads := torch.load(out / "images" / "heads.pt", weights_only=True)):
         stage.state_head.load_state_dict(heads)
-    seed = recipe.seed + 1_000_003 * _steps_done(folder)  # one that goes on draws other clips
+    # One that goes on draws other clips, and so does every process.
+    seed = recipe.seed + 1_000_003 * _steps_done(folder) + 7919 * rank_zero_only.rank
     clips = ClipDataset(data, clip_shape(model.config, image), seed, image)
     batch = recipe.image_batch if image else recipe.video_batch
     loader = DataLoader(
@@ -208,6 +211,7 @@ def _wordings() -> dict[str, str]:
     return wordings
 
 
+@rank_zero_only
 def _save(model: VLJepa, folder: Path) -> None:
     """The weights, whole or not at all: they say that a stage is finished."""
     part = folder / f".{WEIGHTS}"

@@ -16,8 +16,8 @@ import numpy as np
 
 from . import plan, skills
 from .camera import Camera, project, shrink
-from .scene import sample_scene
 from .occlusion import HIDDEN, covered
+from .scene import sample_scene
 from .truth import Event, Seen, events, facts
 from .vocabulary import COLOURS, KINDS, ON_TABLE, SHAPES
 from .world import TICK, World

@@ -193,6 +193,25 @@ SYNONYMS: dict[str, str] = {
     "book": "volume",
 }
 
+REWORDINGS: dict[str, tuple[str, ...]] = {  # of training: a word is more than its usual name
+    "red": ("scarlet", "cherry-red", "reddish"),
+    "green": ("grass-green", "greenish", "olive green"),
+    "blue": ("navy blue", "cobalt", "bluish"),
+    "yellow": ("lemon-coloured", "canary yellow", "yellowish"),
+    "orange": ("pumpkin-coloured", "orange-coloured", "amber"),
+    "purple": ("plum-coloured", "lilac", "mauve"),
+    "white": ("snow-white", "chalky", "pale white"),
+    "black": ("jet-black", "coal-black", "pitch-dark"),
+    "cube": ("box", "dice", "cubic brick"),
+    "ball": ("orb", "globe", "round ball"),
+    "can": ("canister", "soda can", "metal can"),
+    "bottle": ("carafe", "water bottle", "wine bottle"),
+    "mug": ("coffee mug", "teacup", "drinking mug"),
+    "book": ("paperback", "textbook", "booklet"),
+    "gripper": ("grasper", "robot hand", "pincers"),
+    "table": ("desk", "tabletop", "board"),
+}
+
 # What gives a kind away, the most telling first; `name_event` takes the first that is found.
 _CUES: tuple[tuple[str, str], ...] = (
     ("uncover", r"uncover|reveal|sight again|shows .*again|from under"),
@@ -242,6 +261,19 @@ def describe(
     """
     phrase = "" if event.object is None else object_phrase(objects[event.object])
     return _worded(TEMPLATES[event.kind], event, phrase, choice)
+
+
+def reword(text: str, rng: np.random.Generator) -> str:
+    """A sentence with some of its words, each at a chance of a third, said in other words."""
+
+    def other(found: re.Match[str]) -> str:
+        words = REWORDINGS[found[0]]
+        return words[int(rng.integers(len(words)))] if rng.random() < 1 / 3 else found[0]
+
+    return _REWORDED.sub(other, text)
+
+
+_REWORDED = re.compile(rf"\b({'|'.join(REWORDINGS)})\b")
 
 
 def canonical() -> dict[str, tuple[str, str | None, str | None]]:

@@ -260,9 +260,7 @@ def _mark_free_motion(
         canvas.mark("roll" if shape == "ball" or lying else "slide", item, start, end)
 
 
-def _mark_covering(
-    canvas: _Canvas, item: int, covered: np.ndarray, fallen: np.ndarray
-) -> None:
+def _mark_covering(canvas: _Canvas, item: int, covered: np.ndarray, fallen: np.ndarray) -> None:
     """Cover and uncover of one object: it goes out of sight under the hand, and comes back."""
     hidden = _bridge((covered >= HIDDEN) & ~fallen, 0.2)
     for start, end in _runs(hidden):
