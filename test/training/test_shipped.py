@@ -9,7 +9,7 @@ import pytest
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.runtime.bundle import load_bundle, verify_bundle
 from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.training.evaluate import judge_stream
+from vljepa_ros.training.evaluation.shipped import judge_stream
 
 ROOT = Path(__file__).parents[2]
 VIDEO = ROOT / "videos" / "tabletop.mp4"

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("training", "data"),
     "train": ("training", "train"),
     "export": ("training", "export"),
+    "evaluate": ("evaluate", "evaluate"),
     "timeline": ("training", "timeline"),
 }
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from vljepa_ros.perception.change import ChangeDetector
 from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.training.evaluate import Name, embed_episode, stream_rows
+from vljepa_ros.training.evaluation.clips import Name, embed_episode, stream_rows
 from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.tabletop.episode import Episode
 

@@ -24,7 +24,8 @@ from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training import train
 from vljepa_ros.training.calibrate import calibrate
 from vljepa_ros.training.clips import ClipDataset
-from vljepa_ros.training.evaluate import judge_stream, name_clips
+from vljepa_ros.training.evaluation.quick import name_clips
+from vljepa_ros.training.evaluation.shipped import judge_stream
 from vljepa_ros.training.tabletop import store
 from vljepa_ros.training.texts import sentence_encoder_folder
 

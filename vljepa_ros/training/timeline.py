@@ -18,7 +18,7 @@ from vljepa_ros.perception.video import VideoSource
 from vljepa_ros.runtime.bundle import find_bundle, load_bundle
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.training.evaluate import judge, speak
+from vljepa_ros.training.evaluation.shipped import judge, speak
 
 INK, QUIET, RIGHT, HALF, WRONG = "#1f3a5f", "#e8ecf1", "#1b7f4d", "#a8740a", "#b3402a"
 LETTER = 0.36  # seconds that a letter takes up, at 8 points on 90 s

@@ -1,0 +1,95 @@
+"""The shipped stream: what is said of a video, run as the node would, and whether it is true.
+
+Invariant: a sentence is judged by the truth that the video's JSON file holds, never by the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vljepa_ros.perception import offline
+from vljepa_ros.perception.perceiver import Change, Perceiver, Step
+from vljepa_ros.perception.settings import Settings
+from vljepa_ros.perception.video import VideoSource
+from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.training.tabletop import language
+
+UNIFORM_RATE = 1.0  # decodes per second that selective decoding is compared with
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One sentence of the decoder and whether the ground truth holds what it names.
+
+    `at` and `start` in seconds of the stream: when the change was detected, and where the segment
+    begins. `kind_right`: the event's kind holds; `right`: its object too.
+    """
+
+    at: float
+    start: float
+    text: str
+    truth: str
+    score: float
+    kind_right: bool
+    right: bool
+
+
+def judge(
+    text: str, start: float, at: float, events: Sequence[dict[str, Any]]
+) -> tuple[str, bool, bool]:
+    """What truly happens at `at` s, and whether `text` names it by kind, and by kind and object.
+
+    A sentence is about the segment that opens, as far as it is known: what holds at any time from
+    the segment's `start` to the detection at `at` counts.
+    """
+    kind, colour, shape = language.name_event(text)
+    holding = [e for e in events if e["start"] <= at and start < e["end"]]
+    same = [e for e in holding if e["kind"] == kind]
+    whole = [
+        e for e in same
+        if e["object"] is None or (e["object"]["colour"], e["object"]["shape"]) == (colour, shape)
+    ]  # fmt: skip
+    return holding[-1]["text"] if holding else "", bool(same), bool(whole)
+
+
+def speak(
+    model: VLJepa, video: Path, settings: Settings
+) -> tuple[list[Step], list[tuple[Step, str]]]:
+    """Run a video as the node would: all steps, and the steps that changed with what was said."""
+    perceiver = Perceiver(model, ["camera"], settings)
+    steps, said = [], []
+    for step in offline.run(VideoSource(str(video)), perceiver):
+        steps.append(step)
+        if step.change is not None:
+            said.append((step, model.decode(step.change.embedding)))
+    return steps, said
+
+
+def judge_stream(model: VLJepa, video: Path, truth: Path, settings: Settings) -> dict[str, Any]:
+    """The shipped stream: what was said, whether it was true, and how much was saved."""
+    known = json.loads(truth.read_text())
+    steps, said = speak(model, video, settings)
+    start = offline.SECOND_NS
+    spoken = []
+    for step, text in said:
+        at = (step.stamp_ns - start) / 1e9
+        change: Change = step.change  # type: ignore[assignment]
+        opened = (change.segment_start_ns - start) / 1e9
+        told, kind_right, right = judge(text, opened, at, known["events"])
+        spoken.append(Spoken(at, opened, text, told, change.score, kind_right, right))
+    uniform = known["seconds"] * UNIFORM_RATE
+    return {
+        "decodes": len(spoken),
+        "uniform_decodes": uniform,
+        "decode_fraction": round(len(spoken) / uniform, 3),
+        "kind_right": round(float(np.mean([s.kind_right for s in spoken])), 3),
+        "right": round(float(np.mean([s.right for s in spoken])), 3),
+        "encodes_skipped": round(float(np.mean([s.reused for s in steps])), 3),
+        "spoken": [vars(s) for s in spoken],
+    }
