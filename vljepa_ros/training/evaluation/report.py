@@ -274,4 +274,39 @@ def _best(found: dict[str, float] | None, measure: str) -> str:
 
 
 def _comparison(comparison: dict[str, Any]) -> str:
-    return f"![Samples seen against captioning and classification]({COMPARISON_PLOT})"
+    protocol, times = comparison["protocol"], comparison["milliseconds"]
+    ours, theirs = comparison["vl_jepa"], comparison["token_model"]
+    millions = [one["parameters"]["trainable"] / 1e6 for one in (ours, theirs)]
+    left_out = ours["parameters"]["not_counted"].items()
+    apart = "".join(f"; {name}: {count / 1e6:.2f} M more" for name, count in left_out)
+    rows = []
+    for one, other in zip(ours["curve"], theirs["curve"], strict=True):
+        rows.append([
+            str(one["samples"]), number(one["cider"]), number(other["cider"]),
+            share(one["classified"]["kind"]), share(one["said"]["kind"]),
+            share(other["said"]["kind"]), share(one["classified"]["object"]),
+            share(one["said"]["object"]), share(other["said"]["object"]),
+        ])  # fmt: skip
+    chance = comparison["chance"]
+    rows.append([
+        "chance", number(chance["cider"]), "", share(chance["said"]["kind"]), "", "",
+        share(chance["said"]["object"]), "", "",
+    ])  # fmt: skip
+    head = [
+        "samples", "CIDEr-D", "token model", "kind, nearest", "said", "token model",
+        "object, nearest", "said", "token model",
+    ]  # fmt: skip
+    perplexity = theirs["by_perplexity"]
+    return "\n\n".join([
+        "The paper's section 4.5 in miniature: the same frozen X-encoder and data, the same "
+        f"batches, and a model that generates tokens, {millions[1]:.2f} M trainable parameters "
+        f"against {millions[0]:.2f} M of VL-JEPA{apart}. {protocol['samples']} samples, judged on "
+        f"{protocol['held_out_clips']} "
+        "held-out clips. *Nearest*: the nearest sentence to VL-JEPA's embedding; *said*: the "
+        "event that the text names.",
+        f"![Samples seen against captioning and classification]({COMPARISON_PLOT})",
+        table(head, rows),
+        f"The token model choosing the sentence of least perplexity, on {perplexity['clips']} of "
+        f"the clips: kind {share(perplexity['kind'])} %, object {share(perplexity['object'])} %.",
+        table(["", "ms"], [[key.replace("_", " "), f"{ms:.2f}"] for key, ms in times.items()]),
+    ])  # fmt: skip
