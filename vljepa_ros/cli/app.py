@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("bench", "app"),
     "data": ("training", "data"),
     "train": ("training", "train"),
-    "export": ("training", "export"),
+    "export": ("export", "export"),
     "evaluate": ("evaluate", "evaluate"),
     "timeline": ("training", "timeline"),
 }

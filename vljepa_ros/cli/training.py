@@ -1,8 +1,7 @@
-"""`vljepa data`, `train` and `export`: from nothing to a bundle, on a workstation with torch."""
+"""`vljepa data`, `train` and `timeline`: from nothing to a model, on a workstation with torch."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,6 @@ from .output import console
 
 DATA = typer.Option(None, help="The folder of the episodes; by default one in the user's cache.")
 TRAINING = typer.Argument(..., help="The folder of the training; an interrupted one goes on.")
-FINISHED = typer.Argument(..., help="The folder of a finished training.")
-MADE = typer.Argument(..., help="The folder of the bundle that is made.")
-STREAM = typer.Option(None, help="A held-out stream to judge the bundle on.")
 VIDEO = typer.Argument(..., help="A video file; its truth lies beside it as .json.")
 PICTURE = typer.Argument(..., help="The picture (PNG) that is made.")
 
@@ -52,23 +48,6 @@ def train(
         torch.set_num_threads(threads)
     recipe = Recipe(image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed)
     console.print(f"trained: {run(folder or store.default_root(), out, recipe)}")
-
-
-def export(
-    run: Path = FINISHED,
-    out: Path = MADE,
-    version: str = typer.Option("1.0.0", help="The bundle's version."),
-    folder: Path = DATA,
-    video: Path = STREAM,
-) -> None:
-    """Make a bundle of a training: export, calibrate on held-out episodes, judge."""
-    store = _needs_training().store
-    from ..training.release import release
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    evaluation = release(run, folder or store.default_root(), out, version, video)
-    for name, figures in evaluation.items():
-        console.print(f"{name}: {figures}")
 
 
 def timeline(
