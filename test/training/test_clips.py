@@ -32,7 +32,7 @@ from vljepa_ros.training.tabletop.vocabulary import (
     UPRIGHT,
 )
 
-SHAPE = ClipShape(frames=4, tubelet=2, side=4)
+SHAPE = ClipShape(frames=4, tubelet=2, side=4, size=96)
 FRAMES = 64  # 8 s
 GREY = 3  # grey levels between two frames
 KEPT = next(
@@ -109,7 +109,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("still", "frames"), [(False, 4), (True, 2)])
 def test_shapes_and_types(root: Path, still: bool, frames: int):
-    shape = ClipShape(frames, 2, 4)
+    shape = ClipShape(frames, 2, 4, 96)
     dataset = ClipDataset(root, shape, 0, still_images=still)
     rng = np.random.default_rng(0)
     batch = collate([dataset.draw(rng) for _ in range(3)])
@@ -191,7 +191,7 @@ def test_frames_are_a_quarter_second_apart_and_the_newest_is_last(
     rng = np.random.default_rng(0)
     episode = make_episode(EVENTS)
     assert greys(ClipDataset(root, SHAPE, 0).clip(episode, 30, rng)) == [24, 26, 28, 30]
-    still = ClipDataset(root, ClipShape(2, 2, 4), 0, still_images=True)
+    still = ClipDataset(root, ClipShape(2, 2, 4, 96), 0, still_images=True)
     assert greys(still.clip(episode, 30, rng)) == [30, 30]
 
 
@@ -204,7 +204,7 @@ def test_the_first_question_is_the_default_one_and_its_meaning_the_canonical_wor
 
 
 def test_one_picture_is_asked_only_what_it_can_answer(root: Path):
-    dataset = ClipDataset(root, ClipShape(2, 2, 4), 0, still_images=True)
+    dataset = ClipDataset(root, ClipShape(2, 2, 4, 96), 0, still_images=True)
     rng = np.random.default_rng(0)
     allowed = {
         form.format(colour=colour, shape=shape)
@@ -246,7 +246,7 @@ def test_patches_say_what_is_seen_in_them():
     np.testing.assert_allclose(
         state["offset"][second], [10 * (0.70 - 2.5 / 4), 10 * (0.60 - 2.5 / 4)], atol=1e-5
     )
-    np.testing.assert_allclose(state["motion"][16 + second], [0.5, -10])  # clipped
+    np.testing.assert_allclose(state["motion"][16 + second], np.arcsinh([0.5, -70]), rtol=1e-6)
     np.testing.assert_array_equal(state["motion"][second], [0, 0])
     assert state["flags"][16 + second].tolist() == [1, 1, 0, 0, 0]
     assert state["flags"][second].tolist() == [0, 0, 1, 1, 0]
@@ -272,7 +272,7 @@ def test_gripper_and_hand_have_their_patches():
     episode.gripper_motion[30], episode.gripper_closed[30] = [0.1, -0.2], 0.75
     state = cell_state(episode, np.array([30]), grid[None], 4)
     assert np.flatnonzero(state["gripper"]).tolist() == [3]
-    np.testing.assert_allclose(state["gripper_state"][3], [1.0, -2.0, 0.75], rtol=1e-6)
+    np.testing.assert_allclose(state["gripper_state"][3], [*np.arcsinh([1, -2]), 0.75], rtol=1e-6)
     assert np.flatnonzero(state["hand"]).tolist() == [2 * 4]
     assert not state["objectness"].any()
 

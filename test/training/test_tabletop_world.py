@@ -5,6 +5,7 @@ import pytest
 
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.training.tabletop import plan, skills, store
+from vljepa_ros.training.tabletop.camera import CELLS, HAND, Camera, project
 from vljepa_ros.training.tabletop.episode import (
     FRAME_RATE,
     SPLITS,
@@ -13,6 +14,7 @@ from vljepa_ros.training.tabletop.episode import (
     episode_events,
     simulate,
 )
+from vljepa_ros.training.tabletop.occlusion import covered
 from vljepa_ros.training.tabletop.stream import render_stream, stream_events
 from vljepa_ros.training.tabletop.truth import Event, facts
 from vljepa_ros.training.tabletop.vocabulary import (
@@ -182,6 +184,53 @@ def test_a_bottle_tips_over_when_it_falls_and_not_when_it_only_rocks(spin, falls
     tilt = facts(world.spec, world.history.arrays()).tilt[:, 0]
     assert (tilt[-1] > 1.4) == falls
     assert ("tip_over" in kinds(found)) == falls
+
+
+@pytest.mark.parametrize("shape", ["can", "bottle"])
+def test_a_knock_near_the_top_tips_a_tall_thing_over(shape):
+    world = world_with(shape, slippery=False)
+    assert "tip_over" in kinds(run(world, skills.tip(world, 0)))
+    assert facts(world.spec, world.history.arrays()).tilt[:, 0].max() > 1.4
+
+
+def test_a_hand_covers_a_thing_and_uncovers_it():
+    world = world_with("cube")
+    found = run(world, skills.cover(world, 0))
+    told = kinds(found)
+    assert told.index("cover") < told.index("uncover")
+    assert {event.object for event in found if event.kind in ("cover", "uncover")} == {0}
+    share = covered(world, world.history.arrays())[:, 0]
+    assert share[0] == share[-1] == 0
+    assert share.max() == 1
+    cover = found[told.index("cover")]
+    assert share[round((cover.start + cover.end) / 2 / TICK)] > 0
+
+
+def test_a_passing_hand_covers_nothing():
+    world = world_with("cube")
+    assert not {"cover", "uncover"} & set(kinds(run(world, skills.pass_hand(world))))
+
+
+def test_cells_show_what_the_picture_shows():
+    """The object's cells have its colour, lie around its centre, and go under the hand."""
+    world = world_with("cube")
+    centre = project(world, world.position(0))[0] * CELLS
+    with Camera(world, 128, 128, shadows=False) as camera:
+        cells, picture = camera.owners(), camera.picture()
+        lines, columns = np.nonzero(cells == 1)
+        np.testing.assert_allclose([columns.mean() + 0.5, lines.mean() + 0.5], centre, atol=1)
+        colours = picture.reshape(CELLS, 8, CELLS, 8, 3).mean(axis=(1, 3))
+        inside, outside = colours[cells == 1].mean(0), colours[cells == 0].mean(0)
+        assert np.abs(inside - outside).max() > 20
+        assert not (cells == HAND).any()
+        motion = skills.cover(world, 0)
+        for _ in motion:
+            world.tick()
+            if covered(world, world.history.arrays())[-1, 0] == 1:
+                break
+        cells = camera.owners()
+        assert (cells == HAND).sum() > 3
+        assert (cells == 1).sum() < 0.3 * len(lines)
 
 
 def test_a_book_pushed_over_the_edge_falls_off():

@@ -6,6 +6,7 @@ drawn for training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from vljepa_ros.runtime.preprocess import prepare
 from vljepa_ros.training.losses import STATE_FLAGS
 from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.tabletop.camera import GRIPPER, HAND
@@ -29,11 +31,12 @@ STILL_QUESTIONS = ("count", "exists", "where", "scene")  # can be answered from 
 
 @dataclass(frozen=True)
 class ClipShape:
-    """Frames per clip, frames per tubelet and patches per side."""
+    """Frames per clip, frames per tubelet, patches per side and pixels per side."""
 
     frames: int
     tubelet: int
     side: int
+    size: int
 
     @property
     def span(self) -> float:
@@ -105,8 +108,10 @@ class ClipDataset(IterableDataset):
         else:
             chosen = newest - STRIDE * np.arange(shape.frames)[::-1]
         view = View.draw(rng)
-        drawn = {int(i): view.picture(episode.frame(int(i))) for i in dict.fromkeys(chosen)}
-        frames = augment(np.stack([drawn[int(i)] for i in chosen]), rng)
+        drawn = {
+            i: view.picture(prepare(episode.frame(i), shape.size)) for i in set(chosen.tolist())
+        }
+        frames = augment(np.stack([drawn[i] for i in chosen.tolist()]), rng)
         ends = chosen[shape.tubelet - 1 :: shape.tubelet]
         cells = np.stack([view.cells(episode.cells[i]) for i in ends])
         episode = view.episode(episode)
@@ -195,7 +200,7 @@ def cell_state(
 
     `rows` are the episode's frames that end the tubelets, `cells` `[tubelets, CELLS, CELLS]` their
     grids. `offset` is from the patch's middle to the centre of the object that is seen there, in
-    tenths of the image; `motion` is that object's, in tenths of image widths per second.
+    tenths of the image; `motion` is that object's (see `speed`).
     """
     owners = np.stack([pool(grid, side) for grid in cells])
     owners = owners.reshape(len(rows), side * side)
@@ -217,19 +222,25 @@ def cell_state(
     state["shape"][at], state["colour"][at] = episode.objects[thing].T
     offset = episode.object_uv[row, thing] - middles / side
     state["offset"][at] = np.clip(offset * 10, -5, 5)
-    state["motion"][at] = np.clip(episode.object_motion[row, thing] * 10, -10, 10)
+    state["motion"][at] = speed(episode.object_motion[row, thing])
     bits = episode.object_state[row, thing].astype(int)
     state["flags"][at] = (bits[:, None] >> np.arange(STATE_FLAGS)) & 1
-    motion = np.clip(episode.gripper_motion[rows] * 10, -10, 10)
-    gripper = np.column_stack([motion, episode.gripper_closed[rows]])
+    gripper = np.column_stack([speed(episode.gripper_motion[rows]), episode.gripper_closed[rows]])
     state["gripper_state"][:] = np.repeat(gripper, side * side, axis=0)
     return state
 
 
+def speed(motion: np.ndarray) -> np.ndarray:
+    """Image widths per second on a scale where a fall does not drown a push: asinh of tenths."""
+    return np.arcsinh(10 * motion)
+
+
 def pool(grid: np.ndarray, side: int) -> np.ndarray:
     """The label seen most in each patch (0 only where there is no other), uint8 `[side, side]`."""
-    block = len(grid) // side
-    parts = grid.reshape(side, block, side, block).swapaxes(1, 2).reshape(side, side, -1)
+    fine = side // math.gcd(side, len(grid))
+    block = len(grid) * fine // side
+    parts = grid.repeat(fine, axis=0).repeat(fine, axis=1)
+    parts = parts.reshape(side, block, side, block).swapaxes(1, 2).reshape(side, side, -1)
     values = np.unique(grid[grid > 0])
     if not len(values):
         return np.zeros((side, side), np.uint8)

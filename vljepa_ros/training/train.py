@@ -117,7 +117,8 @@ def clip_shape(config: VLJepaConfig, image: bool = False) -> ClipShape:
     """The geometry of a clip, or of the one tubelet that an image becomes."""
     vision = config.x_encoder_config
     frames = vision.tubelet_size if image else vision.frames_per_clip
-    return ClipShape(frames, vision.tubelet_size, vision.crop_size // vision.patch_size)
+    side = vision.crop_size // vision.patch_size
+    return ClipShape(frames, vision.tubelet_size, side, vision.crop_size)
 
 
 def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe) -> None:
@@ -177,8 +178,9 @@ class DecoderPairs(IterableDataset):
         predicted, self.said = [], []
         texts: dict[str, str] = {}
         with torch.inference_mode():
-            for _ in range(recipe.decoder_clips // DECODER_CHUNK):
-                batch = collate([next(clips) for _ in range(DECODER_CHUNK)])
+            for start in range(0, recipe.decoder_clips, DECODER_CHUNK):
+                count = min(DECODER_CHUNK, recipe.decoder_clips - start)
+                batch = collate([next(clips) for _ in range(count)])
                 visual = model.x_encoder(batch["frames"])
                 predicted.append(stage.predict(visual, batch["queries"]))
                 self.said += batch["meanings"]
