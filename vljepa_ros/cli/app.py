@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("training", "train"),
     "export": ("export", "export"),
     "evaluate": ("evaluate", "evaluate"),
+    "compare": ("compare", "compare"),
     "timeline": ("training", "timeline"),
 }
 
