@@ -11,7 +11,10 @@ from torch.nn import functional as F
 
 
 def info_nce(
-    predicted: Tensor, texts: Tensor, meanings: Tensor, temperature: Tensor,
+    predicted: Tensor,
+    texts: Tensor,
+    meanings: Tensor,
+    temperature: Tensor,
     own: slice = slice(None),
 ) -> Tensor:
     """Bi-directional InfoNCE (paper, section 3.2) of one process's part of a batch, fp32.
