@@ -24,7 +24,9 @@ THRESHOLDS = np.geomspace(0.1, 4.0, 16)
 CANDIDATES = (1, 2, 3, 4)
 MIN_SEGMENTS = (1, 2, 3)
 HYSTERESIS = (0.5, 0.8, 1.0)
-MOST_DECODES = 20.0  # a minute
+MOST_DECODES = 60 / 2.85  # a minute: the paper's saving against uniform decoding at 1 Hz
+LONGEST_DELAY = 0.7  # s
+FALSE_ALARM = 0.02  # that each false alarm a minute beyond the first takes from the score
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ def calibrate(model: VLJepa, episodes: Sequence[Path]) -> dict[str, Any]:
     """The detector's parameters that serve words best, and what they earned.
 
     Best is the largest harmonic mean of the F1 of boundaries and of the share of sentences that
-    would be true, at no more than a third of the decodes of uniform decoding at 1 Hz.
+    would be true, less a little for false alarms, with at most `MOST_DECODES` a minute and, where
+    that can be had, a median delay of at most `LONGEST_DELAY`.
 
     Returns `threshold`, `candidate`, `min_segment`, `hysteresis` and the figures of `measure`.
     """
@@ -52,13 +55,13 @@ def calibrate(model: VLJepa, episodes: Sequence[Path]) -> dict[str, Any]:
         streams.append(Stream(episode, episode.stamps[rows], embeddings))
     named = language.canonical()
     texts = (model.embed_text(list(named)), list(named.values()))
-    best: dict[str, Any] = {"score": -1.0}
+    names = ("threshold", "candidate", "min_segment", "hysteresis")
+    tried = []
     for parts in itertools.product(THRESHOLDS, CANDIDATES, MIN_SEGMENTS, HYSTERESIS):
         earned = measure(streams, ChangeDetector(*parts), texts)
-        if earned["score"] > best["score"] and earned["decodes_per_minute"] < MOST_DECODES:
-            names = ("threshold", "candidate", "min_segment", "hysteresis")
-            best = {**dict(zip(names, parts, strict=True)), **earned}
-    return best
+        tried.append({**dict(zip(names, parts, strict=True)), **earned})
+    sparing = [one for one in tried if one["decodes_per_minute"] <= MOST_DECODES] or tried
+    return max(sparing, key=lambda one: (one["delay"] <= LONGEST_DELAY, one["score"]))
 
 
 def measure(
@@ -93,15 +96,20 @@ def measure(
                 hits += 1
                 delays.append(stamp - bound)
     precision, recall, truth = hits / max(1, fired), hits / max(1, true), np.mean(right or [False])
-    f1 = _harmonic(precision, recall)
+    f1, minutes = (
+        _harmonic(precision, recall),
+        sum(s.stamps[-1] - s.stamps[0] for s in streams) / 60,
+    )
+    false_alarms = (fired - hits) / minutes
     return {
-        "score": _harmonic(f1, float(truth)),
+        "score": _harmonic(f1, float(truth)) - FALSE_ALARM * max(0.0, false_alarms - 1),
         "f1": f1,
         "precision": precision,
         "recall": recall,
         "delay": float(np.median(delays)) if delays else float("nan"),
         "right": float(truth),
-        "decodes_per_minute": 60 * fired / sum(s.stamps[-1] - s.stamps[0] for s in streams),
+        "false_alarms_per_minute": false_alarms,
+        "decodes_per_minute": fired / minutes,
     }
 
 
