@@ -7,7 +7,7 @@ from; kind and object are read from the same chosen sentence.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ class Labels:
         return [cls._of(model, unseen(choice)) for choice in range(UNSEEN_WORDINGS)]
 
     @classmethod
-    def _of(cls, model: VLJepa, sentences: dict[str, Name]) -> Labels:
+    def _of(cls, model: VLJepa, sentences: Mapping[str, Name]) -> Labels:
         return cls(list(sentences.values()), model.embed_text(list(sentences)))
 
     def of(self, names: Sequence[Name]) -> np.ndarray:

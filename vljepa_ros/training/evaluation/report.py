@@ -169,8 +169,9 @@ def _retrieval(splits: dict[str, Any]) -> str:
 
 def _vqa(splits: dict[str, Any]) -> str:
     parts = [
-        "Every closed question that fits a clip, answered by the nearest of all answers of its "
-        "type. *Most frequent*: the commonest training answer to the question, without the clip."
+        "Every closed question that fits every second clip, answered by the nearest of all "
+        "answers of its type. *Most frequent*: the commonest training answer to the question, "
+        "without the clip."
     ]
     for split, found in splits.items():
         one = found["vqa"]

@@ -12,7 +12,7 @@ included, and its changes are those that the robot would have spoken at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,7 @@ def long_streams(
     parts = (change.candidate, change.min_segment, change.hysteresis)
     threshold = model.bundle.thresholds.change
 
-    def curve(make: Callable[[Any], Way], values: Sequence[Any]) -> list[dict[str, float]]:
+    def curve(make: Callable[[Any], Way], values: Iterable[Any]) -> list[dict[str, float]]:
         return [
             {"parameter": float(v), **point(streams, bench.say(make(v)))} for v in values
         ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Item 3: closed questions, answered by the nearest of all the answers of their type.
 
-Invariant: every closed question that a clip can be asked is asked of it.
+Invariant: a clip that is asked anything is asked every closed question that fits it.
 """
 
 from __future__ import annotations
