@@ -79,6 +79,21 @@ def test_unseen_wording_shares_no_telling_word_with_training():
     assert set(language.SYNONYMS) == {*language.COLOURS, *language.SHAPES}
 
 
+def test_reworded_sentences_keep_their_kind_and_never_borrow_from_the_evaluation():
+    reserved = {word for other in language.SYNONYMS.values() for word in other.split()}
+    for words in language.REWORDINGS.values():
+        assert not reserved & {part for word in words for part in word.replace("-", " ").split()}
+    changed = 0
+    for form in language.TEMPLATES["push"]:
+        said = form.format(object="the red cube")
+        versions = [language.reword(said, number) for number in range(language.REWORDED + 1)]
+        assert versions[0] == said
+        assert versions == [language.reword(said, n) for n in range(language.REWORDED + 1)]
+        assert all(language.name_event(text)[0] == "push" for text in versions)
+        changed += sum(text != said for text in versions)
+    assert changed >= len(language.TEMPLATES["push"]) * 2
+
+
 def test_held_out_combinations_are_about_a_tenth_and_fixed():
     combinations = [(*pair, kind) for pair in PAIRS for kind in language.OBJECT_KINDS]
     kept = [combination for combination in combinations if language.held_out(*combination)]

@@ -26,6 +26,7 @@ from vljepa_ros.training.tabletop.vocabulary import KINDS
 
 EPISODE_RATE = 8  # frames per second on disk
 STRIDE = 2  # of a clip at 4 Hz
+REWORDED = 0.4  # the share of sentences that are said in other words
 STILL_QUESTIONS = ("count", "exists", "where", "scene")  # can be answered from one picture
 
 
@@ -135,7 +136,9 @@ class ClipDataset(IterableDataset):
             others = [q for q in others if q[2] in STILL_QUESTIONS]
             picks = rng.choice(len(others), 2, replace=len(others) < 2)
             return [(others[i][0], others[i][1], others[i][1]) for i in picks]
-        said = language.reword(language.describe(event, episode.object_names, rng), rng)
+        said = language.describe(event, episode.object_names, rng)
+        if rng.random() < REWORDED:
+            said = language.reword(said, int(rng.integers(language.REWORDED)) + 1)
         what = (language.DEFAULT_QUERY, said, language.describe(event, episode.object_names))
         query, answer, _ = others[rng.integers(len(others))]
         return [what, (query, answer, answer)]

@@ -82,6 +82,8 @@ class Sentences:
         fresh = {t: m for t, m in zip(texts, meanings, strict=True) if t not in self.row}
         if fresh:
             ids, mask = tokens(self.tokenizer, list(fresh))
+            longest = int(mask.sum(1).max())  # padding is masked: without it, the same vectors
+            ids, mask = ids[:, :longest], mask[:, :longest]
             device = self.y_encoder.projector.weight.device
             with torch.autocast(device.type, enabled=False):
                 vectors = self.y_encoder.sentence(ids.to(device), mask.to(device))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -206,7 +207,7 @@ REWORDINGS: dict[str, tuple[str, ...]] = {  # of training: a word is more than i
     "ball": ("orb", "globe", "round ball"),
     "can": ("canister", "soda can", "metal can"),
     "bottle": ("carafe", "water bottle", "wine bottle"),
-    "mug": ("coffee mug", "teacup", "drinking mug"),
+    "mug": ("coffee mug", "tankard", "drinking mug"),
     "book": ("paperback", "textbook", "booklet"),
     "gripper": ("grasper", "robot hand", "pincers"),
     "table": ("desk", "tabletop", "board"),
@@ -263,12 +264,21 @@ def describe(
     return _worded(TEMPLATES[event.kind], event, phrase, choice)
 
 
-def reword(text: str, rng: np.random.Generator) -> str:
-    """A sentence with some of its words, each at a chance of a third, said in other words."""
+REWORDED = 3  # other versions of a sentence: each new text costs the sentence encoder a run
+
+
+def reword(text: str, version: int) -> str:
+    """A sentence with about half of its words that have other words said in those.
+
+    Version 0 is the sentence itself; 1 to `REWORDED` are the same for the same sentence.
+    """
+    if version == 0:
+        return text
+    rng = np.random.default_rng([version, zlib.crc32(text.encode())])
 
     def other(found: re.Match[str]) -> str:
         words = REWORDINGS[found[0]]
-        return words[int(rng.integers(len(words)))] if rng.random() < 1 / 3 else found[0]
+        return words[int(rng.integers(len(words)))] if rng.random() < 1 / 2 else found[0]
 
     return _REWORDED.sub(other, text)
 
