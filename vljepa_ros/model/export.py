@@ -1,15 +1,18 @@
 """From torch to a bundle: one ONNX graph a network, each compared with torch.
 
-Invariant: a bundle is written only if every graph gives torch's numbers on the samples to within
-the bundle's tolerance.
+Invariant: a bundle is written only if every output of every graph has torch's numbers on the
+samples to within the bundle's tolerance. Weights go from file to file a tensor at a time, so
+graphs beyond protobuf's 2 GB export like small ones.
 """
 
 from __future__ import annotations
 
+import gc
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -19,7 +22,8 @@ from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 from torch.export import Dim
 
-from vljepa_ros.model.networks import VLJepa
+from vljepa_ros.model.config import VLJepaConfig
+from vljepa_ros.model.networks import VLJepa, YDecoder, YEncoder
 from vljepa_ros.runtime.bundle import GraphSpec, TensorSpec
 from vljepa_ros.runtime.engine import open_engine
 from vljepa_ros.runtime.errors import VLJepaError
@@ -29,6 +33,9 @@ OPSET = 18
 TABLES = ("model.embeddings.word_embeddings.weight",)
 TOLERANCE = 0.999  # least cosine to torch
 COMPRESSED = 10_000  # numbers in a tensor from which small storage is worth it
+INLINE = 1 << 30  # bytes of weights beyond which they leave the graph's file; protobuf ends at 2 GB
+
+Inputs = dict[str, Tensor]
 
 
 class ExportError(VLJepaError):
@@ -36,36 +43,44 @@ class ExportError(VLJepaError):
 
 
 def export_bundle(
-    model: VLJepa, folder: Path, manifest: Mapping[str, Any], tokenizers: Mapping[str, Path],
+    model: VLJepa, folder: Path, manifest: Mapping[str, Any], files: Mapping[str, Path],
     clips: np.ndarray, texts: tuple[np.ndarray, np.ndarray],
 ) -> Path:  # fmt: skip
     """Write the bundle of `model` into `folder` and return it.
 
     `manifest` holds the sections that the networks do not know (name, thresholds, source, …);
-    `tokenizers` the files to copy under their names; `clips` uint8 `[B, T, S, S, 3]` and `texts`
-    (ids, mask), int64 `[B, L]`, are what the graphs are compared with torch on, B >= 2. Raises
-    ExportError if one differs.
+    `files` what to copy under its name: tokenizers, licences; `clips` uint8 `[B, T, S, S, 3]` and
+    `texts` (ids, mask), int64 `[B, L]`, are what the graphs are compared with torch on, B >= 2.
+    A model without a Y-decoder makes a bundle without one. Raises ExportError if a graph differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.eval().float()
-    manifest = {**manifest, **_geometry(model)}
+    manifest = {**manifest, **_geometry(model.config)}
+    networks: dict[str, nn.Module] = {
+        "x_encoder": model.x_encoder, "predictor": model.predictor, "y_encoder": model.y_encoder,
+    }  # fmt: skip
+    ids, mask = (torch.from_numpy(array) for array in texts)
+    with torch.inference_mode():
+        visual = model.x_encoder(torch.from_numpy(clips)).clone()
+    samples = {
+        "x_encoder": {"frames": torch.from_numpy(clips)},
+        "predictor": predictor_inputs(model.config, visual),
+        "y_encoder": {"ids": ids, "mask": mask},
+    }
+    if model.y_decoder is not None:
+        networks["y_decoder"] = model.y_decoder
+        with torch.inference_mode():
+            written = model.y_encoder(ids, mask).clone()
+        samples["y_decoder"] = _y_decoder_inputs(model.y_decoder, written)
     graphs, earned = {}, {}
-    for name, (network, inputs, dynamic) in _samples(model, clips, texts).items():
-        path = folder / f"{name}.onnx"
-        outputs = OUTPUTS[name]
-        _export(network, inputs, outputs, dynamic, path)
-        if name == "y_encoder":
-            store_small(path, TABLES, but=model.y_encoder.projector.weight.detach().numpy())
-        else:
-            store_small(path)
-        spec = _spec(name, path)
+    for name, network in networks.items():
+        spec, earned[name] = export_graph(name, network, samples[name], folder)
         graphs[name] = _manifest_entry(spec)
-        earned[name] = _compare(network, inputs, spec)
-    for name, source in tokenizers.items():
+    for name, source in files.items():
         shutil.copyfile(source, folder / name)
     manifest["graphs"] = graphs
     data = [file.name for file in sorted(folder.glob("*.data"))]
-    manifest["files"] = dict.fromkeys((*tokenizers, *data), "")
+    manifest["files"] = dict.fromkeys((*files, *data), "")
     manifest["tolerance"] = {"cosine": TOLERANCE}
     manifest["evaluation"] = {**manifest.get("evaluation", {}), "onnx_against_torch": earned}
     write_manifest(folder, manifest)
@@ -78,51 +93,68 @@ OUTPUTS = {
     "y_encoder": ["embedding"],
     "y_decoder": ["logits", "present"],
 }
+BATCH, QUERIES, PAST = Dim("B", min=1, max=4096), Dim("Q", min=1, max=4096), Dim("S", max=4096)
+DYNAMIC: dict[str, dict[str, dict[int, Any]]] = {
+    "x_encoder": {"frames": {0: BATCH}},
+    "predictor": {
+        "visual_tokens": {0: BATCH}, "query_ids": {0: QUERIES}, "query_mask": {0: QUERIES},
+    },
+    "y_encoder": {"ids": {0: BATCH}, "mask": {0: BATCH}},
+    "y_decoder": {"embedding": {0: BATCH}, "ids": {0: BATCH}, "past": {1: BATCH, 3: PAST}},
+}  # fmt: skip
 
 
-def _samples(
-    model: VLJepa, clips: np.ndarray, texts: tuple[np.ndarray, np.ndarray]
-) -> dict[str, tuple[nn.Module, dict[str, Tensor], dict[str, dict[int, Any]]]]:
-    """Each network with named sample inputs and their dynamic dimensions."""
-    batch, queries, past = Dim("B", min=1, max=4096), Dim("Q", min=1, max=4096), Dim("S", max=4096)
-    frames = torch.from_numpy(clips)
-    ids, mask = (torch.from_numpy(array) for array in texts)
-    with torch.inference_mode():
-        visual = model.x_encoder(frames).clone()
-        written = model.y_encoder(ids, mask).clone()
-    length = model.config.query_length
-    query_ids = torch.randint(3, model.config.predictor_config.vocab_size, (3, length))
-    query_mask = (torch.arange(length)[None] < torch.tensor([[5], [length], [9]])).long()
-    cache = torch.randn(*model.y_decoder.empty_cache(len(written)).shape[:3], 3,
-                        model.y_decoder.width // model.y_decoder.heads)  # fmt: skip
-    newest = torch.full((len(written), 1), 1)
+def export_graph(
+    name: str, network: nn.Module, inputs: Inputs, folder: Path, compared: Inputs | None = None
+) -> tuple[GraphSpec, dict[str, float]]:
+    """Write `folder`/`name`.onnx and compare it with torch: its spec and figures.
+
+    `name` is one of the bundle's graphs; `inputs`, of batches above 1, are what it is traced with,
+    and compared on unless `compared` is given. Raises ExportError where the graph differs.
+    """
+    path = folder / f"{name}.onnx"
+    _export(network, inputs, OUTPUTS[name], DYNAMIC[name], path)
+    head = network.projector.weight if isinstance(network, YEncoder) else None
+    store_small(path, TABLES, None if head is None else head.detach().numpy())
+    _raw(path).unlink(missing_ok=True)
+    gc.collect()  # the exporter's programs refer to themselves, and to the weights
+    spec = _spec(name, path)
+    return spec, _compare(network, compared or inputs, spec)
+
+
+def predictor_inputs(config: VLJepaConfig, visual_tokens: Tensor) -> Inputs:
+    """Random queries, padded and full, for the predictor; `visual_tokens` `[B, N, C]`."""
+    length = config.query_length
+    ids = torch.randint(3, config.predictor_config.vocab_size, (3, length))
+    mask = (torch.arange(length)[None] < torch.tensor([[5], [length], [9]])).long()
+    return {"visual_tokens": visual_tokens, "query_ids": ids, "query_mask": mask}
+
+
+def _y_decoder_inputs(decoder: YDecoder, embedding: Tensor) -> Inputs:
+    """The newest of four tokens, after a random cache; `embedding` `[B, D]`."""
+    sizes = decoder.empty_cache(len(embedding)).shape
     return {
-        "x_encoder": (model.x_encoder, {"frames": frames}, {"frames": {0: batch}}),
-        "predictor": (
-            model.predictor,
-            {"visual_tokens": visual, "query_ids": query_ids, "query_mask": query_mask},
-            {"visual_tokens": {0: batch}, "query_ids": {0: queries}, "query_mask": {0: queries}},
-        ),
-        "y_encoder": (
-            model.y_encoder, {"ids": ids, "mask": mask}, {"ids": {0: batch}, "mask": {0: batch}},
-        ),
-        "y_decoder": (
-            model.y_decoder,
-            {"embedding": written, "ids": newest, "past": cache},
-            {"embedding": {0: batch}, "ids": {0: batch}, "past": {1: batch, 3: past}},
-        ),
-    }  # fmt: skip
+        "embedding": embedding,
+        "ids": torch.full((len(embedding), 1), 1),
+        "past": torch.randn(*sizes[:3], 3, sizes[4]),
+    }
+
+
+def _raw(path: Path) -> Path:
+    """Where the exporter leaves a graph's fp32 weights."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _export(
-    network: nn.Module, inputs: dict[str, Tensor], outputs: list[str],
-    dynamic: dict[str, dict[int, Any]], path: Path,
+    network: nn.Module, inputs: Inputs, outputs: list[str], dynamic: dict[str, dict[int, Any]],
+    path: Path,
 ) -> None:  # fmt: skip
     program = torch.onnx.export(
         network, (), kwargs=inputs, input_names=list(inputs), dynamic_shapes=dynamic,
         dynamo=True, opset_version=OPSET, verbose=False,
     )  # fmt: skip
-    proto = program.model_proto
+    program.save(path, external_data=True)
+    proto = onnx.load(path, load_external_data=False)
     _name_outputs(proto.graph, outputs)
     for node in proto.graph.node:  # stack traces of the machine that exported
         node.ClearField("metadata_props")
@@ -130,8 +162,8 @@ def _export(
     for value in (*proto.graph.value_info, *proto.graph.initializer):
         value.ClearField("metadata_props")
     helper.set_model_props(proto, {"precision": "fp32"})
-    onnx.checker.check_model(proto)
     onnx.save(proto, path)
+    onnx.checker.check_model(str(path))
 
 
 def _name_outputs(graph: Any, outputs: list[str]) -> None:
@@ -153,34 +185,53 @@ def store_small(path: Path, tables: Collection[str] = (), but: np.ndarray | None
     Engines undo it when they load, so the graph computes in fp32. With `but`, all matrices except
     that one (or its transpose) go to a file of their own, `<graph>.data`: as long as they are
     frozen it stays the same, and a new release of the bundle adds nothing for it to a repository.
+    The matrices of a graph with more than INLINE bytes of them go there in any case.
     """
-    proto = onnx.load(path)
+    proto = onnx.load(path, load_external_data=False)
     graph = proto.graph
-    kept, nodes, moved = [], [], []
-    for tensor in graph.initializer:
-        weights, name = numpy_helper.to_array(tensor), tensor.name
-        if weights.dtype != np.float32 or weights.ndim < 2 or weights.size < COMPRESSED:
-            kept.append(tensor)
-            continue
-        if name in tables:
-            scale = np.maximum(np.abs(weights).max(axis=1, keepdims=True), 1e-12) / 127
-            small = np.round(weights / scale).astype(np.int8)
-            kept += [_tensor_of(small, f"{name}_int8"), _tensor_of(scale, f"{name}_scale")]
-            nodes += [
-                helper.make_node("Cast", [f"{name}_int8"], [f"{name}_wide"], to=TensorProto.FLOAT),
-                helper.make_node("Mul", [f"{name}_wide", f"{name}_scale"], [name]),
-            ]
-        else:
-            kept.append(_tensor_of(weights.astype(np.float16), f"{name}_half"))
-            nodes.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
-        if but is not None and not _same(weights, but):
-            moved.append(next(t for t in kept[::-1] if t.name in (f"{name}_int8", f"{name}_half")))
+    large = sum(2 * math.prod(tensor.dims) for tensor in graph.initializer) > INLINE
+    data = path.with_suffix(".data")
+    kept: dict[str, list[TensorProto]] = {}
+    nodes = []
+    with data.open("wb") as file:
+        # In the order of the names, so that the data file stays the same whatever the graph.
+        for tensor in sorted(graph.initializer, key=lambda t: f"{t.name}_half"):
+            weights, name = numpy_helper.to_array(tensor, str(path.parent)), tensor.name
+            if weights.dtype != np.float32 or weights.ndim < 2 or weights.size < COMPRESSED:
+                kept[name] = [_tensor_of(weights, name)]
+                continue
+            if name in tables:
+                scale = np.maximum(np.abs(weights).max(axis=1, keepdims=True), 1e-12) / 127
+                small = _tensor_of(np.round(weights / scale).astype(np.int8), f"{name}_int8")
+                kept[name] = [small, _tensor_of(scale, f"{name}_scale")]
+                nodes += [
+                    helper.make_node("Cast", [small.name], [f"{name}_wide"], to=TensorProto.FLOAT),
+                    helper.make_node("Mul", [f"{name}_wide", f"{name}_scale"], [name]),
+                ]
+            else:
+                small = _tensor_of(weights.astype(np.float16), f"{name}_half")
+                kept[name] = [small]
+                nodes.append(helper.make_node("Cast", [small.name], [name], to=TensorProto.FLOAT))
+            if large or (but is not None and not _same(weights, but)):
+                _move(small, file, data.name)
+        moved = file.tell()
+    if not moved:
+        data.unlink()
+    stored = [small for tensor in graph.initializer for small in kept[tensor.name]]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(stored)
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend(nodes + rest)
-    _save(proto, path, {tensor.name for tensor in moved})
+    onnx.save(proto, path)
+
+
+def _move(tensor: TensorProto, file: BinaryIO, name: str) -> None:
+    """Move a tensor's content to the end of the open file of that name."""
+    content, offset = tensor.raw_data, file.tell()
+    file.write(content)
+    set_external_data(tensor, name, offset, len(content))
+    tensor.ClearField("raw_data")
 
 
 def _same(weights: np.ndarray, other: np.ndarray) -> bool:
@@ -189,19 +240,6 @@ def _same(weights: np.ndarray, other: np.ndarray) -> bool:
 
 def _tensor_of(values: np.ndarray, name: str) -> TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(values), name)
-
-
-def _save(proto: onnx.ModelProto, path: Path, moved: Collection[str]) -> None:
-    if moved:
-        data = path.with_suffix(".data")
-        with data.open("wb") as file:
-            for tensor in sorted(proto.graph.initializer, key=lambda t: t.name):
-                if tensor.name in moved:
-                    content, offset = tensor.raw_data, file.tell()
-                    file.write(content)
-                    set_external_data(tensor, data.name, offset, len(content))
-                    tensor.ClearField("raw_data")
-    onnx.save(proto, path)
 
 
 def _spec(name: str, path: Path) -> GraphSpec:
@@ -230,31 +268,38 @@ def _manifest_entry(spec: GraphSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _compare(network: nn.Module, inputs: dict[str, Tensor], spec: GraphSpec) -> dict[str, float]:
-    """The least cosine and the largest difference between the graph and torch on the samples."""
+def _compare(network: nn.Module, inputs: Inputs, spec: GraphSpec) -> dict[str, float]:
+    """The least cosine and the largest difference between the graph and torch, over all outputs.
+
+    Cosines are of the vectors along each output's last dimension.
+    """
     with torch.inference_mode():
-        expected = network(**inputs)
-    first = expected[0] if isinstance(expected, tuple) else expected
-    engine = open_engine(spec, backend="onnxruntime-cpu")
-    outputs = engine.run(**{name: value.numpy() for name, value in inputs.items()})
-    got = outputs[OUTPUTS[spec.name][0]]
+        answer = network(**inputs)
+    tensors = answer if isinstance(answer, tuple) else (answer,)
+    wanted = dict(zip(OUTPUTS[spec.name], (tensor.numpy() for tensor in tensors), strict=True))
+    engine = open_engine(spec, "onnxruntime-cpu")
+    given = engine.run(**{name: tensor.numpy() for name, tensor in inputs.items()})
     engine.close()
-    wanted = first.numpy().reshape(-1, first.shape[-1])
-    given = got.reshape(wanted.shape)
-    norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(given, axis=1)
-    cosine = float(((wanted * given).sum(1) / norms).min())
-    if not cosine >= TOLERANCE:
-        raise ExportError(
-            f"{spec.path} gives other numbers than torch: cosine {cosine:.5f}, "
-            f"and {TOLERANCE} is the least; export with another opset or report this."
-        )
-    return {"cosine": round(cosine, 6), "largest_difference": float(np.abs(wanted - given).max())}
+    cosines, differences = [], []
+    for output, torchs in wanted.items():
+        one, other = (rows.reshape(-1, rows.shape[-1]) for rows in (torchs, given[output]))
+        norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        cosine = float(((one * other).sum(1) / norms).min())
+        if not cosine >= TOLERANCE:
+            raise ExportError(
+                f"{spec.path} gives other numbers than torch: '{output}' has cosine "
+                f"{cosine:.5f}, and {TOLERANCE} is the least; export with another opset or "
+                "report this."
+            )
+        cosines.append(cosine)
+        differences.append(float(np.abs(one - other).max()))
+    return {"cosine": round(min(cosines), 6), "largest_difference": max(differences)}
 
 
-def _geometry(model: VLJepa) -> dict[str, Any]:
+def _geometry(config: VLJepaConfig) -> dict[str, Any]:
     """The sections of the manifest that follow from the networks."""
-    config, vision = model.config, model.config.x_encoder_config
-    return {
+    vision, decoder = config.x_encoder_config, config.y_decoder_config
+    sections: dict[str, Any] = {
         "embedding_dim": config.embedding_dim,
         "clip": {
             "frames": vision.frames_per_clip, "image_size": vision.crop_size,
@@ -269,10 +314,13 @@ def _geometry(model: VLJepa) -> dict[str, Any]:
             "length": config.text_length, "tokenizer": "y_tokenizer.json",
             "prompt": config.text_prompt,
         },
-        "decoder": {
-            "length": 32, "tokenizer": "tokenizer.json", "begin": 1, "end": 2,
-            "layers": len(model.y_decoder.layers), "heads": model.y_decoder.heads,
-            "head_dim": model.y_decoder.width // model.y_decoder.heads, "empty_text": "",
-        },
         "templates": {"classify": "{}"},
     }  # fmt: skip
+    if decoder is not None:
+        sections["decoder"] = {
+            "length": 32, "tokenizer": "tokenizer.json", "begin": decoder.bos_token_id,
+            "end": decoder.eos_token_id, "layers": decoder.num_hidden_layers,
+            "heads": decoder.num_attention_heads,
+            "head_dim": decoder.hidden_size // decoder.num_attention_heads, "empty_text": "",
+        }  # fmt: skip
+    return sections

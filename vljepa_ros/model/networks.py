@@ -163,11 +163,15 @@ class Predictor(nn.Module):
 
 
 class YEncoder(nn.Module):
-    """A sentence encoder with masked mean and a linear head (paper, section 3.1)."""
+    """A sentence encoder with masked mean and a linear head (paper, section 3.1).
+
+    `model` is what `AutoModel` makes of `y_encoder_config`: MiniLM, or Gemma 3 text, which looks
+    both ways where its configuration says `use_bidirectional_attention`.
+    """
 
     def __init__(self, config: VLJepaConfig):
         super().__init__()
-        self.model = AutoModel.from_config(config.y_encoder_config)
+        self.model = AutoModel.from_config(config.y_encoder_config, dtype=torch.float32)
         self.projector = nn.Linear(config.y_encoder_config.hidden_size, config.embedding_dim)
 
     def sentence(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -257,7 +261,10 @@ class DecoderLayer(nn.Module):
 
 
 class VLJepa(nn.Module):
-    """The whole model; its parts are exported one graph each."""
+    """The whole model; its parts are exported one graph each.
+
+    `y_decoder` is None where the configuration has none.
+    """
 
     def __init__(self, config: VLJepaConfig):
         super().__init__()
@@ -265,7 +272,7 @@ class VLJepa(nn.Module):
         self.x_encoder = XEncoder(config)
         self.predictor = Predictor(config)
         self.y_encoder = YEncoder(config)
-        self.y_decoder = YDecoder(config)
+        self.y_decoder = YDecoder(config) if config.y_decoder_config is not None else None
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:

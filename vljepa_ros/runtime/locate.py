@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import BundleError
 from .manifest import MANIFEST
+
+HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
 
 
 def shipped_bundles() -> list[Path]:
@@ -35,7 +38,7 @@ def find_bundle(source: str) -> Path:
                 return folder / source
     if local.is_dir():
         raise BundleError(f"{local} is not a model bundle: it holds no {MANIFEST}.")
-    hub_id = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", source)
+    hub_id = HUB_ID.fullmatch(source)
     if hub_id:
         return _fetch(hub_id[1], hub_id[2])
     raise BundleError(
@@ -44,7 +47,21 @@ def find_bundle(source: str) -> Path:
     )
 
 
-def _fetch(repo_id: str, revision: str | None) -> Path:
+def find_folder(source: str, patterns: Sequence[str]) -> Path:
+    """A local folder, or the files of a Hub id `owner/name[@revision]` that match `patterns`.
+
+    Raises BundleError.
+    """
+    local = Path(source).expanduser()
+    if local.is_dir():
+        return local
+    hub_id = HUB_ID.fullmatch(source)
+    if hub_id is None:
+        raise BundleError(f"'{source}' is neither a folder nor a Hub id (owner/name).")
+    return _fetch(hub_id[1], hub_id[2], list(patterns))
+
+
+def _fetch(repo_id: str, revision: str | None, patterns: list[str] | None = None) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -53,7 +70,7 @@ def _fetch(repo_id: str, revision: str | None) -> Path:
             "huggingface_hub: pip install huggingface_hub."
         ) from None
     try:
-        return Path(snapshot_download(repo_id, revision=revision))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the Hub client raises a dozen unrelated types when offline
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise BundleError(
