@@ -213,3 +213,27 @@ def test_a_target_is_reached_at_its_bound_and_not_beyond(results: dict[str, Any]
         assert state("fewer decodes than 1 Hz, CIDEr no lower") is reached
     mine["streams"]["detector"].pop("delay", None)
     assert not state("median delay")
+
+
+def test_the_comparison_stands_in_the_documents(results: dict[str, Any]) -> None:
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6}
+    named = {"kind": figure, "object": figure}
+    point = {"samples": 640, "cider": {**figure, "value": 1.234}, "said": named}
+    learner = {
+        "parameters": {"trainable": 2_000_000, "not_counted": {"y_decoder": 500_000}},
+        "curve": [{**point, "classified": named}],
+        "by_perplexity": {"clips": 12, **named},
+    }
+    comparison = {
+        "protocol": {"samples": 640, "held_out_clips": 30},
+        "chance": {"cider": figure, "said": named},
+        "vl_jepa": learner,
+        "token_model": {**learner, "curve": [point]},
+        "milliseconds": {"vl_jepa_words": 7.5},
+    }
+    text = report.markdown({**results, "comparison": comparison})
+    assert "## 6. Against token generation" in text
+    assert "| 640 | 1.23 [0.40, 0.60] | 1.23 [0.40, 0.60] | 50.0 [40.0, 60.0] |" in text
+    assert "2.00 M" in text and "y_decoder: 0.50 M more" in text
+    assert "| vl jepa words | 7.50 |" in text
+    assert "## 6." not in report.markdown(results)
