@@ -27,9 +27,9 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
+from vljepa_ros.perception.images import UnknownEncodingError, compressed_to_rgb, to_rgb
 from vljepa_ros.perception.window import Verdict
 
-from .images import UnknownEncodingError, compressed_to_rgb, to_rgb
 from .process import FASTDDS_TRANSPORTS, FASTDDS_VARIABLE
 
 try:
