@@ -1,12 +1,13 @@
 """The configuration of the networks."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from networks import tiny_config
 
-from vljepa_ros.model.config import VLJepaConfig, tabletop
+from vljepa_ros.model.config import PRESETS, VLJepaConfig, tabletop
 from vljepa_ros.model.networks import VLJepa
 
 
@@ -15,11 +16,15 @@ def shapes(config: VLJepaConfig) -> dict[str, torch.Size]:
         return {name: value.shape for name, value in VLJepa(config).state_dict().items()}
 
 
-@pytest.mark.parametrize("config", [tiny_config(), tabletop(1234)], ids=["tiny", "tabletop"])
-def test_json_round_trip_builds_the_same_model(config: VLJepaConfig, tmp_path: Path):
-    file = tmp_path / "config.json"
+CONFIGS = {"tiny": tiny_config, "no decoder": lambda: tiny_config(y_decoder_config=None), **PRESETS}
+
+
+@pytest.mark.parametrize("make", CONFIGS.values(), ids=CONFIGS)
+def test_json_round_trip_builds_the_same_model(make: Callable[[], VLJepaConfig], tmp_path: Path):
+    config, file = make(), tmp_path / "config.json"
     config.to_json_file(str(file), use_diff=False)
     read = VLJepaConfig.from_json_file(str(file))
+    assert read.to_dict() == config.to_dict()
     assert shapes(read) == shapes(config)
     for field in ("embedding_dim", "sample_rate", "visual_merge", "query_length", "text_length",
                   "default_query", "text_prompt", "visual_tokens"):  # fmt: skip
@@ -33,3 +38,13 @@ def test_tabletop_is_the_clip_of_the_design():
     assert (config.sample_rate, config.embedding_dim, config.query_length) == (4.0, 384, 24)
     assert config.visual_tokens == 4 * 6 * 6
     assert config.predictor_config.vocab_size == config.y_decoder_config.vocab_size == 2048
+
+
+def test_large_presets_are_the_papers_size():
+    paper, public = (shapes(PRESETS[name]()) for name in ("paper", "open-vljepa"))
+    count = {part: sum(s.numel() for n, s in paper.items() if n.startswith(part)) for part in (
+        "x_encoder", "predictor.layers", "y_encoder")}  # fmt: skip
+    assert round(count["x_encoder"] / 1e6) == 304
+    assert round(count["predictor.layers"] / 1e6) == 487  # with its projections the paper's 490M
+    assert round(count["y_encoder"] / 1e6) == 304  # EmbeddingGemma-300M and its head
+    assert public == {n: s for n, s in paper.items() if not n.startswith("y_decoder")}

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from vljepa_ros.model.export import _name_outputs, store_small
+from vljepa_ros.model import export
+from vljepa_ros.model.export import ExportError, _compare, _name_outputs, _spec, store_small
 from vljepa_ros.runtime.bundle import GraphSpec, TensorSpec
 from vljepa_ros.runtime.engine import open_engine
 
@@ -127,3 +129,51 @@ def test_outputs_get_their_names_and_what_bore_them_another():
     assert [(list(n.input), list(n.output)) for n in graph.node] == [
         (["x"], ["embedding_inner"]), (["embedding_inner"], ["embedding"]),
     ]  # fmt: skip
+
+
+class TwoOutputs(torch.nn.Module):
+    """Stands for a Y-decoder: of its outputs only the second can be wrong."""
+
+    def forward(self, embedding, ids, past):
+        return embedding + ids, past * self.scale
+
+    scale = torch.tensor([1.0, 1.0, 1.0])
+
+
+def test_every_output_is_compared_with_torch(tmp_path: Path):
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["ids"], ["wide"], to=TensorProto.FLOAT),
+         helper.make_node("Add", ["embedding", "wide"], ["logits"]),
+         helper.make_node("Identity", ["past"], ["present"])], "g",
+        [info("embedding", TensorProto.FLOAT, [2, 3]), info("ids", TensorProto.INT64, [2, 1]),
+         info("past", TensorProto.FLOAT, [2, 3])],
+        [info("logits", TensorProto.FLOAT, [2, 3]), info("present", TensorProto.FLOAT, [2, 3])],
+    )  # fmt: skip
+    path = tmp_path / "y_decoder.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, path)
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"embedding": torch.randn(2, 3, generator=generator), "ids": torch.ones(2, 1).long(),
+              "past": torch.randn(2, 3, generator=generator)}  # fmt: skip
+    spec, network = _spec("y_decoder", path), TwoOutputs()
+    assert _compare(network, inputs, spec) == {"cosine": 1.0, "largest_difference": 0.0}
+    network.scale = torch.tensor([1.0, 1.0, -1.0])
+    with pytest.raises(ExportError, match="other numbers than torch: 'present'"):
+        _compare(network, inputs, spec)
+
+
+def test_a_large_graph_keeps_its_numbers_in_a_file_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("inline", "beside"):
+        (tmp_path / name).mkdir()
+    inline, beside = (make_graph(tmp_path / n / "encoder.onnx") for n in ("inline", "beside"))
+    onnx.save(onnx.load(beside), beside, save_as_external_data=True, location="raw")  # as exported
+    store_small(inline, ["table"])
+    monkeypatch.setattr(export, "INLINE", 1)
+    store_small(beside, ["table"])
+    (beside.parent / "raw").unlink()
+    np.testing.assert_array_equal(run(beside), run(inline))
+    assert beside.with_suffix(".data").stat().st_size == TABLE.size + 2 * (FROZEN.size + HEAD.size)
+    assert beside.stat().st_size < 0.3 * inline.stat().st_size + 4 * BIAS.size

@@ -20,6 +20,7 @@ from vljepa_ros.runtime.bundle import (
     verify_bundle,
     write_manifest,
 )
+from vljepa_ros.runtime.locate import find_folder
 
 
 @pytest.fixture
@@ -137,6 +138,7 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "embedding": (lambda m: m.update(embedding_dim=64), "embedding"),
     "text for a number": (lambda m: m["thresholds"].update(gate="3"), "thresholds.gate"),
     "crop": (lambda m: m["preprocess"].update(crop="left"), "only 'centre'"),
+    "resample": (lambda m: m["preprocess"].update(resample="cubic"), "use one of area, bilinear"),
     "template": (lambda m: m["templates"].update(classify="a video"), "templates.classify"),
     "unknown graph": (lambda m: m["graphs"].update(z=m["graphs"]["y_encoder"]), "graph 'z'"),
     "graph missing": (lambda m: m["graphs"].pop("predictor"), "'predictor' is missing"),
@@ -237,21 +239,31 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str | None]] = []
+    asked: list[tuple[str, str | None, list[str] | None]] = []
 
-    def snapshot_download(repo_id: str, revision: str | None = None) -> str:
-        asked.append((repo_id, revision))
+    def snapshot_download(
+        repo_id: str, revision: str | None = None, allow_patterns: list[str] | None = None
+    ) -> str:
+        asked.append((repo_id, revision, allow_patterns))
         return str(folder)
 
     hub = types.SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert load_bundle("owner/model").name == "tiny"
     assert find_bundle("owner/model@v1.0") == folder
-    assert asked == [("owner/model", None), ("owner/model", "v1.0")]
+    assert find_folder("owner/other", ("*.json",)) == folder
+    assert find_folder(str(folder), ("*.json",)) == folder
+    assert asked == [
+        ("owner/model", None, None),
+        ("owner/model", "v1.0", None),
+        ("owner/other", None, ["*.json"]),
+    ]
+    with pytest.raises(BundleError, match="neither a folder nor a Hub id"):
+        find_folder("no such folder", ())
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def snapshot_download(repo_id: str, revision: str | None = None) -> str:
+    def snapshot_download(repo_id: str, **_: object) -> str:
         raise ConnectionError("no route to host\nlong story")
 
     hub = types.SimpleNamespace(snapshot_download=snapshot_download)

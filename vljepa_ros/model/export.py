@@ -48,14 +48,15 @@ def export_bundle(
 ) -> Path:  # fmt: skip
     """Write the bundle of `model` into `folder` and return it.
 
-    `manifest` holds the sections that the networks do not know (name, thresholds, source, …);
-    `files` what to copy under its name: tokenizers, licences; `clips` uint8 `[B, T, S, S, 3]` and
-    `texts` (ids, mask), int64 `[B, L]`, are what the graphs are compared with torch on, B >= 2.
+    `manifest` holds the sections that the networks do not know (name, thresholds, source, …), or
+    that shall differ from what they imply; `files` what to copy under its name: tokenizers,
+    licences; `clips` uint8 `[B, T, S, S, 3]` and `texts` (ids, mask), int64 `[B, L]`, are what the
+    graphs are compared with torch on, B >= 2.
     A model without a Y-decoder makes a bundle without one. Raises ExportError if a graph differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.eval().float()
-    manifest = {**manifest, **_geometry(model.config)}
+    manifest = {**_geometry(model.config), **manifest}
     networks: dict[str, nn.Module] = {
         "x_encoder": model.x_encoder, "predictor": model.predictor, "y_encoder": model.y_encoder,
     }  # fmt: skip

@@ -109,6 +109,7 @@ def export_public(public: Public, out: Path, version: str) -> Path:
     manifest = {
         "name": "open-vljepa",
         "version": version,
+        "preprocess": {"resize": "shorter_side", "crop": "centre", "resample": "bilinear"},
         "temperature": public.temperature,
         "thresholds": {"gate": 1.5, "change": 0.5, "watch": 0.3},
         "change": {"candidate": 2, "min_segment": 2, "hysteresis": 0.8},

@@ -39,6 +39,7 @@ __all__ = [
     "write_manifest",
 ]
 
+RESAMPLE = ("area", "bilinear")  # see preprocess.prepare
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "int8", "bool")
 
 # Inputs and outputs by graph, as (name, dtype, number of dimensions).
@@ -158,7 +159,10 @@ class ChangeSpec:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model bundle, read and checked. `path` is its folder, `manifest` the YAML as it stands."""
+    """A model bundle, read and checked. `path` is its folder, `manifest` the YAML as it stands.
+
+    `resample`: how a picture is resized, `area` or `bilinear`.
+    """
 
     path: Path
     name: str
@@ -166,6 +170,7 @@ class Bundle:
     model_id: str
     embedding_dim: int
     clip: ClipSpec
+    resample: str
     query: QuerySpec
     y_encoder: TextSpec
     decoder: DecoderSpec | None
@@ -250,7 +255,6 @@ def _file_problems(bundle: Bundle) -> list[str]:
 
 def _parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
     root = Section(manifest, folder / MANIFEST)
-    _check_preprocess(root.section("preprocess"))
     name, version = root.get("name", str), root.get("version", str)
     clip, query, y_encoder = root.section("clip"), root.section("query"), root.section("y_encoder")
     thresholds, change = root.section("thresholds"), root.section("change")
@@ -267,6 +271,7 @@ def _parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
             clip.positive("tubelet", int),
             clip.positive("sample_rate", float),
         ),
+        resample=_resample(root.section("preprocess")),
         query=QuerySpec(
             query.get("default", str), query.positive("length", int), query.inside("tokenizer")
         ),
@@ -300,13 +305,21 @@ def _parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
     return bundle
 
 
-def _check_preprocess(section: Section) -> None:
+def _resample(section: Section) -> str:
+    """How the manifest has pictures resized, once the rest of its section is checked."""
     for key, only in (("resize", "shorter_side"), ("crop", "centre")):
         if section.get(key, str) != only:
             raise BundleError(
                 f"{section.file}: 'preprocess.{key}' is {section.values[key]!r}, and only "
                 f"'{only}' is supported."
             )
+    resample = section.get("resample", str, "area")
+    if resample not in RESAMPLE:
+        raise BundleError(
+            f"{section.file}: 'preprocess.resample' is '{resample}'; "
+            f"use one of {', '.join(RESAMPLE)}."
+        )
+    return resample
 
 
 def _decoder(section: Section) -> DecoderSpec:
