@@ -220,8 +220,9 @@ def _judged(captions: Sequence[str], shown: HeldOut) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """A sentence in the usual words where it has other words of training for them."""
-    usual = {other: word for word, others in language.REWORDINGS.items() for other in others}
+    """A sentence with the usual words for colours and shapes where training has others for them."""
+    things = (*language.COLOURS, *language.SHAPES)
+    usual = {other: word for word in things for other in language.REWORDINGS[word]}
     longest_first = sorted(usual, key=len, reverse=True)
     return re.sub(rf"\b({'|'.join(longest_first)})\b", lambda found: usual[found[0]], text)
 
@@ -347,7 +348,7 @@ def _optimizer(networks: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
 
 
-def _recent(average: Tensor, current: Tensor, count: Tensor) -> Tensor:
+def _recent(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
     """Polynomial averaging: always over the same share of the steps so far."""
     return average + (current - average) * (AVERAGED + 1) / (count + AVERAGED + 1)
 

@@ -6,7 +6,7 @@ worded; neither is told which wordings mean the same, nor which events there are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vljepa_ros.model.config import VLJepaConfig
 from vljepa_ros.model.networks import VLJepa
+from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.evaluation.clips import Name
 from vljepa_ros.training.losses import info_nce
@@ -70,6 +71,8 @@ class EmbeddingLearner:
         config = model.config
         self.cache, self.clips = cache, clips
         fresh = VLJepa(config)
+        if fresh.y_decoder is None:
+            raise VLJepaError("captioning is compared too: give a model that has a Y-decoder.")
         fresh.y_encoder.model = model.y_encoder.model  # the frozen sentence encoder
         self.networks, self.decoder = EmbeddingNetworks(fresh), fresh.y_decoder
         words = TextTokenizer(sentence_encoder_folder() / "tokenizer.json", config.text_length)
@@ -83,14 +86,14 @@ class EmbeddingLearner:
 
     def parameters(self) -> dict[str, Any]:
         """How many are trained, how many of them are the queries' token embedding, what is left."""
-        frozen = self.sentences.y_encoder.model.parameters()
+        frozen = sum(p.numel() for p in self.sentences.y_encoder.model.parameters())
         return {
             "trainable": trainable(self.networks),
             "of_these_token_embedding": self.networks.predictor.embed_tokens.weight.numel(),
             "layers": len(self.networks.predictor.layers),
             "not_counted": {
-                "y_decoder, trained apart": sum(p.numel() for p in self.decoder.parameters()),
-                "sentence encoder, frozen": sum(p.numel() for p in frozen),
+                "y_decoder, trained apart": trainable(self.decoder),
+                "sentence encoder, frozen": frozen,
             },
         }
 
@@ -162,7 +165,7 @@ class EmbeddingLearner:
         return [self.answer_tokens.decode(ids) for ids in greedy(first, step, self.longest)]
 
     def classify(
-        self, networks: EmbeddingNetworks, visual: Tensor, labels: dict[str, Name]
+        self, networks: EmbeddingNetworks, visual: Tensor, labels: Mapping[str, Name]
     ) -> list[Name]:
         """The name of the label nearest to each clip `[B, N, C]`."""
         ids, mask = tokens(self.sentences.tokenizer, list(labels))
@@ -217,7 +220,9 @@ class TokenLearner:
         said = networks.generate(visual, self.question, self.longest)
         return [self.answer_tokens.decode(ids) for ids in said]
 
-    def classify(self, networks: TokenModel, visual: Tensor, labels: dict[str, Name]) -> list[Name]:
+    def classify(
+        self, networks: TokenModel, visual: Tensor, labels: Mapping[str, Name]
+    ) -> list[Name]:
         """The name of the label of lowest perplexity for each clip `[B, N, C]`."""
         tree = TokenTree([[*ids, END] for ids in rows_of(self.answer_tokens, list(labels))])
         scores = torch.cat([networks.score(one, self.question, tree) for one in visual.split(4)])

@@ -107,7 +107,7 @@ class TokenTree:
     def __init__(self, candidates: Sequence[Sequence[int]]):
         """`candidates` are token ids without `BEGIN`, each ending in `END`."""
         found: dict[tuple[int, ...], int] = {}  # beginning -> node
-        tokens, above, paths = [], [], []
+        tokens, above, paths = list[int](), list[int](), list[list[int]]()
         for ids in candidates:
             for length in range(1, len(ids) + 1):
                 beginning = tuple(ids[:length])

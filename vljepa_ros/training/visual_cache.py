@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -57,8 +58,10 @@ class VisualCache:
         """Draw and encode what is missing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         texts = self.folder / TEXTS
-        done = len(texts.read_text().splitlines()) if texts.exists() else 0
-        mode = "r+" if (self.folder / TOKENS).exists() and done else "w+"
+        lines = texts.read_text().splitlines(keepends=True) if texts.exists() else []
+        done = len(lines) if len(lines) == self.clips else len(lines) // CHUNK * CHUNK
+        texts.write_text("".join(lines[:done]))  # without a chunk that was cut off
+        mode: Literal["r+", "w+"] = "r+" if done else "w+"
         kept = np.memmap(self.folder / TOKENS, np.float16, mode, shape=self.shape)
         chunks = range(done // CHUNK, -(-self.clips // CHUNK))
         with texts.open("a") as file:
@@ -70,8 +73,8 @@ class VisualCache:
                     model, np.stack([c["frames"] for c in drawn])
                 )
                 kept.flush()
-                lines = (json.dumps([c["queries"], c["answers"]]) + "\n" for c in drawn)
-                file.write("".join(lines))
+                said = [json.dumps([c["queries"], c["answers"]]) + "\n" for c in drawn]
+                file.write("".join(said))
                 file.flush()
         self.texts = [tuple(json.loads(line)) for line in texts.read_text().splitlines()]
         return self
