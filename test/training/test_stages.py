@@ -15,8 +15,10 @@ from vljepa_ros.training.stages import (
     FURTHER_NEGATIVES,
     DecoderStage,
     JointStage,
+    TextStage,
     scheduled,
 )
+from vljepa_ros.training.tabletop import language
 from vljepa_ros.training.texts import (
     BEGIN,
     END,
@@ -104,6 +106,48 @@ def test_temperature_never_falls_below_a_fiftieth(joint: JointStage):
     with torch.no_grad():
         joint.log_temperature.fill_(-9.0)
     assert joint.temperature.item() == pytest.approx(0.02)
+
+
+@pytest.fixture
+def text_stage(model: VLJepa) -> TextStage:
+    words = TextTokenizer(sentence_encoder_folder() / "tokenizer.json", 12)
+    return TextStage(model, words, 1e-3, 100)
+
+
+def test_texts_are_drawn_to_what_the_encoder_said_of_their_meaning(text_stage: TextStage):
+    """The loss is the cross entropy among the canonical texts' vectors of before."""
+    text_stage.log_dict = lambda *_, **__: None  # type: ignore[method-assign]  # no trainer
+    texts, meant = (
+        ["a scarlet orb rolls along", "yes"],
+        ["the red ball rolls across the table", "yes"],
+    )
+    with torch.no_grad():
+        every = text_stage.vectors(text_stage.meanings)
+        centred = F.normalize(every - every.mean(0), dim=-1)
+        said = F.normalize(text_stage.vectors(texts) - every.mean(0), dim=-1)
+        rows = [text_stage.meanings.index(meaning) for meaning in meant]
+        wanted = F.cross_entropy(said @ centred.T / 0.05, torch.tensor(rows))
+    loss = text_stage.training_step((texts, meant), 0)
+    torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=0)
+    loss.backward()
+    trained = {name for name, value in text_stage.named_parameters() if value.grad is not None}
+    assert any("encoder.layer" in name for name in trained)
+    assert not [n for n in trained if "word_embeddings" in n or "projector" in n]
+
+
+def test_learning_words_brings_them_nearer(text_stage: TextStage):
+    text_stage.log_dict = lambda *_, **__: None  # type: ignore[method-assign]  # no trainer
+    rng = np.random.default_rng(0)
+    texts, meant = zip(*[language.draw_wording(rng) for _ in range(16)])
+    optimizer = text_stage.configure_optimizers()["optimizer"]
+    losses = []
+    for _ in range(12):
+        loss = text_stage.training_step((list(texts), list(meant)), 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
 
 
 def test_decoder_loss_is_that_of_saying_each_text_and_its_end(model: VLJepa, tokenizer: Path):

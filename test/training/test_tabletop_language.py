@@ -1,5 +1,7 @@
 """Words to events and back."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -77,6 +79,24 @@ def test_unseen_wording_shares_no_telling_word_with_training():
             assert text not in language.TEMPLATES[kind]
     assert not set(language.SYNONYMS.values()) & training
     assert set(language.SYNONYMS) == {*language.COLOURS, *language.SHAPES}
+
+
+def test_wordings_are_drawn_with_their_meaning_and_leave_the_evaluation_its_words():
+    rng = np.random.default_rng(0)
+    known = set(language.meanings())
+    drawn = [language.draw_wording(rng) for _ in range(3000)]
+    assert {meaning for _, meaning in drawn} <= known
+    assert sum(said != meaning for said, meaning in drawn) > 2000
+    words = {word for said, _ in drawn for word in re.findall(r"[a-z]+", said)}
+    assert not words & set(language.SYNONYMS.values())
+    telling = {
+        word
+        for forms in language.UNSEEN_TEMPLATES.values()
+        for form in forms
+        for word in re.findall(r"[a-z]+", form)
+    } - {word for forms in language.TEMPLATES.values() for form in forms for word in form.split()}
+    common = {"hold", "object", "person", "s", "someone"}
+    assert not words & (telling - common)
 
 
 def test_reworded_sentences_keep_their_kind_and_never_borrow_from_the_evaluation():

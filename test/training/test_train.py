@@ -28,7 +28,8 @@ from vljepa_ros.training.train import Recipe
 
 STEPS = 103  # checkpoints are kept every 100 steps
 RECIPE = Recipe(
-    image_steps=STEPS, video_steps=2, decoder_steps=2, image_batch=2, video_batch=2,
+    text_steps=2, text_batch=4, image_steps=STEPS, video_steps=2, decoder_steps=2, image_batch=2,
+    video_batch=2,
     decoder_batch=4, decoder_clips=40, workers=0,
 )  # fmt: skip
 pytestmark = pytest.mark.timeout(600)  # a busy machine exports for minutes
@@ -106,7 +107,7 @@ def trained(
     out = tmp_path_factory.mktemp("run")
     with pytest.raises(PowerCut):
         training.train(data, out, RECIPE)
-    assert not list(out.rglob("*.safetensors"))
+    assert [path.parent.name for path in out.rglob("*.safetensors")] == ["texts"]
     return training.train(data, out, RECIPE)
 
 
@@ -140,9 +141,9 @@ def test_a_finished_training_is_not_run_again(
 def test_every_stage_builds_on_the_one_before(trained: Path, tiny: Path):
     lightning.seed_everything(RECIPE.seed, verbose=False)
     start = training.build(trained / "tokenizer.json").state_dict()
-    images, video, decoder = (
+    texts, images, video, decoder = (
         load_file(trained / stage / "weights.safetensors")
-        for stage in ("images", "video", "decoder")
+        for stage in ("texts", "images", "video", "decoder")
     )
 
     def changed(a: dict, b: dict, part: str) -> float:
@@ -155,8 +156,12 @@ def test_every_stage_builds_on_the_one_before(trained: Path, tiny: Path):
         assert changed(video, decoder, part) == 0, part
     assert changed(images, video, "y_decoder.") == 0
     assert changed(video, decoder, "y_decoder.") > 0
-    kept = load_file(tiny / "model.safetensors")
-    assert all(torch.equal(decoder[f"y_encoder.model.{n}"], v) for n, v in kept.items())
+    assert changed(start, texts, "y_encoder.model.encoder.") > 0
+    for part in ("x_encoder.", "predictor.", "y_encoder.projector.", "y_decoder."):
+        assert changed(start, texts, part) == 0, part
+    words = "y_encoder.model.embeddings.word_embeddings."
+    assert changed(start, texts, words) == 0
+    assert changed(texts, decoder, "y_encoder.model.") == 0
     whole = load_file(trained / "weights.safetensors")
     assert all(torch.equal(whole[name], value) for name, value in decoder.items())
 

@@ -1,7 +1,7 @@
-"""From a finished training to a bundle worth shipping: exported, calibrated, judged.
+"""From a finished training to a bundle: exported, calibrated, judged on a stream.
 
-Invariant: a released bundle's manifest carries the thresholds and the evaluation that were
-measured with this very bundle.
+Invariant: a released bundle's manifest carries the thresholds and the figures that were measured
+with this very bundle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training import train
 from vljepa_ros.training.calibrate import calibrate
 from vljepa_ros.training.clips import ClipDataset
-from vljepa_ros.training.evaluation.quick import name_clips
 from vljepa_ros.training.evaluation.shipped import judge_stream
 from vljepa_ros.training.tabletop import store
 from vljepa_ros.training.texts import sentence_encoder_folder
@@ -38,10 +37,10 @@ SENTENCES = ("the gripper picks up the red cube", "no", "a hand passes over the 
 def release(run: Path, data: Path, out: Path, version: str, video: Path | None) -> dict[str, Any]:
     """Export the training in `run` as the bundle `out` and return its evaluation.
 
-    `data` holds the episodes (splits stream, test and composition); `video` a held-out
-    stream with its ground truth in a JSON file of the same name, or None.
+    `data` holds the episodes (splits train and stream); `video` is a held-out stream with its
+    ground truth in a JSON file of the same name, or None. `vljepa evaluate` measures the rest.
     """
-    for split in ("train", "stream", "test", "composition"):
+    for split in ("train", "stream"):
         store.needed(data, split)
     model = train.load_checkpoint(run)
     sample = ClipDataset(data, train.clip_shape(model.config), seed=1)
@@ -58,11 +57,9 @@ def release(run: Path, data: Path, out: Path, version: str, video: Path | None) 
     found = calibrate(bundle, store.needed(data, "stream"))
     log.info("calibrated: %s", found)
     _amend(out, found, {"calibration": _rounded(found)})
-    bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
     evaluation: dict[str, Any] = {}
-    for split in ("test", "composition"):
-        evaluation[split] = name_clips(bundle, store.needed(data, split))
     if video is not None:
+        bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
         judged = judge_stream(bundle, video, video.with_suffix(".json"), Settings())
         for said in judged.pop("spoken"):
             log.info("%(at)6.2f s  said: %(text)s  true: %(truth)s", said)

@@ -1,4 +1,4 @@
-"""The three stages of training: images, video, decoder.
+"""The four stages of training: texts, images, video, decoder.
 
 Invariant: the Y-decoder has no part in the main loss (paper, section 3.2); it is trained on
 embeddings that the finished model gives.
@@ -22,6 +22,8 @@ from vljepa_ros.training.texts import BEGIN, END, PAD, Sentences, tokens
 
 FURTHER_NEGATIVES = 128
 WARM_UP = 200
+TEXTS_AT_ONCE = 128
+TEXT_TEMPERATURE = 0.05
 DECAY = 0.25  # last part of the steps, in which the learning rate falls to zero
 
 
@@ -112,6 +114,56 @@ class JointStage(lightning.LightningModule):
         return scheduled(self, self.rate, self.steps)
 
 
+class TextStage(lightning.LightningModule):
+    """The sentence encoder learns other words for what happens, before all else and only here.
+
+    A text is drawn to the vector that the pre-trained encoder gives the canonical wording of its
+    meaning, among those of all meanings: what it knows of words that the table never shows stays.
+    """
+
+    def __init__(self, model: VLJepa, words: TextTokenizer, rate: float, steps: int):
+        super().__init__()
+        self.y_encoder, self.words, self.rate, self.steps = model.y_encoder, words, rate, steps
+        self.y_encoder.projector.requires_grad_(False)
+        self.y_encoder.model.requires_grad_(True)
+        self.y_encoder.model.get_input_embeddings().requires_grad_(False)
+        if (pooler := getattr(self.y_encoder.model, "pooler", None)) is not None:
+            pooler.requires_grad_(False)  # the mean is over the hidden states
+        self.meanings = list(dict.fromkeys(language.meanings()))
+        self.row = {meaning: row for row, meaning in enumerate(self.meanings)}
+        with torch.no_grad():
+            vectors = torch.cat([
+                self.vectors(self.meanings[start : start + TEXTS_AT_ONCE])
+                for start in range(0, len(self.meanings), TEXTS_AT_ONCE)
+            ])  # fmt: skip
+        self.register_buffer("mean", vectors.mean(0))
+        self.register_buffer("anchors", self.centred(vectors))
+
+    def vectors(self, texts: list[str]) -> Tensor:
+        """Sentence vectors `[N, hidden]`."""
+        ids, mask = tokens(self.words, texts)
+        longest = int(mask.sum(1).max())
+        device = self.y_encoder.projector.weight.device
+        ids, mask = ids[:, :longest].to(device), mask[:, :longest].to(device)
+        return self.y_encoder.sentence(ids, mask).float()
+
+    def centred(self, vectors: Tensor) -> Tensor:
+        """Unit vectors `[N, hidden]` without what all sentences have in common."""
+        return F.normalize(vectors - self.mean, dim=-1)
+
+    def training_step(self, batch: tuple[list[str], list[str]], _index: int) -> Tensor:
+        texts, meant = batch
+        rows = torch.tensor([self.row[meaning] for meaning in meant], device=self.device)
+        cosines = self.centred(self.vectors(texts)) @ self.anchors.T
+        loss = F.cross_entropy(cosines / TEXT_TEMPERATURE, rows)
+        right = (cosines.argmax(1) == rows).float().mean()
+        self.log_dict({"texts": loss, "right": right}, prog_bar=True, batch_size=len(texts))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return scheduled(self, self.rate, self.steps)
+
+
 class DecoderStage(lightning.LightningModule):
     """The Y-decoder on pairs of an embedding and the words it should become."""
 
@@ -154,7 +206,9 @@ def scheduled(module: lightning.LightningModule, rate: float, steps: int) -> Any
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
 
     def factor(step: int) -> float:
-        return min(1.0, (step + 1) / WARM_UP, max(0.0, (steps - step) / (DECAY * steps)))
+        return min(
+            1.0, (step + 1) / min(WARM_UP, steps / 4), max(0.0, (steps - step) / (DECAY * steps))
+        )
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,8 +1,8 @@
 """Texts on their way into training: tokens for the networks, and sentence vectors kept.
 
-Invariant: the sentence encoder under the Y-encoder's head is not trained, so the vector of a text
-never changes and is computed once. (The paper trains it at 0.05 of the learning rate; two cores
-cannot afford it, and a frozen one keeps what it knows of words that the table never shows.)
+Invariant: once clips are shown, the sentence encoder under the Y-encoder's head is not trained any
+more, so the vector of a text never changes and is computed once. (The paper trains it all along at
+0.05 of the learning rate; two cores cannot afford that, so it learns its words beforehand.)
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.clips import ClipDataset, ClipShape, collate
-from vljepa_ros.training.stages import DecoderStage, JointStage
+from vljepa_ros.training.stages import DecoderStage, JointStage, TextStage
 from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.texts import Sentences, corpus, sentence_encoder_folder, train_tokenizer
 
@@ -40,13 +40,16 @@ DECODER_CHUNK = 40  # clips encoded at a time
 class Recipe:
     """How long and with what each stage is trained. Rates are AdamW's peak learning rates."""
 
+    text_steps: int = 240
     image_steps: int = 1500
     video_steps: int = 3000
     decoder_steps: int = 1500
+    text_batch: int = 128
     image_batch: int = 96
     video_batch: int = 48
     decoder_batch: int = 256
     decoder_clips: int = 4000
+    text_rate: float = 5e-5  # 0.05 of the rate of the rest, as in the paper
     rate: float = 1e-3
     video_rate: float = 6e-4
     image_state_weight: float = 1.0
@@ -63,6 +66,7 @@ def train(data: Path, out: Path, recipe: Recipe) -> Path:
     `weights.safetensors` of the whole model.
     """
     lightning.seed_everything(recipe.seed, verbose=False)
+    torch.set_flush_denormal(True)  # the smallest gradients of a softmax are slow on a CPU
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = out / "tokenizer.json"
     if not tokenizer.exists():  # with several devices the first process is here before the others
@@ -73,6 +77,7 @@ def train(data: Path, out: Path, recipe: Recipe) -> Path:
         counts = {split: len(store.episode_paths(data, split)) for split in ("stills", "train")}
         said = {**asdict(recipe), "episodes": counts}
         (out / "recipe.json").write_text(json.dumps(said, indent=2) + "\n")
+    _text_stage(model, out, recipe)
     for name in ("images", "video"):
         _joint_stage(name, model, data, out, recipe)
     _decoder_stage(model, data, out, recipe)
@@ -158,6 +163,31 @@ def _decoder_stage(model: VLJepa, data: Path, out: Path, recipe: Recipe) -> None
     tokenizer = TextTokenizer(out / "tokenizer.json", model.config.text_length)
     _fit(DecoderStage(model, tokenizer, recipe.rate, recipe.decoder_steps), loader, folder, recipe)
     _save(model, folder)
+
+
+def _text_stage(model: VLJepa, out: Path, recipe: Recipe) -> None:
+    folder = out / "texts"
+    if (folder / WEIGHTS).exists():
+        load_model(model, str(folder / WEIGHTS))
+        return
+    words = sentences_of(model).tokenizer
+    stage = TextStage(model, words, recipe.text_rate, recipe.text_steps)
+    wordings = Wordings(recipe.text_batch, recipe.seed + _steps_done(folder))
+    _fit(stage, DataLoader(wordings, batch_size=None), folder, recipe)
+    _save(model, folder)
+
+
+class Wordings(IterableDataset):
+    """Endless batches of texts and their meanings, other ones in every process."""
+
+    def __init__(self, batch: int, seed: int):
+        self.batch, self.seed = batch, seed
+
+    def __iter__(self) -> Iterator[tuple[list[str], list[str]]]:
+        rng = np.random.default_rng([self.seed, rank_zero_only.rank])
+        while True:
+            pairs = [language.draw_wording(rng) for _ in range(self.batch)]
+            yield [text for text, _ in pairs], [meaning for _, meaning in pairs]
 
 
 class DecoderPairs(IterableDataset):

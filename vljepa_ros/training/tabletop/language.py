@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from .vocabulary import (
     UPRIGHT,
     held_out,
 )
+from .wordings import MORE_TEMPLATES, REWORDINGS
 
 DEFAULT_QUERY = "What is happening?"
 
@@ -194,25 +195,6 @@ SYNONYMS: dict[str, str] = {
     "book": "volume",
 }
 
-REWORDINGS: dict[str, tuple[str, ...]] = {  # of training: a word is more than its usual name
-    "red": ("scarlet", "cherry-red", "reddish"),
-    "green": ("grass-green", "greenish", "olive green"),
-    "blue": ("navy blue", "cobalt", "bluish"),
-    "yellow": ("lemon-coloured", "canary yellow", "yellowish"),
-    "orange": ("pumpkin-coloured", "orange-coloured", "amber"),
-    "purple": ("plum-coloured", "lilac", "mauve"),
-    "white": ("snow-white", "chalky", "pale white"),
-    "black": ("jet-black", "coal-black", "pitch-dark"),
-    "cube": ("box", "dice", "cubic brick"),
-    "ball": ("orb", "globe", "round ball"),
-    "can": ("canister", "soda can", "metal can"),
-    "bottle": ("carafe", "water bottle", "wine bottle"),
-    "mug": ("coffee mug", "tankard", "drinking mug"),
-    "book": ("paperback", "textbook", "booklet"),
-    "gripper": ("grasper", "robot hand", "pincers"),
-    "table": ("desk", "tabletop", "board"),
-}
-
 # What gives a kind away, the most telling first; `name_event` takes the first that is found.
 _CUES: tuple[tuple[str, str], ...] = (
     ("uncover", r"uncover|reveal|sight again|shows .*again|from under"),
@@ -264,6 +246,45 @@ def describe(
     return _worded(TEMPLATES[event.kind], event, phrase, choice)
 
 
+def meanings() -> Iterator[str]:
+    """Every canonical sentence and every closed answer."""
+    yield from canonical()
+    for answers in ANSWERS.values():
+        yield from answers
+
+
+def draw_wording(rng: np.random.Generator) -> tuple[str, str]:
+    """A text in any of the words of training, and its meaning: mostly events, some answers."""
+    chance = rng.random()
+    if chance < 0.1:
+        known = list(meanings())
+        said = known[int(rng.integers(len(known)))]
+        return said, said
+    pair = str(rng.choice(COLOURS)), str(rng.choice(SHAPES))
+    if chance < 0.2:
+        said = object_phrase(pair)
+        return _reworded(said, rng, 0.8), said
+    if chance < 0.25:
+        return _reworded(pair[0], rng, 0.9), pair[0]
+    kind = str(rng.choice(KINDS))
+    return paraphrase(kind, pair, rng), TEMPLATES[kind][0].format(object=object_phrase(pair))
+
+
+def paraphrase(kind: str, pair: tuple[str, str], rng: np.random.Generator) -> str:
+    """A sentence for an event in any of the words of training, also those that clips never get."""
+    forms = TEMPLATES[kind] + MORE_TEMPLATES[kind]
+    said = forms[int(rng.integers(len(forms)))].format(object=object_phrase(pair))
+    return _reworded(said, rng, 0.6)
+
+
+def _reworded(text: str, rng: np.random.Generator, share: float) -> str:
+    def other(found: re.Match[str]) -> str:
+        words = REWORDINGS[found[0]]
+        return words[int(rng.integers(len(words)))] if rng.random() < share else found[0]
+
+    return _REWORDED.sub(other, text)
+
+
 REWORDED = 3  # other versions of a sentence: each new text costs the sentence encoder a run
 
 
@@ -274,13 +295,7 @@ def reword(text: str, version: int) -> str:
     """
     if version == 0:
         return text
-    rng = np.random.default_rng([version, zlib.crc32(text.encode())])
-
-    def other(found: re.Match[str]) -> str:
-        words = REWORDINGS[found[0]]
-        return words[int(rng.integers(len(words)))] if rng.random() < 1 / 2 else found[0]
-
-    return _REWORDED.sub(other, text)
+    return _reworded(text, np.random.default_rng([version, zlib.crc32(text.encode())]), 0.5)
 
 
 _REWORDED = re.compile(rf"\b({'|'.join(REWORDINGS)})\b")
