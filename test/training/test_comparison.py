@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from networks import scramble, tiny_config
+from safetensors.torch import save_file
 
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.errors import VLJepaError
@@ -17,7 +19,7 @@ from vljepa_ros.training import comparison
 from vljepa_ros.training.comparison import Plan, compare, learn, plain, plot
 from vljepa_ros.training.learners import EmbeddingLearner, TokenLearner
 from vljepa_ros.training.tabletop import language
-from vljepa_ros.training.texts import BEGIN, END, train_tokenizer
+from vljepa_ros.training.texts import BEGIN, END, sentence_encoder_folder, train_tokenizer
 from vljepa_ros.training.token_model import (
     IGNORED,
     TokenModel,
@@ -53,6 +55,18 @@ class Greys:
 
 def picture(grey: int) -> np.ndarray:
     return np.full((4, 32, 32, 3), np.clip(grey, 0, 255), np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sentence_encoder(tmp_path_factory: pytest.TempPathFactory, model: VLJepa) -> Iterator[None]:
+    """A tiny sentence encoder in the public one's place."""
+    folder = tmp_path_factory.mktemp("sentence_encoder")
+    words = sentence_encoder_folder() / "tokenizer.json"
+    (folder / "tokenizer.json").write_bytes(words.read_bytes())
+    save_file(model.y_encoder.model.state_dict(), str(folder / "model.safetensors"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vljepa_ros.training.learners.sentence_encoder_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +107,7 @@ def plan(model: VLJepa, monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 def learners(model: VLJepa, tokenizer: Path, cache: VisualCache) -> dict[str, Any]:
     torch.manual_seed(0)
-    first = EmbeddingLearner(model, tokenizer, cache, BATCH)
+    first = EmbeddingLearner(model.config, tokenizer, cache, BATCH)
     return {
         "vl_jepa": first,
         "token_model": TokenLearner(model.config, tokenizer, trainable(first.networks)),

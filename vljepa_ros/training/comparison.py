@@ -85,7 +85,8 @@ class Plan:
 def compare(model: VLJepa, data: Path, out: Path, samples: int) -> dict[str, Any]:
     """Train both learners on `samples` questions about clips of `data`/train; the result as JSON.
 
-    `model` gives the frozen X-encoder and the frozen sentence encoder; all else starts at random.
+    `model` gives the frozen X-encoder, the public MiniLM the frozen sentence encoder under the
+    Y-encoder's head; all else starts at random.
     `out` keeps the work, so that it may be interrupted; what is large goes when it is finished.
     """
     plan = Plan.of(model, samples)
@@ -112,7 +113,7 @@ def _compare(model: VLJepa, data: Path, out: Path, plan: Plan) -> dict[str, Any]
     paths = store.needed(data, "test")
     shown = held_out(model, paths, shape.frames, HELD_OUT, HELD_OUT_SEED)
     torch.manual_seed(plan.seed)
-    first = EmbeddingLearner(model, tokenizer, cache, plan.batch)
+    first = EmbeddingLearner(model.config, tokenizer, cache, plan.batch)
     torch.manual_seed(plan.seed)
     second = TokenLearner(model.config, tokenizer, first.parameters()["trainable"])
     result: dict[str, Any] = {

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,13 +68,12 @@ class EmbeddingLearner:
     clips seen so far, going on from the checkpoint before; the main loss knows nothing of it.
     """
 
-    def __init__(self, model: VLJepa, tokenizer: Path, cache: VisualCache, clips: int):
-        config = model.config
+    def __init__(self, config: VLJepaConfig, tokenizer: Path, cache: VisualCache, clips: int):
         self.cache, self.clips = cache, clips
         fresh = VLJepa(config)
         if fresh.y_decoder is None:
             raise VLJepaError("captioning is compared too: give a model that has a Y-decoder.")
-        fresh.y_encoder.model = model.y_encoder.model  # the frozen sentence encoder
+        _read_before(fresh)
         self.networks, self.decoder = EmbeddingNetworks(fresh), fresh.y_decoder
         words = TextTokenizer(sentence_encoder_folder() / "tokenizer.json", config.text_length)
         self.sentences = Sentences(fresh.y_encoder, words)
@@ -168,8 +168,8 @@ class EmbeddingLearner:
         self, networks: EmbeddingNetworks, visual: Tensor, labels: Mapping[str, Name]
     ) -> list[Name]:
         """The name of the label nearest to each clip `[B, N, C]`."""
-        ids, mask = tokens(self.sentences.tokenizer, list(labels))
-        written = networks.write(self.sentences.y_encoder.sentence(ids, mask))
+        rows = self.sentences.rows(list(labels), list(labels))
+        written = networks.write(self.sentences.vectors[rows])
         names = list(labels.values())
         return [names[i] for i in (self.embed(networks, visual) @ written.T).argmax(1).tolist()]
 
@@ -235,6 +235,15 @@ class TokenLearner:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Nothing to take up."""
+
+
+def _read_before(model: VLJepa) -> None:
+    """Give the sentence encoder its public weights: it has not read of this world yet."""
+    state = load_file(sentence_encoder_folder() / "model.safetensors")
+    missing, _ = model.y_encoder.model.load_state_dict(state, strict=False)
+    if missing:
+        raise VLJepaError(f"the sentence encoder of {sentence_encoder_folder()} lacks {missing}.")
+    model.y_encoder.model.eval()
 
 
 Learner = EmbeddingLearner | TokenLearner
