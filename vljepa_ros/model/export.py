@@ -61,8 +61,8 @@ def export_bundle(
         "x_encoder": model.x_encoder, "predictor": model.predictor, "y_encoder": model.y_encoder,
     }  # fmt: skip
     ids, mask = (torch.from_numpy(array) for array in texts)
-    with torch.inference_mode():
-        visual = model.x_encoder(torch.from_numpy(clips)).clone()
+    with torch.no_grad():  # with inference_mode torch.export would fall back to its slow tracer
+        visual = model.x_encoder(torch.from_numpy(clips))
     samples = {
         "x_encoder": {"frames": torch.from_numpy(clips)},
         "predictor": predictor_inputs(model.config, visual),
@@ -70,8 +70,8 @@ def export_bundle(
     }
     if model.y_decoder is not None:
         networks["y_decoder"] = model.y_decoder
-        with torch.inference_mode():
-            written = model.y_encoder(ids, mask).clone()
+        with torch.no_grad():
+            written = model.y_encoder(ids, mask)
         samples["y_decoder"] = _y_decoder_inputs(model.y_decoder, written)
     graphs, earned = {}, {}
     for name, network in networks.items():
