@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .targets import FEWER
+
 STREAMS_PLOT, COMPARISON_PLOT = "selective-decoding.png", "comparison.png"
 SPLITS = {"test": "held out by seed", "composition": "held out by composition"}
 DIGITS = 4
@@ -245,6 +247,7 @@ def _streams(streams: dict[str, Any]) -> str:
         + _best(fewer["best_at_equal_cider"], "CIDEr-D")
         + " "
         + _best(fewer["best_at_equal_live_cider"], "live CIDEr-D"),
+        _ceiling(streams["boundaries_per_minute"]),
         "### Compute of the whole pipeline",
     ]
     times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in cost["milliseconds"].items())
@@ -271,6 +274,15 @@ def _best(found: dict[str, float] | None, measure: str) -> str:
     return (
         f"At the threshold {found['parameter']:.2f} it decodes {found['times_fewer']:.2f} times "
         f"less often with no lower {measure}, the best of the sweep on these very streams."
+    )
+
+
+def _ceiling(boundaries: float) -> str:
+    decodes = min(60 / FEWER, boundaries)
+    return (
+        f"There are {boundaries:.1f} boundaries a minute, and {FEWER:g} times fewer decodes than "
+        f"at 1 Hz are {60 / FEWER:.1f} a minute: were each of them at a boundary of its own, F1 "
+        f"would be {2 * decodes / (decodes + boundaries):.2f}."
     )
 
 

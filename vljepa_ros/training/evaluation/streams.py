@@ -243,6 +243,8 @@ def long_streams(
         "minutes": sum(stream.minutes for stream in streams),
         "annotations_per_minute": sum(len(s.names) for s in streams)
         / sum(s.minutes for s in streams),
+        "boundaries_per_minute": sum(len(s.bounds) for s in streams)
+        / sum(s.minutes for s in streams),
         "perceiver_decodes": sum(len(stream.spoken_at) for stream in streams),
         "detector": figures(streams, spoken),
         "uniform_1_hz": figures(streams, at_1_hz),
