@@ -110,7 +110,8 @@ def evaluate(
         results["streams"] = streams.long_streams(model, episodes["stream"], habits, progress)
     finally:
         model.close()
-    results["targets"] = targets.judged(results)
+    results = report.rounded(results)  # what is written is what is judged
+    results["targets"] = report.rounded(targets.judged(results))
     return results
 
 
