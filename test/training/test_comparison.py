@@ -25,6 +25,7 @@ from vljepa_ros.training.token_model import (
     TokenModel,
     TokenTree,
     question_and_answer,
+    rows_of,
     trainable,
 )
 from vljepa_ros.training.visual_cache import HeldOut, Shown, VisualCache
@@ -222,6 +223,24 @@ def test_candidates_score_as_one_by_one(model: VLJepa):
             said = network.language.lm_head(states).log_softmax(-1)
             wanted = said[:, torch.arange(len(ids)), ids].mean(-1)
             torch.testing.assert_close(got[:, index], wanted, atol=1e-4, rtol=0)
+
+
+def test_the_likeliest_candidate_is_the_same_in_small_trees(
+    model: VLJepa, tokenizer: Path, cache: VisualCache, shown: HeldOut,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    learner = learners(model, tokenizer, cache)["token_model"]
+    network = scramble(learner.networks, seed=2)
+    labels = {text: name for text, (name, _) in SAID.items()}
+    question = learner.question
+    with torch.inference_mode():
+        small, large = [], []
+        for size, names in ((3, small), (64, large)):
+            monkeypatch.setattr("vljepa_ros.training.learners.TREE", size)
+            names += learner.classify(network, shown.visual, labels)
+        ids = [[*row, END] for row in rows_of(learner.answer_tokens, list(labels))]
+        best = network.score(shown.visual, question, TokenTree(ids)).argmax(1)
+    assert small == large == [list(labels.values())[i] for i in best]
 
 
 def test_generating_with_a_cache_is_choosing_the_likeliest_again_and_again(model: VLJepa):

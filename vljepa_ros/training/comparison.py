@@ -47,7 +47,7 @@ RATE, WARM_UP, WEIGHT_DECAY = 1e-3, 20, 0.05
 AVERAGED = 8  # the larger, the more the averaged weights lean to the newest
 KEPT_EVERY = 50  # steps
 HELD_OUT = 30  # clips of each kind of event
-SCORED = 120  # clips whose candidates the token model scores
+SCORED = 100  # clips whose candidates the token model scores
 TIMED = 40  # clips
 LEARNING_SEED, HELD_OUT_SEED = 1, 2
 

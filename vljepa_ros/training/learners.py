@@ -41,6 +41,7 @@ FIRST_STEPS, NEXT_STEPS = 300, 100  # of the Y-decoder, at the first checkpoint 
 PAIRS = 96  # of embedding and text in a step of the Y-decoder
 NOISE = 0.02  # on the embeddings of texts
 DECODER_RATE = 1e-3
+TREE = 64  # candidates scored at once; attention is between all their tokens
 
 
 class EmbeddingNetworks(nn.Module):
@@ -224,10 +225,15 @@ class TokenLearner:
         self, networks: TokenModel, visual: Tensor, labels: Mapping[str, Name]
     ) -> list[Name]:
         """The name of the label of lowest perplexity for each clip `[B, N, C]`."""
-        tree = TokenTree([[*ids, END] for ids in rows_of(self.answer_tokens, list(labels))])
-        scores = torch.cat([networks.score(one, self.question, tree) for one in visual.split(4)])
-        names = list(labels.values())
-        return [names[i] for i in scores.argmax(1).tolist()]
+        texts = sorted(labels)  # neighbours begin alike
+        candidates = [[*ids, END] for ids in rows_of(self.answer_tokens, texts)]
+        parts = range(0, len(texts), TREE)
+        trees = [TokenTree(candidates[start : start + TREE]) for start in parts]
+        chosen = []
+        for clip in visual.split(1):
+            scores = [networks.score(clip, self.question, tree) for tree in trees]
+            chosen.append(int(torch.cat(scores, dim=1).argmax()))
+        return [labels[texts[i]] for i in chosen]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep beside the networks."""
