@@ -40,7 +40,7 @@ DECODER_CHUNK = 40  # clips encoded at a time
 class Recipe:
     """How long and with what each stage is trained. Rates are AdamW's peak learning rates."""
 
-    text_steps: int = 240
+    text_steps: int = 160
     image_steps: int = 1500
     video_steps: int = 3000
     decoder_steps: int = 1500
