@@ -16,7 +16,6 @@ from vljepa_ros.runtime.bundle import load_bundle, verify_bundle
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.training.evaluation import clips, report, run, streams, targets
-from vljepa_ros.training.evaluation.quick import name_clips
 from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.tabletop.episode import FRAME_RATE, SPLITS, Episode
 from vljepa_ros.training.tabletop.vocabulary import KINDS, OBJECT_KINDS, ON_TABLE
@@ -101,21 +100,6 @@ def test_the_perceiver_changes_where_the_detector_does(results: dict[str, Any]) 
     found = results["streams"]
     decodes = found["detector"]["decodes_per_minute"]["value"] * found["minutes"]
     assert round(decodes) == found["perceiver_decodes"] > 0
-
-
-def test_the_quick_look_gives_the_same_values(
-    results: dict[str, Any], tiny_bundle: Path, data: Path
-) -> None:
-    model = VLJepa(load_bundle(tiny_bundle), "onnxruntime-cpu", parts=run.PARTS)
-    quick = name_clips(model, store.needed(data, "test"))
-    whole = results["splits"]["test"]
-    named = whole["classification"]["training_wording"]
-    assert quick["clips"] == whole["classification"]["clips"] > 10
-    assert quick["event_kind_balanced"] == pytest.approx(named["kind"]["value"], abs=2e-3)
-    assert quick["object"] == pytest.approx(named["object"]["value"], abs=1e-3)
-    assert quick["event_and_object"] == pytest.approx(named["both"]["value"], abs=1e-3)
-    for kind, right in quick["vqa"].items():
-        assert right == pytest.approx(whole["vqa"]["by_type"][kind]["bundle"]["value"], abs=1e-3)
 
 
 def test_a_clip_is_named_after_the_middle_of_its_event(tiny_bundle: Path, data: Path) -> None:
