@@ -198,13 +198,13 @@ class DecoderPairs(IterableDataset):
     """
 
     def __init__(self, model: VLJepa, data: Path, out: Path, recipe: Recipe):
-        self.batch, self.seed = recipe.decoder_batch, recipe.seed
+        self.batch, self.seed = recipe.decoder_batch, recipe.seed + 7919 * rank_zero_only.rank
         sentences = sentences_of(model)
         stage = JointStage(
             model, TextTokenizer(out / "tokenizer.json", model.config.query_length), sentences,
             0.0, 1, 0.0,
         )  # fmt: skip
-        clips = iter(ClipDataset(data, clip_shape(model.config), recipe.seed + 1))
+        clips = iter(ClipDataset(data, clip_shape(model.config), self.seed + 1))
         predicted, self.said = [], []
         texts: dict[str, str] = {}
         with torch.inference_mode():
