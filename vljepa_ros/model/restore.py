@@ -1,0 +1,192 @@
+"""From a bundle back to torch: the weights of its ONNX graphs in the networks they came from.
+
+Invariant: a model that `restore` returns has the numbers of every graph of its bundle, compared
+on random inputs in ONNX Runtime; a bundle for which that does not hold is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from vljepa_ros.model.config import VLJepaConfig
+from vljepa_ros.model.networks import VLJepa
+from vljepa_ros.runtime.bundle import Bundle, GraphSpec, load_bundle
+from vljepa_ros.runtime.engine import open_engine
+from vljepa_ros.runtime.errors import BundleError
+
+CONFIG = "config.json"
+DIFFERENCE = 1e-3  # most, in parts of an output's largest number
+UNUSED = "model.pooler."  # of BERT: a graph does not hold it
+
+Inputs = dict[str, Tensor]
+
+
+class RestoreError(BundleError):
+    """A bundle whose networks cannot be made again from its graphs."""
+
+
+def restore(folder: Path) -> VLJepa:
+    """The torch model of the bundle in `folder`, in eval mode, its weights as the bundle has them.
+
+    Matrices were stored as fp16 and word tables as int8, so they are not those of the training,
+    but those of the bundle. Raises RestoreError, and BundleError for an altered file.
+    """
+    bundle = load_bundle(folder)
+    if not (folder / CONFIG).is_file():
+        raise RestoreError(
+            f"{folder} does not say how its networks are made: it holds no {CONFIG}; export it "
+            "again with this version of vljepa_ros, or start from the folder of its training."
+        )
+    config = VLJepaConfig.from_json_file(str(folder / CONFIG))
+    model = VLJepa(config).eval()
+    networks: dict[str, nn.Module] = {
+        "x_encoder": model.x_encoder, "predictor": model.predictor, "y_encoder": model.y_encoder,
+    }  # fmt: skip
+    if model.y_decoder is not None:
+        networks["y_decoder"] = model.y_decoder
+    inputs = _inputs(config, bundle)
+    for name, network in networks.items():
+        if name not in bundle.graphs:
+            raise RestoreError(f"{folder} has no graph '{name}', and its {CONFIG} asks for one.")
+        spec = bundle.graphs[name]
+        _load(network, spec.path, inputs[name])
+        _compare(network, spec, inputs[name])
+    return model
+
+
+def _inputs(config: VLJepaConfig, bundle: Bundle) -> dict[str, Inputs]:
+    """Random inputs of every network, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    clip = bundle.clip
+
+    def ids(rows: int, length: int, vocabulary: int) -> Tensor:
+        return torch.randint(3, vocabulary, (rows, length), generator=generator)
+
+    def mask(length: int) -> Tensor:
+        return (torch.arange(length)[None] < torch.tensor([[length // 2], [length]])).long()
+
+    query, text = bundle.query.length, bundle.y_encoder.length
+    size = (2, clip.frames, clip.image_size, clip.image_size, 3)
+    width = config.x_encoder_config.hidden_size
+    inputs: dict[str, Inputs] = {
+        "x_encoder": {
+            "frames": torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        },
+        "predictor": {
+            "visual_tokens": torch.randn(2, config.visual_tokens, width, generator=generator),
+            "query_ids": ids(2, query, config.predictor_config.vocab_size),
+            "query_mask": mask(query),
+        },
+        "y_encoder": {
+            "ids": ids(2, text, config.y_encoder_config.vocab_size), "mask": mask(text)
+        },
+    }  # fmt: skip
+    if bundle.decoder is not None:
+        decoder = bundle.decoder
+        past = (2 * decoder.layers, 2, decoder.heads, 3, decoder.head_dim)
+        inputs["y_decoder"] = {
+            "embedding": torch.randn(2, bundle.embedding_dim, generator=generator),
+            "ids": ids(2, 1, config.y_decoder_config.vocab_size),
+            "past": torch.randn(past, generator=generator),
+        }
+    return inputs
+
+
+def _load(network: nn.Module, path: Path, inputs: Inputs) -> None:
+    """Give a network the weights of its graph.
+
+    Most keep their name. The matrices of linear layers lose theirs when the exporter transposes
+    them; the graph uses them in the order in which the network calls the layers.
+    """
+    graph = onnx.load(path).graph
+    stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    state, named = {}, set()
+    for key in network.state_dict():
+        for name, value in _by_name(stored, key):
+            state[key] = value
+            named.add(name)
+    called = [f"{name}.weight" for name in _linear_layers(network, inputs)]
+    nameless = [key for key in called if key not in state and not key.startswith(UNUSED)]
+    matrices = list(_matrices(graph, stored, named))
+    if len(nameless) != len(matrices):
+        raise RestoreError(
+            f"{path} has {len(matrices)} matrices where its network has {len(nameless)}; "
+            "it was exported by another version of vljepa_ros, so start from its training instead."
+        )
+    state |= zip(nameless, matrices, strict=True)
+    for key, mine in network.state_dict().items():
+        if key not in state and key.startswith(UNUSED):
+            state[key] = np.zeros(mine.shape, np.float32)
+        if key not in state or state[key].shape != mine.shape:
+            found = "nothing" if key not in state else f"{list(state[key].shape)}"
+            raise RestoreError(
+                f"{path} has {found} for '{key}', which is {list(mine.shape)} by {CONFIG}; "
+                "start from the folder of its training instead."
+            )
+    network.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
+
+
+def _by_name(stored: dict[str, np.ndarray], key: str) -> Iterator[tuple[str, np.ndarray]]:
+    """(the name in the graph, fp32) of the weights `key`, if the graph still calls them so."""
+    if key in stored:
+        yield key, stored[key].astype(np.float32)
+    elif f"{key}_half" in stored:
+        yield f"{key}_half", stored[f"{key}_half"].astype(np.float32)
+    elif f"{key}_int8" in stored:
+        wide = stored[f"{key}_int8"].astype(np.float32)
+        yield f"{key}_int8", wide * stored[f"{key}_scale"]
+
+
+def _linear_layers(network: nn.Module, inputs: Inputs) -> list[str]:
+    """The names of the linear layers in the order in which they are called."""
+    called: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _module, _args, name=name: called.append(name))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    with torch.inference_mode():
+        network(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return called
+
+
+def _matrices(
+    graph: onnx.GraphProto, stored: dict[str, np.ndarray], named: set[str]
+) -> Iterator[np.ndarray]:
+    """The nameless matrices of a graph as torch has them `[out, in]`, in the order of their use."""
+    source = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    for node in graph.node:
+        if node.op_type not in ("MatMul", "Gemm"):
+            continue
+        name = source.get(node.input[1], node.input[1])
+        if name not in stored or name in named:
+            continue
+        matrix = stored[name].astype(np.float32)
+        flipped = any(a.name == "transB" and a.i for a in node.attribute)
+        yield matrix if flipped else matrix.T
+
+
+def _compare(network: nn.Module, spec: GraphSpec, inputs: Inputs) -> None:
+    with torch.inference_mode():
+        answer = network(**inputs)
+    wanted = answer if isinstance(answer, tuple) else (answer,)
+    engine = open_engine(spec, "onnxruntime-cpu", threads=1)
+    given = engine.run(**{name: value.numpy() for name, value in inputs.items()})
+    engine.close()
+    for output, value in zip(spec.outputs, wanted, strict=True):
+        largest = float(np.abs(given[output]).max())
+        difference = float(np.abs(given[output] - value.numpy()).max()) / largest
+        if not difference <= DIFFERENCE:
+            raise RestoreError(
+                f"the networks made from {spec.path} give other numbers than it does ('{output}' "
+                f"by {difference:.2g}); start from the folder of its training instead."
+            )
