@@ -12,6 +12,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, BertConfig, Gemma3TextConfig, LlamaConfig, VJEPA2Config
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+CONFIG = "config.json"
+"""The file of a configuration, beside the weights of a training and in a bundle."""
+
 
 @strict
 class VLJepaConfig(PreTrainedConfig):

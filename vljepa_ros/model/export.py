@@ -22,7 +22,7 @@ from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 from torch.export import Dim
 
-from vljepa_ros.model.config import VLJepaConfig
+from vljepa_ros.model.config import CONFIG, VLJepaConfig
 from vljepa_ros.model.networks import VLJepa, YDecoder, YEncoder
 from vljepa_ros.runtime.bundle import GraphSpec, TensorSpec
 from vljepa_ros.runtime.engine import open_engine
@@ -81,7 +81,8 @@ def export_bundle(
         shutil.copyfile(source, folder / name)
     manifest["graphs"] = graphs
     data = [file.name for file in sorted(folder.glob("*.data"))]
-    manifest["files"] = dict.fromkeys((*files, *data), "")
+    model.config.to_json_file(str(folder / CONFIG), use_diff=False)  # what `restore` needs
+    manifest["files"] = dict.fromkeys((*files, CONFIG, *data), "")
     manifest["tolerance"] = {"cosine": TOLERANCE}
     manifest["evaluation"] = {**manifest.get("evaluation", {}), "onnx_against_torch": earned}
     write_manifest(folder, manifest)

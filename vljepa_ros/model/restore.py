@@ -15,13 +15,12 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from vljepa_ros.model.config import VLJepaConfig
+from vljepa_ros.model.config import CONFIG, VLJepaConfig
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.bundle import Bundle, GraphSpec, load_bundle
 from vljepa_ros.runtime.engine import open_engine
 from vljepa_ros.runtime.errors import BundleError
 
-CONFIG = "config.json"
 DIFFERENCE = 1e-3  # most, in parts of an output's largest number
 UNUSED = "model.pooler."  # of BERT: a graph does not hold it
 
