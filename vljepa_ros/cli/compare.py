@@ -18,7 +18,7 @@ MADE = typer.Argument(..., help="The JSON file that is made; a PNG with the curv
 def compare(
     run: Path = FINISHED,
     out: Path = MADE,
-    samples: int = typer.Option(32768, min=64, help="Questions that each learner sees."),
+    samples: int = typer.Option(24576, min=64, help="Questions that each learner sees."),
     folder: Path = DATA,
 ) -> None:
     """Train VL-JEPA and a token-generating model, twice its size, on a training's X-encoder.

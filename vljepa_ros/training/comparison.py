@@ -294,38 +294,38 @@ def plot(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    panels = (
-        ("CIDEr-D of the caption", lambda point: point["cider"], ("cider",)),
-        ("kind of event", lambda point: _classified(point)["kind"], ("said", "kind")),
-        ("object of the event", lambda point: _classified(point)["object"], ("said", "object")),
+    panels = {"CIDEr-D of the caption": "cider", "kind of event": "kind", "object": "object"}
+    curves = (
+        ("VL-JEPA, nearest sentence", "vl_jepa", "classified", {"color": "#1f3a5f"}),
+        ("VL-JEPA, decoded text", "vl_jepa", "said", {"color": "#5b8fc7", "ls": "--"}),
+        ("token model, generated text", "token_model", "said", {"color": "#b3402a"}),
     )
-    looks = {"vl_jepa": ("VL-JEPA", "#1f3a5f"), "token_model": ("token model", "#b3402a")}
     figure, axes = plt.subplots(1, len(panels), figsize=(13, 4.2), layout="constrained")
-    for axis, (title, get, chance) in zip(axes, panels, strict=True):
-        for name, (label, colour) in looks.items():
+    for axis, (title, measured) in zip(axes, panels.items(), strict=True):
+        for label, name, way, look in curves:
             points = result[name]["curve"]
+            if measured == "cider" and way == "classified":
+                continue  # no text
+            shown = [_figure(point, measured, way) for point in points]
             seen = [point["samples"] for point in points]
-            shown = [get(point) for point in points]
-            axis.plot(seen, [s["value"] for s in shown], "o-", color=colour, label=label)
+            axis.plot(seen, [s["value"] for s in shown], marker="o", ms=4, label=label, **look)
             low, high = ([s[bound] for s in shown] for bound in ("low", "high"))
-            axis.fill_between(seen, low, high, color=colour, alpha=0.15, lw=0)
-        by_chance = result["chance"]
-        for key in chance:
-            by_chance = by_chance[key]
-        axis.axhline(by_chance["value"], color="grey", lw=0.8, ls="--", label="chance")
+            axis.fill_between(seen, low, high, color=look["color"], alpha=0.12, lw=0)
+        by_chance = _figure(result["chance"], measured, "said")["value"]
+        axis.axhline(by_chance, color="grey", lw=0.8, ls=":", label="chance")
         axis.set_xscale("log", base=2)
+        axis.set_xticks(seen, [f"{samples:,}" for samples in seen], fontsize=8)
         axis.set_ylim(bottom=0)
         axis.set(title=title, xlabel="samples seen")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False)
+    axes[1].legend(frameon=False, fontsize=8)
     figure.suptitle(_headline(result), fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _classified(point: dict[str, Any]) -> dict[str, Any]:
-    """VL-JEPA's nearest sentence; the event that the token model's text names."""
-    return dict(point.get("classified", point["said"]))
+def _figure(point: dict[str, Any], measured: str, way: str) -> dict[str, float]:
+    return dict(point["cider"] if measured == "cider" else point[way][measured])
 
 
 def _headline(result: dict[str, Any]) -> str:
