@@ -67,9 +67,14 @@ def export(
 
 def _training(run: Path, out: Path, version: str, folder: Path | None, video: Path | None) -> None:
     store = _needs_training().store
+    from ..training.finetune import is_finetuned
+    from ..training.finetune_export import export_finetuned
     from ..training.release import release
 
-    evaluation = release(run, folder or store.default_root(), out, version, video)
+    if is_finetuned(run):
+        evaluation = export_finetuned(run, out, version)
+    else:
+        evaluation = release(run, folder or store.default_root(), out, version, video)
     for name, figures in evaluation.items():
         console.print(f"{name}: {figures}")
 

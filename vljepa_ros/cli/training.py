@@ -13,6 +13,13 @@ from .output import console
 DATA = typer.Option(None, help="The folder of the episodes; by default one in the user's cache.")
 TRAINING = typer.Argument(..., help="The folder of the training; an interrupted one goes on.")
 VIDEO = typer.Argument(..., help="A video file; its truth lies beside it as .json.")
+RECORDINGS = typer.Option(
+    None, "--data", help="Fine-tune on the recordings in this JSONL file (docs/fine-tuning.md)."
+)
+BASE = typer.Option(
+    "tabletop", "--from",
+    help="With --data: the start; a bundle (folder, name or Hub id) or a finished training.",
+)  # fmt: skip
 PICTURE = typer.Argument(..., help="The picture (PNG) that is made.")
 
 
@@ -36,8 +43,11 @@ def train(
     decoder: int = typer.Option(1500, min=1, help="Steps of the decoder."),
     seed: int = typer.Option(0, help="Seed of weights and batches."),
     threads: int = typer.Option(0, min=0, help="Threads of one process; 0: torch's choice."),
+    recordings: Path = RECORDINGS,
+    base: str = BASE,
+    steps: int = typer.Option(400, min=1, help="With --data: steps at most."),
 ) -> None:
-    """Train the tabletop model on simulated episodes: images, then video, then the decoder."""
+    """Train the tabletop model on simulated episodes, or fine-tune a model on your recordings."""
     store = _needs_training().store
     import torch
 
@@ -46,8 +56,18 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
+    if recordings is not None:
+        _finetune(recordings, base, out, steps, seed)
+        return
     recipe = Recipe(image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed)
     console.print(f"trained: {run(folder or store.default_root(), out, recipe)}")
+
+
+def _finetune(recordings: Path, base: str, out: Path, steps: int, seed: int) -> None:
+    from ..training.finetune import Recipe, finetune
+
+    made = finetune(recordings, base, out, Recipe(steps=steps, seed=seed), console.print)
+    console.print(f"fine-tuned: {made}\nnext: vljepa export {made} BUNDLE")
 
 
 def timeline(

@@ -1,0 +1,342 @@
+"""Fine-tuning on a user's own recordings: from a bundle or a training to a training of their own.
+
+Invariant: the folder that is made is laid out like a finished training and holds what its export
+needs: `base.json` (what the bundle it came from says of itself) and `held_out.npz` (the clips that
+it is judged on, which were never learnt from). An interrupted one goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_model, save_model
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vljepa_ros.model.config import CONFIG, VLJepaConfig
+from vljepa_ros.model.networks import VLJepa
+from vljepa_ros.model.restore import restore
+from vljepa_ros.runtime.bundle import ClipSpec, find_bundle, load_bundle
+from vljepa_ros.runtime.errors import VLJepaError
+from vljepa_ros.runtime.text import TextTokenizer
+from vljepa_ros.training.recordings import (
+    Line,
+    RecordedClips,
+    Recordings,
+    item,
+    meaning,
+    read_lines,
+    split,
+)  # fmt: skip
+from vljepa_ros.training.retrieval_stop import MONITOR, by_query, stop_on_retrieval
+from vljepa_ros.training.stages import DecoderStage, JointStage
+from vljepa_ros.training.texts import Sentences, sentence_encoder_folder
+from vljepa_ros.training.train import WEIGHTS, DecoderPairs, load_checkpoint
+
+log = logging.getLogger(__name__)
+BASE, RECIPE, HELD_OUT = "base.json", "recipe.json", "held_out.npz"
+KEPT = ("name", "temperature", "thresholds", "change", "source")  # of the manifest of the base
+UNCALIBRATED: dict[str, Any] = {
+    "name": "recordings",
+    "temperature": 0.07,
+    "thresholds": {"gate": 1.5, "change": 1.0, "watch": 0.5},
+    "change": {"candidate": 3, "min_segment": 2, "hysteresis": 0.8},
+    "source": {"licence": "Apache-2.0"},
+}
+"""Of a start that is no bundle: thresholds that nobody has measured yet."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and with what a model is fine-tuned. Rates are AdamW's peak learning rates."""
+
+    steps: int = 400
+    decoder_steps: int = 300
+    batch: int = 32
+    decoder_batch: int = 64
+    decoder_clips: int = 256
+    rate: float = 3e-4
+    x_encoder_rate: float = 3e-5  # it has seen more than a few recordings show
+    check_every: int = 25  # steps
+    patience: int = 6  # looks at the held-out part without a better one
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Base:
+    """What is fine-tuned: the model, its tokenizers' files, what its bundle says of itself."""
+
+    model: VLJepa
+    tokenizer: Path
+    y_tokenizer: Path
+    about: dict[str, Any]
+
+
+def load_base(source: str) -> Base:
+    """The bundle, or the folder of a finished training, that `source` means."""
+    run = Path(source).expanduser()
+    if (run / WEIGHTS).is_file() or (run / RECIPE).is_file():
+        model, own = load_checkpoint(run), run / "y_tokenizer.json"
+        y_tokenizer = own if own.is_file() else sentence_encoder_folder() / "tokenizer.json"
+        about = json.loads((run / BASE).read_text()) if (run / BASE).is_file() else UNCALIBRATED
+        return Base(model, run / "tokenizer.json", y_tokenizer, {**about, "from": run.name})
+    bundle = load_bundle(find_bundle(source))
+    about = {key: bundle.manifest[key] for key in KEPT if key in bundle.manifest}
+    about["from"] = bundle.model_id
+    return Base(restore(bundle.path), bundle.query.tokenizer, bundle.y_encoder.tokenizer, about)
+
+
+def finetune(
+    file: Path, source: str, out: Path, recipe: Recipe, say: Callable[[str], None] = log.info
+) -> Path:
+    """Fine-tune the model that `source` means on the lines in `file`; returns the folder `out`.
+
+    `say` is given what the user should read, line by line. Raises RecordingsError, BundleError.
+    """
+    lightning.seed_everything(recipe.seed, verbose=False)
+    base = load_base(source)
+    model = base.model
+    if model.y_decoder is None:
+        raise VLJepaError(f"{source} has no Y-decoder, and fine-tuning teaches it new sentences.")
+    lines = read_lines(file, model.config.default_query)
+    learnt, held = split(lines, recipe.seed)
+    _begin(out, file, base, recipe)
+    recordings = Recordings(file, lines, clip_of(model.config))
+    say(summary(recordings, learnt, held))
+    items = [item(recordings.cut(line, k), line) for line in held for k in recordings.looks(line)]
+    asked = list(dict.fromkeys(line.asked for line in lines))
+    _keep_held_out(out, items, asked)
+    stage = FineTune(base, asked, learnt, recipe)
+    if not (out / WEIGHTS).exists():
+        _joint(stage, RecordedClips(recordings, learnt, recipe.seed), items, out, recipe, say)
+        _decoder(stage, RecordedClips(recordings, learnt, recipe.seed + 1), out, recipe)
+        part = out / f".{WEIGHTS}"
+        save_model(model, str(part))
+        part.replace(out / WEIGHTS)
+    return out
+
+
+def clip_of(config: VLJepaConfig) -> ClipSpec:
+    """The geometry of the clips that a model takes."""
+    vision = config.x_encoder_config
+    return ClipSpec(
+        vision.frames_per_clip, vision.crop_size, vision.tubelet_size, float(config.sample_rate)
+    )
+
+
+def summary(recordings: Recordings, learnt: Sequence[Line], held: Sequence[Line]) -> str:
+    """A table of what is learnt from and what is held out."""
+    rows = [("", "learnt from", "held out")]
+    for name, count in (
+        ("recordings", lambda part: len({line.source for line in part})),
+        ("segments", len),
+        ("seconds", lambda part: round(sum(line.end - line.start for line in part))),
+        ("clips", lambda part: sum(len(recordings.newest(line)) for line in part)),
+        ("distinct answers", lambda part: len({line.asked for line in part})),
+    ):
+        rows.append((name, str(count(learnt)), str(count(held))))
+    table = "\n".join(f"{a:<17} {b:>12} {c:>9}" for a, b, c in rows)
+    return f"{table}\nframes in memory: {recordings.megabytes:.1f} MB"
+
+
+class FineTune(JointStage):
+    """The joint stage on recordings: their answers are each other's negatives.
+
+    Every validation logs `retrieval`, the mean of recall at 1 from clip to text and back.
+    """
+
+    def __init__(
+        self, base: Base, asked: list[tuple[str, str]], learnt: Sequence[Line], recipe: Recipe
+    ):
+        config = base.model.config
+        words = _Prompted(TextTokenizer(base.y_tokenizer, config.text_length), config.text_prompt)
+        sentences = Sentences(base.model.y_encoder, words)  # type: ignore[arg-type]
+        queries = TextTokenizer(base.tokenizer, config.query_length)
+        super().__init__(base.model, queries, sentences, recipe.rate, recipe.steps, 0.0)
+        self.recipe, self.asked = recipe, asked
+        self.decoder_tokens = TextTokenizer(base.tokenizer, config.text_length)
+        self.canonical = list(dict.fromkeys(line.answer for line in learnt))
+        self.meant = [meaning(answer) for answer in self.canonical]
+        self.looks: list[tuple[Tensor, dict[str, Any]]] = []
+
+    def contrast(
+        self, predicted: Tensor, answers: list[str], meanings: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        self.sentences.rows(self.canonical, self.meant)  # known by what they mean
+        return super().contrast(predicted, answers, meanings)
+
+    def validation_step(self, batch: dict[str, Any], _index: int) -> None:
+        visual = self.model.x_encoder(batch["frames"])
+        predicted = self.predict(visual, batch["queries"]).float().cpu()
+        self.looks.append((predicted, batch))
+
+    def on_validation_epoch_end(self) -> None:
+        answers = [answer for _, answer in self.asked]
+        rows = self.sentences.rows(answers, [meaning(answer) for answer in answers])
+        with torch.autocast(self.device.type, enabled=False):
+            texts = self.model.y_encoder.head(self.sentences.vectors[rows].to(self.device))
+        found = by_query(
+            torch.cat([predicted for predicted, _ in self.looks]).numpy(),
+            [query for _, batch in self.looks for query in batch["queries"]],
+            [meant for _, batch in self.looks for meant in batch["meanings"]],
+            texts.float().cpu().numpy(),
+            [(query, meaning(answer)) for query, answer in self.asked],
+        )
+        self.looks.clear()
+        self.log_dict({**found, MONITOR: sum(found.values()) / 2}, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        slow = {id(p) for p in self.model.x_encoder.parameters()}
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if id(p) not in slow], "lr": self.recipe.rate},
+            {"params": [p for p in trained if id(p) in slow], "lr": self.recipe.x_encoder_rate},
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
+        warm_up = max(1, min(20, self.steps // 10))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / warm_up)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _Prompted:
+    """A tokenizer that puts the bundle's prompt around every text."""
+
+    def __init__(self, tokenizer: TextTokenizer, prompt: str):
+        self.tokenizer, self.prompt = tokenizer, prompt
+
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return self.tokenizer([self.prompt.replace("{}", text) for text in texts])
+
+
+class LearntPairs(DecoderPairs):
+    """Batches for the Y-decoder: predictions of clips that were learnt from, and their answers."""
+
+    def __init__(self, stage: FineTune, clips: RecordedClips, recipe: Recipe):
+        self.batch, self.seed = recipe.decoder_batch, recipe.seed
+        rng = np.random.default_rng(recipe.seed)
+        predicted, self.said = [], []
+        with torch.inference_mode():
+            for start in range(0, recipe.decoder_clips, recipe.batch):
+                count = min(recipe.batch, recipe.decoder_clips - start)
+                batch = collate([clips.draw(rng) for _ in range(count)])
+                visual = stage.model.x_encoder(batch["frames"].to(stage.device))
+                predicted.append(stage.predict(visual, batch["queries"]).float().cpu())
+                self.said += batch["answers"]
+            rows = stage.sentences.rows(stage.canonical, stage.meant)
+            written = stage.sentences.vectors[rows].to(stage.device)
+            self.written = stage.model.y_encoder.head(written).cpu().clone()
+        self.predicted = torch.cat(predicted).clone()
+        self.meant = stage.canonical
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: stacked frames, and the texts of all clips in lists."""
+    texts = {key: [text for i in items for text in i[key]] for key in items[0] if key != "frames"}
+    return {"frames": torch.from_numpy(np.stack([i["frames"] for i in items])), **texts}
+
+
+def _begin(out: Path, file: Path, base: Base, recipe: Recipe) -> None:
+    """Lay the folder out, or find that it goes on with the same lines and recipe."""
+    said = {
+        **asdict(recipe), "from": base.about["from"], "recordings": file.name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }  # fmt: skip
+    kept = out / RECIPE
+    if kept.is_file() and json.loads(kept.read_text()) != said:
+        raise VLJepaError(
+            f"{out} holds a training on other lines, from another start, or of another recipe; "
+            "give a new folder, or delete that one."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(said, indent=2) + "\n")
+    (out / BASE).write_text(json.dumps(base.about, indent=2) + "\n")
+    base.model.config.to_json_file(str(out / CONFIG), use_diff=False)
+    for name, path in (("tokenizer.json", base.tokenizer), ("y_tokenizer.json", base.y_tokenizer)):
+        if path.resolve() != (out / name).resolve():
+            shutil.copyfile(path, out / name)
+
+
+def _keep_held_out(out: Path, items: list[dict[str, Any]], asked: list[tuple[str, str]]) -> None:
+    np.savez_compressed(
+        out / HELD_OUT,
+        frames=np.stack([i["frames"] for i in items]),
+        texts=json.dumps([[i["queries"][0], i["answers"][0]] for i in items]),
+        asked=json.dumps(asked),
+    )
+
+
+def _joint(
+    stage: FineTune, clips: RecordedClips, items: list[dict[str, Any]], out: Path, recipe: Recipe,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    folder = out / "recordings"
+    if not (folder / WEIGHTS).exists():
+        looks: DataLoader = DataLoader(items, recipe.batch, collate_fn=collate)  # type: ignore[arg-type]
+        trainer = _trainer(folder, recipe.steps, stop_on_retrieval(folder, recipe.patience), recipe)
+        last = folder / "last.ckpt"
+        if not last.exists():
+            before = trainer.validate(stage, looks, verbose=False)[0]
+            say(f"before: {_percent(before)}")
+        clips.seed += 1_000_003 * _steps_done(last)  # one that goes on draws other clips
+        loader = DataLoader(clips, recipe.batch, collate_fn=collate)
+        trainer.fit(stage, loader, looks, ckpt_path=str(last) if last.exists() else None)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
+        stage.load_state_dict(best["state_dict"])
+        after = trainer.validate(stage, looks, verbose=False)[0]
+        say(f"after {best['global_step']} steps: {_percent(after)}")
+        save_model(stage.model, str(folder / WEIGHTS))
+    load_model(stage.model, str(folder / WEIGHTS))
+
+
+def _decoder(stage: FineTune, clips: RecordedClips, out: Path, recipe: Recipe) -> None:
+    folder = out / "decoder"
+    stage.model.eval()
+    pairs = DataLoader(LearntPairs(stage, clips, recipe), batch_size=None)
+    decoder = DecoderStage(stage.model, stage.decoder_tokens, recipe.rate, recipe.decoder_steps)
+    trainer = _trainer(folder, recipe.decoder_steps, [], recipe)
+    trainer.fit(decoder, pairs)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+def _trainer(folder: Path, steps: int, callbacks: list[Any], recipe: Recipe) -> lightning.Trainer:
+    return lightning.Trainer(
+        max_steps=steps, precision="bf16-mixed", accelerator="auto", devices=1,
+        gradient_clip_val=1.0, callbacks=callbacks, logger=CSVLogger(folder, name="log"),
+        log_every_n_steps=5, enable_model_summary=False, num_sanity_val_steps=0,
+        val_check_interval=recipe.check_every, check_val_every_n_epoch=None,
+        enable_checkpointing=bool(callbacks),
+    )  # fmt: skip
+
+
+def _steps_done(last: Path) -> int:
+    if not last.exists():
+        return 0
+    return int(torch.load(last, map_location="cpu", weights_only=True)["global_step"])
+
+
+def _percent(found: Any) -> str:
+    return (
+        f"the right answer is nearest to {found['video_to_text']:.0%} of the held-out clips, "
+        f"a right clip to {found['text_to_video']:.0%} of their answers"
+    )
+
+
+def is_finetuned(run: Path) -> bool:
+    """Whether `run` is the folder of a fine-tuning."""
+    return (run / BASE).is_file()
