@@ -6,10 +6,21 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from networks import WIDTH as WIDTH_OF_PATCHES
+from networks import scramble, tiny_config
 from onnx import TensorProto, helper, numpy_helper
 
 from vljepa_ros.model import export
-from vljepa_ros.model.export import ExportError, _compare, _name_outputs, _spec, store_small
+from vljepa_ros.model.export import (
+    ExportError,
+    _compare,
+    _name_outputs,
+    _spec,
+    export_graph,
+    predictor_inputs,
+    store_small,
+)
+from vljepa_ros.model.networks import Predictor
 from vljepa_ros.runtime.bundle import GraphSpec, TensorSpec
 from vljepa_ros.runtime.engine import open_engine
 
@@ -177,3 +188,29 @@ def test_a_large_graph_keeps_its_numbers_in_a_file_beside_it(
     np.testing.assert_array_equal(run(beside), run(inline))
     assert beside.with_suffix(".data").stat().st_size == TABLE.size + 2 * (FROZEN.size + HEAD.size)
     assert beside.stat().st_size < 0.3 * inline.stat().st_size + 4 * BIAS.size
+
+
+def test_what_is_no_weight_is_not_rounded(tmp_path: Path):
+    """Rotary angles, which the exporter folds into a matrix, lose half a radian as fp16."""
+    path = make_graph(tmp_path / "encoder.onnx")
+    store_small(path, sizes=[TABLE.shape, HEAD.shape])
+    kept = initializers(path)
+    assert {"table_half", "head_half"} <= set(kept)
+    np.testing.assert_array_equal(kept["frozen"], FROZEN)
+
+
+def test_rotary_angles_stay_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(export, "COMPRESSED", 1000)  # as small as these matrices are
+    config = tiny_config(visual_merge=1, query_length=200)
+    predictor = scramble(Predictor(config), seed=1)
+    visual = torch.randn(2, config.visual_tokens, WIDTH_OF_PATCHES)
+    export_graph("predictor", predictor, predictor_inputs(config, visual), tmp_path)
+    kept = initializers(tmp_path / "predictor.onnx").values()
+    large = [value for value in kept if value.ndim > 1 and value.size >= 1000]
+    assert sum(value.dtype == np.float16 for value in large) >= 9  # the weights
+    angles = np.arange(config.visual_tokens + 200)[:, None] * 10000.0 ** (-np.arange(4) / 4)
+    tables = [value.squeeze() for value in large if value.dtype == np.float32]
+    assert tables
+    for table in tables:
+        wanted = np.cos(angles) if table[0, 0] == 1 else np.sin(angles)
+        np.testing.assert_allclose(table, np.tile(wanted, 2), atol=2e-5)  # as fp16: 2e-4

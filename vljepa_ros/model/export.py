@@ -117,7 +117,11 @@ def export_graph(
     path = folder / f"{name}.onnx"
     _export(network, inputs, OUTPUTS[name], DYNAMIC[name], path)
     head = network.projector.weight if isinstance(network, YEncoder) else None
-    store_small(path, TABLES, None if head is None else head.detach().numpy())
+    sizes = [tuple(value.shape) for value in network.parameters()]
+    store_small(
+        path, TABLES, None if head is None else head.detach().numpy(),
+        {*sizes, *(size[::-1] for size in sizes)},
+    )  # fmt: skip
     _raw(path).unlink(missing_ok=True)
     gc.collect()  # the exporter's programs refer to themselves, and to the weights
     spec = _spec(name, path)
@@ -181,13 +185,18 @@ def _name_outputs(graph: Any, outputs: list[str]) -> None:
             value.name = renamed.get(value.name, value.name)
 
 
-def store_small(path: Path, tables: Collection[str] = (), but: np.ndarray | None = None) -> None:
+def store_small(
+    path: Path, tables: Collection[str] = (), but: np.ndarray | None = None,
+    sizes: Collection[tuple[int, ...]] | None = None,
+) -> None:  # fmt: skip
     """Keep the matrices of a graph as fp16, and the named tables as int8 with a float scale a row.
 
     Engines undo it when they load, so the graph computes in fp32. With `but`, all matrices except
     that one (or its transpose) go to a file of their own, `<graph>.data`: as long as they are
     frozen it stays the same, and a new release of the bundle adds nothing for it to a repository.
-    The matrices of a graph with more than INLINE bytes of them go there in any case.
+    The matrices of a graph with more than INLINE bytes of them go there in any case. With `sizes`,
+    the shapes of the weights, nothing else is touched: the exporter also folds rotary angles into
+    a matrix, and as fp16 an angle of 1000 is off by half a radian.
     """
     proto = onnx.load(path, load_external_data=False)
     graph = proto.graph
@@ -199,7 +208,8 @@ def store_small(path: Path, tables: Collection[str] = (), but: np.ndarray | None
         # In the order of the names, so that the data file stays the same whatever the graph.
         for tensor in sorted(graph.initializer, key=lambda t: f"{t.name}_half"):
             weights, name = numpy_helper.to_array(tensor, str(path.parent)), tensor.name
-            if weights.dtype != np.float32 or weights.ndim < 2 or weights.size < COMPRESSED:
+            matrix = weights.dtype == np.float32 and weights.ndim > 1 and weights.size >= COMPRESSED
+            if not matrix or (sizes is not None and weights.shape not in sizes):
                 kept[name] = [_tensor_of(weights, name)]
                 continue
             if name in tables:
