@@ -38,9 +38,10 @@ def data(
 def train(
     out: Path = TRAINING,
     folder: Path = DATA,
-    images: int = typer.Option(1200, min=1, help="Steps of the image stage."),
-    video: int = typer.Option(4000, min=1, help="Steps of the video stage."),
-    decoder: int = typer.Option(1500, min=1, help="Steps of the decoder."),
+    images: int = typer.Option(1000, min=1, help="Steps of the image stage."),
+    video: int = typer.Option(2000, min=1, help="Steps of the video stage."),
+    decoder: int = typer.Option(400, min=1, help="Steps of the decoder."),
+    devices: int = typer.Option(1, min=1, help="Processes, or GPUs, that train together."),
     seed: int = typer.Option(0, help="Seed of weights and batches."),
     threads: int = typer.Option(0, min=0, help="Threads of one process; 0: torch's choice."),
     recordings: Path = RECORDINGS,
@@ -59,7 +60,9 @@ def train(
     if recordings is not None:
         _finetune(recordings, base, out, steps, seed)
         return
-    recipe = Recipe(image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed)
+    recipe = Recipe(
+        image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed, devices=devices
+    )
     console.print(f"trained: {run(folder or store.default_root(), out, recipe)}")
 
 

@@ -41,9 +41,9 @@ class Recipe:
     """How long and with what each stage is trained. Rates are AdamW's peak learning rates."""
 
     text_steps: int = 160
-    image_steps: int = 1500
-    video_steps: int = 3000
-    decoder_steps: int = 1500
+    image_steps: int = 1000
+    video_steps: int = 2000
+    decoder_steps: int = 400
     text_batch: int = 128
     image_batch: int = 96
     video_batch: int = 48
