@@ -81,8 +81,9 @@ class _opened:
             self.bag = AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
             self.bag.open()
         except Exception as error:  # its readers let errors of SQLite and of the OS through
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BagError(
-                f"{self.path} is not a rosbag2 recording that can be read ({error}); `ros2 bag "
+                f"{self.path} is not a rosbag2 recording that can be read ({reason}); `ros2 bag "
                 "reindex` repairs one that was cut short."
             ) from error
         return self.bag

@@ -244,8 +244,8 @@ class Recordings:
     def newest(self, line: Line) -> range:
         """The grid times at which a clip of `line` may end.
 
-        In a line longer than a clip, the clip lies inside it; in a shorter one it ends in the
-        later half and reaches back before `start`.
+        It ends in the line's later half, or earlier where all of it lies inside the line; what it
+        shows first may lie before `start`.
         """
         first = min(line.start + self.span, (line.start + line.end) / 2)
         last = math.floor(line.end * self.rate + 1e-6)
