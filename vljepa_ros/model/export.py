@@ -251,7 +251,7 @@ def _same(weights: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _tensor_of(values: np.ndarray, name: str) -> TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(values), name)
+    return numpy_helper.from_array(np.asarray(values, order="C"), name)
 
 
 def _spec(name: str, path: Path) -> GraphSpec:
