@@ -55,6 +55,8 @@ def export(
     if made is None:
         raise VLJepaError("Say which folder to make: vljepa export RUN OUT, or --out FOLDER.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for library in ("onnxscript", "onnx_ir", "torch"):  # they tell of every node that they fold
+        logging.getLogger(library).setLevel(logging.WARNING)
     if source is Source.open_vljepa:
         _open_vljepa(checkpoint, x_encoder, llama, gemma, made, version)
     elif source is Source.hf:

@@ -44,7 +44,7 @@ def train(
     devices: int = typer.Option(1, min=1, help="Processes, or GPUs, that train together."),
     seed: int = typer.Option(0, help="Seed of weights and batches."),
     threads: int = typer.Option(0, min=0, help="Threads of one process; 0: torch's choice."),
-    recordings: Path = RECORDINGS,
+    recordings: Path | None = RECORDINGS,
     base: str = BASE,
     steps: int = typer.Option(400, min=1, help="With --data: steps at most."),
 ) -> None:

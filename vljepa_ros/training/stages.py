@@ -121,6 +121,9 @@ class TextStage(lightning.LightningModule):
     meaning, among those of all meanings: what it knows of words that the table never shows stays.
     """
 
+    mean: Tensor
+    anchors: Tensor
+
     def __init__(self, model: VLJepa, words: TextTokenizer, rate: float, steps: int):
         super().__init__()
         self.y_encoder, self.words, self.rate, self.steps = model.y_encoder, words, rate, steps

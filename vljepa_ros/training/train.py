@@ -72,7 +72,7 @@ def train(data: Path, out: Path, recipe: Recipe) -> Path:
     if not tokenizer.exists():  # with several devices the first process is here before the others
         train_tokenizer(corpus(), 2048, tokenizer)
     model = build(tokenizer)
-    if rank_zero_only.rank == 0:
+    if _rank() == 0:
         model.config.to_json_file(str(out / "config.json"), use_diff=False)
         counts = {split: len(store.episode_paths(data, split)) for split in ("stills", "train")}
         said = {**asdict(recipe), "episodes": counts}
@@ -141,7 +141,7 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
     if not image and (heads := torch.load(out / "images" / "heads.pt", weights_only=True)):
         stage.state_head.load_state_dict(heads)
     # One that goes on draws other clips, and so does every process.
-    seed = recipe.seed + 1_000_003 * _steps_done(folder) + 7919 * rank_zero_only.rank
+    seed = recipe.seed + 1_000_003 * _steps_done(folder) + 7919 * _rank()
     clips = ClipDataset(data, clip_shape(model.config, image), seed, image)
     batch = recipe.image_batch if image else recipe.video_batch
     loader = DataLoader(
@@ -184,7 +184,7 @@ class Wordings(IterableDataset):
         self.batch, self.seed = batch, seed
 
     def __iter__(self) -> Iterator[tuple[list[str], list[str]]]:
-        rng = np.random.default_rng([self.seed, rank_zero_only.rank])
+        rng = np.random.default_rng([self.seed, _rank()])
         while True:
             pairs = [language.draw_wording(rng) for _ in range(self.batch)]
             yield [text for text, _ in pairs], [meaning for _, meaning in pairs]
@@ -198,7 +198,7 @@ class DecoderPairs(IterableDataset):
     """
 
     def __init__(self, model: VLJepa, data: Path, out: Path, recipe: Recipe):
-        self.batch, self.seed = recipe.decoder_batch, recipe.seed + 7919 * rank_zero_only.rank
+        self.batch, self.seed = recipe.decoder_batch, recipe.seed + 7919 * _rank()
         sentences = sentences_of(model)
         stage = JointStage(
             model, TextTokenizer(out / "tokenizer.json", model.config.query_length), sentences,
@@ -249,6 +249,11 @@ def _save(model: VLJepa, folder: Path) -> None:
     part = folder / f".{WEIGHTS}"
     save_model(model, str(part))
     part.replace(folder / WEIGHTS)
+
+
+def _rank() -> int:
+    """The number of this process among those that train together."""
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def _steps_done(folder: Path) -> int:
