@@ -77,7 +77,7 @@ def _manifest(version: str, recipe: dict[str, Any]) -> dict[str, Any]:
         "change": {"candidate": 3, "min_segment": 2, "hysteresis": 0.8},
         "source": {
             "weights": "trained by `vljepa train` on the simulated table; the Y-encoder is "
-            "all-MiniLM-L6-v2 (Apache-2.0) with a head of ours",
+            "all-MiniLM-L6-v2 (Apache-2.0), tuned on wordings of this world, with a head of ours",
             "licence": "Apache-2.0",
             "seed": recipe["seed"],
             "data": f"tabletop-{store.DATA_VERSION}",
