@@ -129,6 +129,17 @@ def test_hysteresis_holds_a_second_change_back_until_the_score_has_fallen() -> N
     assert len(run(8)) == 3
 
 
+def test_a_segment_that_was_never_calm_does_not_hide_the_next_change() -> None:
+    """The noise of the second meaning keeps every score above a low hysteresis."""
+    a, b, c = (unit(seed) for seed in (1, 2, 3))
+    stream = np.concatenate([noisy(a, 20, 0.0, 0), noisy(b, 30, 0.06, 1), noisy(c, 30, 0.06, 2)])
+    states = play(stream, ChangeDetector(0.5, 3, 1, 0.01))
+    assert min(s.score for s in states[26:50]) > 0.01
+    found = changes(states)
+    assert len(found) == 3 and found[0] == 0
+    assert 20 <= found[1] <= 23 and 50 <= found[2] <= 53
+
+
 def test_a_segment_is_not_closed_before_its_least_length() -> None:
     a, b = np.eye(DIM)[:2]
     for length in range(4, 20):

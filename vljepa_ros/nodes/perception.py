@@ -60,7 +60,8 @@ COMMON = (
     Spec("min_segment", 0, "Change detector: steps in the shortest segment; 0: the bundle's.",
          live=True, low=0, high=100000),
     Spec("hysteresis", 0.0, "Change detector: the score must fall below this before the next "
-         "change; 0: the bundle's.", live=True, low=0, high=1),
+         "change, or the segment outlast three candidates; 0: the bundle's.",
+         live=True, low=0, high=1),
     Spec("max_gap", 3.0, "Seconds without a frame after which a stream begins anew.",
          live=True, low=0.01, high=86400),
 )  # fmt: skip

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+REARM = 3  # after two, a transition of eight steps still fires twice
+
 
 @dataclass(frozen=True)
 class ChangeState:
@@ -46,8 +48,10 @@ class ChangeDetector:
 
     The last `candidate` steps are held against the running segment before them. A change fires
     when the score reaches 1.0, the running segment has at least `min_segment` steps, and the score
-    of a full candidate has been below `hysteresis` since the change before: a transition that is
-    still under way fires once. The new segment begins where the candidate is best split in two.
+    of a full candidate has been below `hysteresis` since the change before, or the segment has
+    outlasted `REARM` candidates: a transition that is still under way fires once, and a segment
+    that was never calm cannot silence the stream. The new segment begins where the candidate is
+    best split in two.
     The first embedding, also after a restart, opens a segment with score 1.0.
 
     `threshold`: the Ward cost that makes a score of 1.0, above 0. `candidate` and `min_segment` in
@@ -89,8 +93,9 @@ class ChangeDetector:
         changed = score >= 1.0 and self._armed and self._count >= self.min_segment
         if changed:
             self._split()
-        elif len(self._recent) == self.candidate and score < self.hysteresis:
-            self._armed = True
+        elif len(self._recent) == self.candidate:
+            calm = score < self.hysteresis
+            self._armed = self._armed or calm or self._count >= REARM * self.candidate
         return self._state(score, changed)
 
     def _score(self) -> float:
