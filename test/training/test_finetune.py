@@ -119,6 +119,18 @@ def test_a_bundle_is_restored_as_it_is(bundle: Path):
             assert torch.allclose(value, original[name], atol=0.01 * spread), name
 
 
+def test_a_bundle_of_links_is_restored_too(bundle: Path, tmp_path: Path):
+    """As in a workspace that colcon linked, or in the Hub's cache."""
+    assert (bundle / "y_encoder.data").is_file()
+    for number, file in enumerate(bundle.iterdir()):
+        blob = tmp_path / "blobs" / str(number)
+        blob.parent.mkdir(exist_ok=True)
+        blob.write_bytes(file.read_bytes())
+        (tmp_path / file.name).symlink_to(blob)
+    restored, original = restore(tmp_path).state_dict(), restore(bundle).state_dict()
+    assert all(torch.equal(restored[name], value) for name, value in original.items())
+
+
 def copy(bundle: Path, folder: Path) -> Path:
     folder.mkdir()
     for file in bundle.iterdir():

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from torch import Tensor, nn
 
 from vljepa_ros.model.config import CONFIG, VLJepaConfig
@@ -104,8 +105,8 @@ def _load(network: nn.Module, path: Path, inputs: Inputs) -> None:
     Most keep their name. The matrices of linear layers lose theirs when the exporter transposes
     them; the graph uses them in the order in which the network calls the layers.
     """
-    graph = onnx.load(path).graph
-    stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    graph = onnx.load(path, load_external_data=False).graph
+    stored = {t.name: _array(t, path.parent) for t in graph.initializer}
     state, named = {}, set()
     for key in network.state_dict():
         for name, value in _by_name(stored, key):
@@ -130,6 +131,17 @@ def _load(network: nn.Module, path: Path, inputs: Inputs) -> None:
                 "start from the folder of its training instead."
             )
     network.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
+
+
+def _array(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
+    """A tensor's values. Installed and cached bundles are links, which onnx does not follow."""
+    if uses_external_data(tensor):
+        where = ExternalDataInfo(tensor)
+        with (folder / Path(where.location).name).open("rb") as file:
+            file.seek(where.offset or 0)
+            tensor.raw_data = file.read(where.length or -1)
+        tensor.data_location = onnx.TensorProto.DEFAULT
+    return numpy_helper.to_array(tensor)
 
 
 def _by_name(stored: dict[str, np.ndarray], key: str) -> Iterator[tuple[str, np.ndarray]]:
