@@ -27,8 +27,9 @@ def test_every_file_is_what_the_manifest_says() -> None:
     assert verify_bundle(BUNDLE) == []
 
 
-def test_it_speaks_less_than_a_third_as_often_as_uniform_decoding(judged: dict) -> None:
-    assert 0 < judged["decodes"] < judged["uniform_decodes"] / 3
+def test_it_speaks_less_than_half_as_often_as_uniform_decoding(judged: dict) -> None:
+    """At 28 events a minute; how often on long streams stands in docs/results.md."""
+    assert 0 < judged["decodes"] < judged["uniform_decodes"] / 2
 
 
 def test_most_sentences_name_an_event_that_holds(judged: dict) -> None:
