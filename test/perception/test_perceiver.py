@@ -191,7 +191,7 @@ def test_thresholds_change_while_the_stream_runs(model: VLJepa) -> None:
     assert sum(bool(s.change) for s in steps) == 1 and not any(s.reused for s in steps)
     perceiver.configure(Settings(change_threshold=0.1))
     steps = feed(perceiver, [RED] * 16, start=START + 8 * SECOND)
-    assert sum(bool(s.change) for s in steps) == 1 and any(s.reused for s in steps)
+    assert any(s.change for s in steps) and any(s.reused for s in steps)
 
 
 @pytest.mark.parametrize("jump", [-100, 60])

@@ -44,6 +44,7 @@ class JointStage(lightning.LightningModule):
         self.rate, self.steps, self.state_weight = rate, steps, state_weight
         self.canonical = list(language.canonical())
         self.model.y_encoder.model.requires_grad_(False)
+        self.model.y_encoder.projector.requires_grad_(True)  # the text stage froze it
         self.model.y_decoder.requires_grad_(False)
         width = model.config.x_encoder_config.hidden_size
         self.state_head = StateHead(width, len(SHAPES), len(COLOURS)) if state_weight else None
