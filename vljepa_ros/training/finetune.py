@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -315,6 +316,8 @@ def _decoder(stage: FineTune, clips: RecordedClips, out: Path, recipe: Recipe) -
 
 
 def _trainer(folder: Path, steps: int, callbacks: list[Any], recipe: Recipe) -> lightning.Trainer:
+    # Dropout stays off and the folder goes on on purpose.
+    warnings.filterwarnings("ignore", "Found .* in eval mode|Checkpoint directory .* exists")
     return lightning.Trainer(
         max_steps=steps, precision="bf16-mixed", accelerator="auto", devices=1,
         gradient_clip_val=1.0, callbacks=callbacks, logger=CSVLogger(folder, name="log"),
