@@ -430,6 +430,7 @@ def bundle(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a busy machine exports for minutes
 def test_bundle_gives_the_forward_by_hand(bundle: Path, folders: dict[str, Path]):
     found = load_bundle(bundle)
     model = Runtime(found, "onnxruntime-cpu", threads=1)
@@ -445,6 +446,7 @@ def test_bundle_gives_the_forward_by_hand(bundle: Path, folders: dict[str, Path]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a busy machine exports for minutes
 def test_bundle_carries_licences_and_says_what_it_is(bundle: Path):
     assert verify_bundle(bundle) == []
     found = load_bundle(bundle)
@@ -463,6 +465,7 @@ def test_bundle_carries_licences_and_says_what_it_is(bundle: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a busy machine exports for minutes
 def test_weights_of_large_graphs_lie_beside_them(bundle: Path):
     names = {file.name for file in bundle.iterdir()}
     assert {"predictor.onnx", "predictor.data", "y_encoder.data", "x_encoder.data"} <= names
@@ -471,6 +474,7 @@ def test_weights_of_large_graphs_lie_beside_them(bundle: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a busy machine exports for minutes
 def test_bundle_without_a_decoder_says_so(bundle: Path):
     found = load_bundle(bundle)
     assert found.decoder is None
