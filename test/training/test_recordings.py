@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: pip install vljepa_ros[train]")
-rosbag2 = pytest.importorskip("rosbags.rosbag2")
+rosbag2 = pytest.importorskip(
+    "rosbags.rosbag2", reason="rosbags is not installed: pip install vljepa_ros[train]"
+)
 
 from rosbags.typesys import Stores, get_typestore  # noqa: E402
 
