@@ -43,7 +43,9 @@ setup(
     extras_require={
         "export": requirements("export"),
         "train": requirements("train"),
-        "memory": ["qdrant-edge-py"],
+        "memory": requirements("memory"),
+        "fleet": requirements("fleet"),
+        "web": requirements("web"),
         "tensorrt": ["tensorrt>=10", "pycuda>=2024.1"],
         "test": requirements("test"),
     },

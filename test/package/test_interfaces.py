@@ -33,7 +33,13 @@ FIELDS = {
     "msg/Moment.msg": """
         string camera, uint64 segment_id, builtin_interfaces/Time start,
         builtin_interfaces/Time end, string text, float32 score,
-        sensor_msgs/CompressedImage thumbnail""",
+        sensor_msgs/CompressedImage thumbnail, string id, string robot, string query, bool pinned,
+        geometry_msgs/PoseStamped pose""",
+    "msg/LabelList.msg": """
+        string model_id, uint32 version, string[] labels, string label_template""",
+    "msg/LabelScores.msg": """
+        std_msgs/Header header, string camera, string model_id, uint32 list_version, string best,
+        float32[] scores""",
     "srv/Ask.srv": """
         string camera, string question, string[] candidates
         --- bool success, string message, string answer, float32[] scores, float32[] embedding,
@@ -51,8 +57,11 @@ FIELDS = {
         --- bool success, string message, string text, float32 confidence""",
     "srv/Recall.srv": """
         string text, string[] cameras, builtin_interfaces/Time after,
-        builtin_interfaces/Time before, uint32 limit
+        builtin_interfaces/Time before, uint32 limit, bool fleet
         --- bool success, string message, vljepa_ros/Moment[] moments""",
+    "srv/Pin.srv": """
+        string id, bool pinned
+        --- bool success, string message""",
     "action/Watch.action": """
         string camera, string text, float32 threshold, builtin_interfaces/Duration timeout
         --- bool success, string message, vljepa_ros/Moment moment
