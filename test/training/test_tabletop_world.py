@@ -276,7 +276,7 @@ def test_a_rendered_stream_agrees_with_its_truth(tmp_path):
     ok, image = video.read()
     assert ok
     assert image.shape == (480, 640, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.json", "s.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.json", "s.jsonl", "s.mp4"]
 
 
 def test_generation_resumes_and_leaves_what_is_there(tmp_path):

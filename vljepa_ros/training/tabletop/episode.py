@@ -153,7 +153,7 @@ def simulate(seed: int, seconds: float = SECONDS) -> Episode:
                 assert ok
                 jpegs.append(data.ravel())
                 cells.append(camera.owners())
-    arrays = _truth_arrays(world, ticks)
+    arrays = truth_arrays(world, ticks)
     arrays["jpeg"] = np.concatenate(jpegs)
     arrays["cells"] = np.stack(cells)
     arrays["offsets"] = np.cumsum([0, *(len(data) for data in jpegs)], dtype=np.int64)
@@ -204,7 +204,7 @@ def _hand_in_view(world: World, hand: np.ndarray) -> np.ndarray:
     return (hand[:, 2] > -1) & seen
 
 
-def _truth_arrays(world: World, ticks: int) -> dict[str, np.ndarray]:
+def truth_arrays(world: World, ticks: int) -> dict[str, np.ndarray]:
     """The truth fields of the file format, of the first `ticks` ticks."""
     history = world.history.arrays()
     known = facts(world.spec, history)

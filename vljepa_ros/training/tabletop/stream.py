@@ -1,4 +1,4 @@
-"""A long stream as a video file with its truth beside it.
+"""A long stream as a video file, with its truth and what can be asked of it beside it.
 
 The stream of a seed is one of the `stream` split: many kinds of events at Poisson times between
 long quiet stretches, rendered at 640 x 480 with shadows and smooth edges.
@@ -14,7 +14,16 @@ from typing import Any
 import cv2
 
 from .camera import Camera
-from .episode import DATA_VERSION, LOOK_AHEAD, begin, controller, episode_events
+from .choices import choices
+from .episode import (
+    DATA_VERSION,
+    LOOK_AHEAD,
+    Episode,
+    begin,
+    controller,
+    episode_events,
+    truth_arrays,
+)
 from .language import describe
 from .truth import Event
 from .world import TICK, World
@@ -52,18 +61,32 @@ def _truth(world: World, seed: int, seconds: float, video: str) -> dict[str, Any
 
 def stream_events(seed: int, seconds: float) -> list[Event]:
     """The events of a stream, without drawing it."""
+    return episode_events(_run(seed, seconds), round(seconds / TICK))
+
+
+def stream_questions(seed: int, seconds: float) -> list[dict[str, Any]]:
+    """What can be asked of a stream (see `choices`), without drawing it."""
+    return _questions(_run(seed, seconds), seed, seconds)
+
+
+def _run(seed: int, seconds: float) -> World:
     world = begin(seed)
     motion = controller(world, seed, seconds, calm=True)
     for _ in range(round(seconds / TICK) + LOOK_AHEAD):
         next(motion)
         world.tick()
-    return episode_events(world, round(seconds / TICK))
+    return world
+
+
+def _questions(world: World, seed: int, seconds: float) -> list[dict[str, Any]]:
+    return choices(Episode(truth_arrays(world, round(seconds / TICK)), {"seed": seed}))
 
 
 def render_stream(seed: int, seconds: float, out_video: Path, out_truth: Path) -> None:
-    """Writes the stream of a seed as an mp4 and its truth as JSON, each complete or not at all.
+    """Writes the stream of a seed as an mp4, its truth as JSON, and questions beside the truth.
 
-    Raises OSError when OpenCV cannot write the video.
+    The questions are a file of the same name that ends in .jsonl, one a line. Each file is written
+    whole or not at all. Raises OSError when OpenCV cannot write the video.
     """
     world = begin(seed, (WIDTH, HEIGHT), fine=True)
     motion = controller(world, seed, seconds, calm=True)
@@ -81,7 +104,13 @@ def render_stream(seed: int, seconds: float, out_video: Path, out_truth: Path) -
             if tick % _TICKS_PER_FRAME == 0 and tick < ticks:
                 writer.write(cv2.cvtColor(camera.picture(), cv2.COLOR_RGB2BGR))
     writer.release()
-    part_truth = out_truth.with_name(f".{os.getpid()}.{out_truth.name}")
-    part_truth.write_text(json.dumps(_truth(world, seed, seconds, out_video.name), indent=1) + "\n")
+    asked = [json.dumps(question) + "\n" for question in _questions(world, seed, seconds)]
+    _write(out_truth.with_suffix(".jsonl"), "".join(asked))
+    _write(out_truth, json.dumps(_truth(world, seed, seconds, out_video.name), indent=1) + "\n")
     part_video.rename(out_video)
-    part_truth.rename(out_truth)
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    part.write_text(text)
+    part.rename(path)
