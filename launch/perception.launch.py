@@ -1,4 +1,4 @@
-"""Perception and decoder, and with `video` a camera, each in a process of its own.
+"""Perception and decoder, and as asked memory, page and camera, each in a process of its own.
 
 The nodes configure and activate themselves (parameter `autostart`), so that one which was
 respawned comes back to active. Asked from here, the request after a respawn can reach the service
@@ -30,6 +30,8 @@ ARGUMENTS = {
     "backend": ("", "What runs the engines; empty: params_file's."),
     "cameras": ("", "Names of the cameras, e.g. front,rear; empty: params_file's."),
     "video": ("", "Video file, folder of images or device to play as the first camera."),
+    "memory": ("false", "Remember what was seen, on disk: the memory node and its service recall."),
+    "web": ("false", "Serve a page to look at, on the web node's address."),
     "log_level": ("info", "debug, info, warn, error or fatal."),
     "use_respawn": ("false", "Start a node again when its process dies."),
 }
@@ -58,18 +60,27 @@ def _nodes(context: LaunchContext) -> list:
         "output": "screen",
         "arguments": ["--ros-args", "--log-level", given["log_level"]],
     }
-    actions: list = []
-    for name in ("perception", "decoder"):
-        own = {"cameras": cameras} if cameras and name == "perception" else {}
-        node = LifecycleNode(
+    again = {"respawn": _flag("use_respawn", given["use_respawn"]), "respawn_delay": 1.0}
+    own: dict = {"perception": dict(model), "decoder": dict(model)}
+    if cameras:
+        own["perception"]["cameras"] = cameras
+    if _flag("memory", given["memory"]):
+        own["memory"] = {k: v for k, v in model.items() if k != "backend"}  # it has no engines
+    actions: list = [
+        LifecycleNode(
             executable=f"{name}_node",
             name=name,
-            parameters=[given["params_file"], {**clock, **model, **own}],
-            respawn=_flag("use_respawn", given["use_respawn"]),
-            respawn_delay=1.0,
+            parameters=[given["params_file"], {**clock, **values}],
+            **again,
             **common,
         )
-        actions.append(node)
+        for name, values in own.items()
+    ]
+    if _flag("web", given["web"]):
+        file = [given["params_file"], clock]
+        actions.append(
+            Node(executable="web_node", name="web", parameters=file, **again, **common)
+        )
     if given["video"]:
         source = {"source": _absolute(given["video"])}
         if cameras:

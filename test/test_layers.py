@@ -18,9 +18,9 @@ MAY_IMPORT = {
     "runtime": set(),
     "perception": {"runtime"},
     "memory": {"runtime"},
-    "nodes": {"runtime", "perception", "memory", "msg", "srv", "action"},
+    "nodes": {"runtime", "perception", "memory", "client", "msg", "srv", "action"},
     "model": {"runtime"},
-    "training": {"runtime", "perception", "model"},
+    "training": {"runtime", "perception", "memory", "model"},
 }
 ROS_FREE = ("runtime", "perception", "memory", "model", "training")
 

@@ -37,6 +37,10 @@ def run_checks(bundle: str) -> Iterator[Check]:
         ("tokenizers", "tokenizers"),
     ):
         yield _module(package, module, f"pip install {package}")
+    yield _optional("qdrant-edge-py", "only needed by the memory node: pip install qdrant-edge-py")
+    yield _optional("rosbags", "only needed to index bags: pip install rosbags")
+    yield _optional("qdrant-client", "only needed for a fleet's server: pip install qdrant-client")
+    yield _optional("aiohttp", "only needed by the web node: pip install aiohttp")
     yield _optional("torch", "only needed to train and export models")
     yield _bundle(bundle)
     yield _video()
@@ -117,7 +121,7 @@ def _interfaces() -> str:
 
 
 def _nodes() -> str:
-    names = ("perception_node", "decoder_node", "video_node")
+    names = ("perception_node", "decoder_node", "memory_node", "video_node", "web_node")
     for name in names:
         import_module(f"vljepa_ros.nodes.{name}")
     return ", ".join(names)

@@ -1,4 +1,4 @@
-"""`vljepa up`: camera, perception and decoder in one process, from the launch file's YAML.
+"""`vljepa up`: camera, perception, decoder, memory and page in one process, from one YAML file.
 
 Invariant: the nodes are those of the launch file, unchanged, each with its own executor and
 thread; what is shown comes over the same topics as anybody else gets it.
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,15 @@ def up(
     bundle: str = typer.Option("", help="Model bundle: a folder, a shipped name, or a Hub id."),
     backend: str = typer.Option("", help="What runs the engines: auto, onnxruntime-cpu, ..."),
     namespace: str = typer.Option("", help="Namespace of all nodes."),
+    loop: bool = typer.Option(False, "--loop", help="Play the video again when it ends."),
+    memory: bool = typer.Option(False, "--memory", help="Remember what was seen, on disk."),
+    web: bool = typer.Option(False, "--web", help="Serve a page to look at."),
     log_level: str = typer.Option("", help="debug, info, warn or error."),
     tui: bool | None = typer.Option(
         None, "--tui/--no-tui", help="Live view; by default where stdout is a terminal."
     ),
 ) -> None:
-    """Start perception and decoder, with --video a camera too, and show what is said."""
+    """Start perception and decoder, as asked camera, memory and page, and show what is said."""
     set_transport()
     signals = Signals()
     stop = threading.Event()
@@ -67,10 +71,10 @@ def up(
     init_ros(arguments)
     signals.on_stop(stop.set)
     code = 0
-    graph = Graph(names, bundle, backend)
+    graph = Graph(names, bundle, backend, memory, web)
     try:
         with _screen(live, graph) as console:
-            code = graph.run(video, console, stop, plain=not live)
+            code = graph.run(Video(video, loop), console, stop, plain=not live)
         if code == 0:
             console.print(graph.view.summary())
     finally:
@@ -107,10 +111,20 @@ def check_params(file: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Video:
+    """What the camera node plays; an empty source: there is none."""
+
+    source: str
+    loop: bool = False
+
+
 class Graph:
     """The nodes of one process, and the view of what they do."""
 
-    def __init__(self, cameras: list[str], bundle: str, backend: str) -> None:
+    def __init__(
+        self, cameras: list[str], bundle: str, backend: str, memory: bool = False, web: bool = False
+    ) -> None:
         from ..nodes.decoder import DecoderNode
         from ..nodes.listener import ListenerNode
         from ..nodes.perception import PerceptionNode
@@ -119,6 +133,17 @@ class Graph:
         named = {"cameras": cameras} if cameras else {}
         self.perception = PerceptionNode(parameter_overrides=_overrides({**model, **named}))
         self.decoder = DecoderNode(parameter_overrides=_overrides(model))
+        self.models: list[Any] = [self.perception, self.decoder]
+        if memory:
+            from ..nodes.memory import MemoryNode
+
+            own = {"bundle": bundle} if bundle else {}
+            self.models.append(MemoryNode(parameter_overrides=_overrides(own)))
+        self.pages: list[Any] = []
+        if web:
+            from ..nodes.web import WebNode
+
+            self.pages.append(WebNode())
         self.cameras = list(self.perception.get_parameter("cameras").value)
         self.view = StreamView({name: CameraView() for name in self.cameras})
         self._news = time.monotonic()
@@ -127,21 +152,20 @@ class Graph:
         listener = ListenerNode(
             self._on_info, self._on_embedding, self._on_change, self._on_utterance
         )
-        self.spinners = [Spinner(node) for node in (listener, self.perception, self.decoder)]
+        self.spinners = [Spinner(node) for node in (listener, *self.models, *self.pages)]
 
-    def run(self, video: str, console: Console, stop: threading.Event, plain: bool) -> int:
+    def run(self, video: Video, console: Console, stop: threading.Event, plain: bool) -> int:
         """Until the video has ended or `stop` is set; returns the exit code.
 
         `plain`: print a line for what happens, because there is no live view.
         """
         if plain:
             self._print = console.print
-        models = (self.perception, self.decoder)
-        while not stop.is_set() and any(node.state != "active" for node in models):
-            if any(node.failure for node in models):  # which they have logged
+        while not stop.is_set() and any(node.state != "active" for node in self.models):
+            if any(node.failure for node in self.models):  # which they have logged
                 return 1
             stop.wait(0.02)
-        player = self._play(video) if video and not stop.is_set() else None
+        player = self._play(video) if video.source and not stop.is_set() else None
         shown = time.monotonic()
         while not stop.wait(1 / REFRESH):
             self._refresh()
@@ -161,11 +185,14 @@ class Graph:
         for thread in threads:
             thread.join()
 
-    def _play(self, video: str) -> Any:
+    def _play(self, video: Video) -> Any:
         from ..nodes.video import VideoNode
 
-        source = {"source": video if video.isdigit() else str(Path(video).absolute())}
-        node = VideoNode(parameter_overrides=_overrides({**source, "camera": self.cameras[0]}))
+        source = video.source if video.source.isdigit() else str(Path(video.source).absolute())
+        values: dict[str, Any] = {"source": source, "camera": self.cameras[0]}
+        if video.loop:
+            values["loop"] = True
+        node = VideoNode(parameter_overrides=_overrides(values))
         self.spinners.append(Spinner(node))
         return node
 
