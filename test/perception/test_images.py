@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vljepa_ros.perception.images import ENCODINGS, compressed_to_rgb, to_rgb
+from vljepa_ros.perception.images import ENCODINGS, compressed_to_rgb, thumbnail, to_rgb
 
 SIZES = [(6, 4), (7, 5), (1, 1), (64, 48)]
 EVEN = [(2, 2), (6, 4), (64, 48)]
@@ -204,3 +204,20 @@ def test_compressed_and_cut_short(kind: str) -> None:
 def test_compressed_that_is_no_picture(data: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         compressed_to_rgb("jpeg", data)
+
+
+@pytest.mark.parametrize(
+    ("size", "small"), [((640, 480), (320, 240)), ((480, 1000), (154, 320)), ((64, 48), (64, 48))]
+)
+def test_a_thumbnail_is_small_and_shows_the_picture(
+    size: tuple[int, int], small: tuple[int, int]
+) -> None:
+    width, height = size
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[:, : width // 2] = (200, 40, 90)
+    data = thumbnail(picture)
+    shown = compressed_to_rgb("jpeg", data)
+    assert (shown.shape[1], shown.shape[0]) == small
+    inside = shown[:, : small[0] // 2 - 8].reshape(-1, 3)
+    assert np.abs(inside.astype(int) - (200, 40, 90)).max() <= 8
+    assert len(data) < 20_000
