@@ -1,0 +1,64 @@
+"""Small pictures of one camera, ever fewer the older they are.
+
+Invariant: of the pictures `m` steps ago about one in `m / DENSE` is kept, so the middle of a
+segment of any length has one near it, and hours take no more memory than minutes, but for a
+handful a doubling.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+DENSE = 16  # pictures at each density
+LEVELS = 20  # densities, each half of the one before: 16 million steps
+
+
+class Shelf:
+    """The pictures of one stretch of time that never jumped back."""
+
+    def __init__(self) -> None:
+        self.newest_ns = -1
+        self._count = 0
+        self._levels: list[deque[tuple[int, bytes]]] = [
+            deque(maxlen=DENSE) for _ in range(LEVELS)
+        ]  # level i: the last of every 2 ** i-th picture
+
+    def put(self, stamp_ns: int, picture: bytes) -> None:
+        """Keep a picture that is newer than all before."""
+        for level, pictures in enumerate(self._levels):
+            if self._count % 2**level:
+                break
+            pictures.append((stamp_ns, picture))
+        self._count += 1
+        self.newest_ns = stamp_ns
+
+    def nearest(self, start_ns: int, end_ns: int) -> bytes:
+        """The picture nearest to the middle of a stretch, of those in it; empty: there is none."""
+        twice_middle = start_ns + end_ns
+        inside = (
+            (abs(2 * stamp - twice_middle), stamp, picture)
+            for pictures in self._levels
+            for stamp, picture in pictures
+            if start_ns <= stamp <= end_ns
+        )
+        return min(inside, default=(0, 0, b""))[2]
+
+
+class Thumbnails:
+    """The pictures of one camera, also after its time jumped back: of then, and of before."""
+
+    def __init__(self) -> None:
+        self._now, self._before = Shelf(), Shelf()
+
+    def put(self, stamp_ns: int, picture: bytes) -> None:
+        """Keep a picture; one that comes twice is left out."""
+        if stamp_ns == self._now.newest_ns:
+            return
+        if stamp_ns < self._now.newest_ns:
+            self._now, self._before = Shelf(), self._now
+        self._now.put(stamp_ns, picture)
+
+    def nearest(self, start_ns: int, end_ns: int, jumped: bool) -> bytes:
+        """The picture nearest to the middle of a segment; `jumped`: time jumped back after it."""
+        first, second = (self._before, self._now) if jumped else (self._now, self._before)
+        return first.nearest(start_ns, end_ns) or second.nearest(start_ns, end_ns)
