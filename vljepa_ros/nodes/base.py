@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from rclpy.service import Service
 from rclpy.task import Future
 
 from vljepa_ros.runtime.errors import VLJepaError
@@ -36,6 +38,8 @@ BACKEND = Spec(
 )  # fmt: skip
 THREADS = Spec("threads", 0, "Threads per engine on the CPU; 0: the backend's choice.",
                low=0, high=256)  # fmt: skip
+# rclpy takes one request of a service at a time: by default, all but 10 of a burst would be lost.
+BURST = QoSProfile(depth=1000)
 
 
 class ModelNode(LifecycleNode):
@@ -61,8 +65,8 @@ class ModelNode(LifecycleNode):
         for sentence in unknown(self, self.spare):
             self.get_logger().warning(sentence)
         self.add_on_set_parameters_callback(self._on_set)
-        # While a service waits for the worker, rclpy runs nothing else of its group.
-        self.waiting_services = MutuallyExclusiveCallbackGroup()
+        # What waits for the worker must not hold up the rest of its group.
+        self.waiting_services = ReentrantCallbackGroup()
         self.worker: Worker | None = None
         self._publisher = diagnostics.publisher(self)
         self._timer = self.create_timer(1.0, self._diagnose, clock=self.steady)
@@ -171,6 +175,21 @@ class ModelNode(LifecycleNode):
         """The parameters' current values by name."""
         return values(self, self.specs)
 
+    def serve(self, kind: type, name: str, callback: Callable[..., Any]) -> Service:
+        """A service that may wait. To be made once for the node's life.
+
+        Where it went with the engines, rclpy would fail on the answers that are still to be sent.
+        """
+        return self.create_service(
+            kind, name, callback, qos_profile=BURST, callback_group=self.waiting_services
+        )
+
+    def promise(self) -> Future:
+        """A future to be awaited in a callback, and settled by whatever thread."""
+        future = Future(executor=self.executor)
+        future.add_done_callback(lambda _: None)  # or the executor does not wake for the result
+        return future
+
     async def in_worker(self, job: Callable[[], Any]) -> Any:
         """The result of `job`, run by the worker, while the executor goes on with other work.
 
@@ -179,12 +198,29 @@ class ModelNode(LifecycleNode):
         worker = self.worker
         if worker is None:
             raise VLJepaError(f"{self.get_fully_qualified_name()} is {self.state}; configure it.")
-        future = Future(executor=self.executor)
-        future.add_done_callback(lambda _: None)  # or the executor does not wake for the result
         try:
-            return await worker.submit(job, future)
+            return await worker.submit(job, self.promise())
         except RuntimeError as error:
             raise VLJepaError(str(error)) from None
+
+    async def response(self, client: Any, request: Any, seconds: float) -> Any:
+        """What a service answers; None where it does not within `seconds`."""
+        answer = self.promise()
+
+        def settle(response: Any) -> None:
+            if not answer.done():
+                answer.set_result(response)
+
+        pending = client.call_async(request)
+        pending.add_done_callback(lambda done: settle(done.result()))
+        timer = self.create_timer(
+            seconds, lambda: settle(None), callback_group=self.waiting_services, clock=self.steady
+        )
+        try:
+            return await answer
+        finally:
+            self.destroy_timer(timer)
+            client.remove_pending_request(pending)
 
     # -------------------------------------------------------------- inside
 
@@ -202,11 +238,12 @@ class ModelNode(LifecycleNode):
             self.worker.call(lambda: None)
 
     def _release(self) -> None:
-        self.teardown()
         worker, self.worker = self.worker, None
-        if worker is not None:
-            worker.call(self.unload)
-            worker.close()
+        try:  # before what its jobs publish with is taken back
+            if worker is not None:
+                worker.finish(self.unload)
+        finally:
+            self.teardown()
 
     def _attempt(self, what: str, action: Callable[[], None]) -> TransitionCallbackReturn:
         """Run a transition's action; rclpy itself would swallow its exceptions."""

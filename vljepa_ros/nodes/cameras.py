@@ -90,6 +90,7 @@ class Camera:
         self._subscription: Subscription | None = None
         self._reported: set[str] = set()
         self._size: tuple[int, int] | None = None
+        self._heard_ns: int | None = None  # the ROS clock at the last frame since `open`
         self._heard = 0.0  # time.monotonic() of the last frame, or of the subscription
         self._alone = 0.0  # time.monotonic() when nobody was seen to publish
 
@@ -98,6 +99,7 @@ class Camera:
     def open(self) -> None:
         """Subscribe."""
         self._heard = self._alone = time.monotonic()
+        self._heard_ns = None
         self._reported.clear()
         self.silence = ""
         self._subscription = self._node.create_subscription(
@@ -115,6 +117,7 @@ class Camera:
 
     def _on_image(self, message: Any) -> None:
         received = self._heard = time.monotonic()
+        self._heard_ns = self._node.get_clock().now().nanoseconds
         self.received += 1
         stamp = message.header.stamp
         self.newest_ns = stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
@@ -127,6 +130,15 @@ class Camera:
             self.dropped += self._slot is not None
             self._slot = Frame(message, stamp_ns, received)
         self._wake()
+
+    def silent_for(self) -> float | None:
+        """Seconds of the ROS clock since the last frame; None before the first since `open`.
+
+        So a simulation that is paused, or a slow bag, does not make its last picture old.
+        """
+        if self._heard_ns is None:
+            return None
+        return (self._node.get_clock().now().nanoseconds - self._heard_ns) / 1e9
 
     def _on_lost(self, event: Any) -> None:
         self.lost += event.total_count_change

@@ -40,6 +40,7 @@ class DecoderNode(ModelNode):
         self._reported: set[str] = set()
         self._seen = (0, 0)
         super().__init__("decoder", **options)
+        self.serve(Decode, "decode", self._decode)
 
     # -------------------------------------------------------------- hooks
 
@@ -52,12 +53,9 @@ class DecoderNode(ModelNode):
         )  # fmt: skip
 
     def setup(self) -> None:
-        """Publisher and service."""
+        """Make the publisher."""
         assert self.model is not None
         self._utterances = self.create_lifecycle_publisher(Utterance, "utterances", 10)
-        self._service = self.create_service(
-            Decode, "decode", self._decode, callback_group=self.waiting_services
-        )
         self.get_logger().info(f"Loaded {self.model.bundle.model_id}.")
 
     def start(self) -> None:
@@ -79,7 +77,6 @@ class DecoderNode(ModelNode):
     def teardown(self) -> None:
         """Take back what `setup` made."""
         self.destroy_lifecycle_publisher(self.__dict__.pop("_utterances", None))
-        self.destroy_service(self.__dict__.pop("_service", None))
 
     def unload(self) -> None:
         """Close the engines."""

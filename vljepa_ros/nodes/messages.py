@@ -6,7 +6,7 @@ from array import array
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding
@@ -88,3 +88,8 @@ def rgb_message(picture: np.ndarray, header: Header) -> Image:
     return Image(
         header=header, height=height, width=width, encoding="rgb8", step=3 * width, data=data
     )
+
+
+def jpeg_message(data: bytes, header: Header) -> CompressedImage:
+    """A JPEG as a CompressedImage."""
+    return CompressedImage(header=header, format="jpeg", data=array("B", data))

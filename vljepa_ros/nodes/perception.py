@@ -7,75 +7,39 @@ runs those that are due as one batch, so that no camera starves and no queue can
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.perception.perceiver import Perceiver, Step
-from vljepa_ros.perception.settings import Settings
+from vljepa_ros.perception.questions import QuestionError, QuestionQueue, find_camera, not_ready
 from vljepa_ros.perception.stages import Stages
+from vljepa_ros.perception.thumbnails import thumbnail
 from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.srv import EmbedText
 
 from . import overlay
-from .base import AUTOSTART, BACKEND, BUNDLE, THREADS, ModelNode
+from .base import ModelNode
 from .cameras import Camera, Frame, lost_frames
 from .diagnostics import ERROR, STALE, WARN, Rate, Status, engine_statuses
 from .messages import (
     change_message,
     embedding_message,
-    floats,
     info_message,
+    jpeg_message,
     rgb_message,
     to_time,
 )
-from .parameters import ParameterError, Spec, overrides
-
-COMMON = (
-    AUTOSTART,
-    BUNDLE,
-    BACKEND,
-    THREADS,
-    Spec("cameras", ["camera"], "Names of the cameras."),
-    Spec("rate", 0.0, "Steps per second and camera; 0: the bundle's sample rate.",
-         live=True, low=0, high=1000),
-    Spec("queries", [""], "Standing questions; none: the bundle's default.", live=True),
-    Spec("gate_threshold", -1.0, "Novelty gate: grey levels (0..255) of a block mean that are new; "
-         "0: everything is new; -1: the bundle's.", live=True, low=-1, high=255),
-    Spec("gate_max_age", 10.0, "Seconds after which a clip is encoded although nothing is new.",
-         live=True, low=0, high=86400),
-    Spec("change_threshold", 0.0, "Change detector: Ward cost that equals a change score of 1; "
-         "0: the bundle's.", live=True, low=0, high=1e6),
-    Spec("candidate", 0, "Change detector: steps in the recent candidate segment; 0: the bundle's.",
-         live=True, low=0, high=1000),
-    Spec("min_segment", 0, "Change detector: steps in the shortest segment; 0: the bundle's.",
-         live=True, low=0, high=100000),
-    Spec("hysteresis", 0.0, "Change detector: the score must fall below this before the next "
-         "change, or the segment outlast three candidates; 0: the bundle's.",
-         live=True, low=0, high=1),
-    Spec("max_gap", 3.0, "Seconds without a frame after which a stream begins anew.",
-         live=True, low=0.01, high=86400),
-)  # fmt: skip
-
-
-def camera_specs(camera: str) -> tuple[Spec, ...]:
-    """The parameters of one camera."""
-    return (
-        Spec(f"{camera}.topic", "", "Image topic; empty: <camera>/image_raw, with /compressed "
-             "where the transport is."),
-        Spec(f"{camera}.transport", "raw", "Type of the topic.", choices=("raw", "compressed")),
-        Spec(f"{camera}.rate", 0.0, "Steps per second of this camera; 0: the parameter rate.",
-             live=True, low=0, high=1000),
-    )  # fmt: skip
+from .parameters import Spec, overrides
+from .perception_parameters import COMMON, camera_specs, check_names, settings
+from .questions import Questions
 
 
 class StepStages(Stages):
@@ -100,20 +64,23 @@ class StepStages(Stages):
 
 
 class PerceptionNode(ModelNode):
-    """X-encoder, predictor, Y-encoder; windows, gates, change detectors; `embed_text`."""
+    """X-encoder, predictor, Y-encoder; windows, gates, change detectors; questions about them."""
 
     spare = camera_specs("camera")  # in the shipped file, where the cameras have other names
 
     def __init__(self, **options: Any) -> None:
         self.model: VLJepa | None = None
         self.perceiver: Perceiver | None = None
+        self.queue: QuestionQueue | None = None
         self.cameras: dict[str, Camera] = {}
         self.stages = StepStages()
         self._words: dict[str, str] = {}
         self.rates: dict[str, tuple[float, float]] = {}  # in and out, Hz, by camera
         self._meters: dict[str, tuple[Rate, Rate]] = {}
         self._counted: dict[str, Counter[str]] = {}
+        self._thumbnails: dict[str, Any] = {}
         super().__init__("perception", **options)
+        self.questions = Questions(self)
 
     def all_specs(self) -> Sequence[Spec]:
         """The common parameters, and those of each camera."""
@@ -127,14 +94,15 @@ class PerceptionNode(ModelNode):
     def load(self) -> None:
         """Open the engines and make the perceiver."""
         values = self.values()
-        _check_names(values["cameras"])
+        check_names(values["cameras"])
         bundle = load_bundle(values["bundle"])
         self.model = VLJepa(bundle, values["backend"], values["threads"])
-        self.perceiver = Perceiver(self.model, values["cameras"], _settings(values))
+        self.perceiver = Perceiver(self.model, values["cameras"], settings(values))
         self.perceiver.stages = self.stages
+        self.queue = QuestionQueue(self.perceiver)
 
     def setup(self) -> None:
-        """Publishers, service and cameras; say which model this is."""
+        """Publishers and cameras; say which model this is."""
         values = self.values()
         assert self.perceiver is not None and self.model is not None and self.worker is not None
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -142,9 +110,6 @@ class PerceptionNode(ModelNode):
         self._changes = self.create_lifecycle_publisher(SemanticChange, "changes", 10)
         self._overlay = self.create_lifecycle_publisher(Image, "overlay", qos_profile_sensor_data)
         self._info = self.create_publisher(ModelInfo, "model_info", latched)
-        self._service = self.create_service(
-            EmbedText, "embed_text", self._embed_text, callback_group=self.waiting_services
-        )
         self._utterances = self.create_subscription(Utterance, "utterances", self._on_words, 10)
         for name in values["cameras"]:
             transport = values[f"{name}.transport"]
@@ -152,6 +117,9 @@ class PerceptionNode(ModelNode):
             topic = values[f"{name}.topic"] or f"{name}/image_raw{suffix}"
             self.cameras[name] = Camera(
                 self, name, topic, transport, self.perceiver.due, self.worker.wake
+            )
+            self._thumbnails[name] = self.create_lifecycle_publisher(
+                CompressedImage, f"{name}/thumbnail", qos_profile_sensor_data
             )
         self._announce()
         engines = ", ".join(f"{e.name} on {e.backend} ({e.precision})" for e in self.model.info)
@@ -173,24 +141,27 @@ class PerceptionNode(ModelNode):
         for name in ("_embeddings", "_changes", "_overlay"):
             self.destroy_lifecycle_publisher(self.__dict__.pop(name, None))
         self.destroy_publisher(self.__dict__.pop("_info", None))
-        self.destroy_service(self.__dict__.pop("_service", None))
         self.destroy_subscription(self.__dict__.pop("_utterances", None))
-        for by_camera in (self.cameras, self.rates, self._meters, self._counted):
+        for publisher in self._thumbnails.values():
+            self.destroy_lifecycle_publisher(publisher)
+        for by_camera in (self._thumbnails, self.cameras, self.rates, self._meters, self._counted):
             by_camera.clear()
 
     def unload(self) -> None:
         """Close the engines."""
-        self.perceiver = None
+        if self.queue is not None:
+            self.queue.clear()
+        self.queue = self.perceiver = None
         if self.model is not None:
             self.model.close()
         self.model = None
 
     def apply(self, changed: dict[str, Any]) -> None:
         """Take over settings while running."""
-        settings = _settings({**self.values(), **changed})
-        settings.check()
+        wanted = settings({**self.values(), **changed})
+        wanted.check()
         if self.perceiver is not None:
-            self.perceiver.configure(settings)
+            self.perceiver.configure(wanted)
             self._announce()
 
     def measure(self) -> None:
@@ -245,6 +216,7 @@ class PerceptionNode(ModelNode):
     def _publish(
         self, perceiver: Perceiver, steps: Sequence[Step], frames: dict[str, tuple[Frame, Any]]
     ) -> None:
+        self._send_thumbnails(steps, frames)
         started = time.monotonic()
         model_id = perceiver.bundle.model_id
         watched = self._overlay.get_subscription_count() > 0
@@ -263,6 +235,18 @@ class PerceptionNode(ModelNode):
                 drawn.add(step.camera)
                 self._draw(step, frames[step.camera][1])
 
+    def _send_thumbnails(
+        self, steps: Sequence[Step], frames: dict[str, tuple[Frame, Any]]
+    ) -> None:
+        """The picture of each camera's step, where somebody subscribes; before its embeddings."""
+        for name, step in {step.camera: step for step in steps}.items():
+            if self._thumbnails[name].get_subscription_count() == 0:
+                continue
+            started = time.monotonic()
+            header = Header(stamp=to_time(step.stamp_ns), frame_id=step.frame_id)
+            self._thumbnails[name].publish(jpeg_message(thumbnail(frames[name][1]), header))
+            self.stages.lap("thumbnail", started)
+
     def _draw(self, step: Step, picture: Any) -> None:
         started = time.monotonic()
         header = Header(stamp=to_time(step.stamp_ns), frame_id=step.frame_id)
@@ -276,6 +260,38 @@ class PerceptionNode(ModelNode):
 
     # -------------------------------------------------------------- the executor's side
 
+    def ready(self) -> dict[str, bool]:
+        """The cameras, and whether each has seen a whole clip since its stream began."""
+        perceiver = self.perceiver
+        if perceiver is None:
+            return {}
+        return {name: perceiver.seen(name) is not None for name in perceiver.cameras}
+
+    def check_active(self) -> None:
+        """QuestionError unless the node is active."""
+        if self.state != "active":
+            name = self.get_fully_qualified_name()
+            raise QuestionError(f"{name} is {self.state}; activate it, then ask again.")
+
+    def camera_to_ask(self, name: str) -> str:
+        """The camera that a request means; QuestionError where it sees nothing now.
+
+        Its last frame may be as old, by the ROS clock, as a gap that its stream survives
+        (parameter `max_gap`): what is older would not be an answer about now.
+        """
+        self.check_active()
+        ready = self.ready()
+        found = find_camera(name, ready)
+        silent, most = self.cameras[found].silent_for(), self.values()["max_gap"]
+        if not ready[found] or silent is None:
+            raise not_ready(found, ready)
+        if silent > most:
+            raise QuestionError(
+                f"Camera '{found}' has sent no frame for {silent:.1f} s, longer than 'max_gap' "
+                f"({most:g} s); what it saw before is not what it sees now."
+            )
+        return found
+
     def _announce(self) -> None:
         """Publish `model_info`, with the queries that stand now."""
         perceiver, model = self.perceiver, self.model
@@ -285,26 +301,6 @@ class PerceptionNode(ModelNode):
 
     def _on_words(self, message: Utterance) -> None:
         self._words[message.camera] = message.text
-
-    async def _embed_text(
-        self, request: EmbedText.Request, response: EmbedText.Response
-    ) -> EmbedText.Response:
-        texts = list(request.texts)
-        model = self.model
-        try:
-            if not texts:
-                raise VLJepaError("There is no text to embed; give at least one.")
-            if model is None:
-                raise VLJepaError(f"{self.get_fully_qualified_name()} is not configured.")
-            embeddings = await self.in_worker(lambda: model.embed_text(texts))
-        except VLJepaError as error:
-            response.message = str(error)
-            return response
-        response.success = True
-        response.model_id = model.bundle.model_id
-        response.embedding_dim = embeddings.shape[1]
-        response.embeddings = floats(embeddings.reshape(-1))
-        return response
 
     # -------------------------------------------------------------- diagnostics
 
@@ -320,7 +316,7 @@ class PerceptionNode(ModelNode):
         for stage, (p50, p99, _) in self.stages.percentiles().items():
             stages.values[f"{stage} p50 (ms)"] = p50 * 1e3
             stages.values[f"{stage} p99 (ms)"] = p99 * 1e3
-        return [*lines, *engine_statuses(model), stages]
+        return [*lines, self.questions.status(), *engine_statuses(model), stages]
 
     def _camera_status(self, perceiver: Perceiver, camera: Camera) -> Status:
         counters = perceiver.counters(camera.name)
@@ -369,31 +365,3 @@ class PerceptionNode(ModelNode):
         new = total - self._counted.get(camera.name, Counter())
         self._counted[camera.name] = total
         return new
-
-
-def _check_names(names: Sequence[str]) -> None:
-    if not names or len(set(names)) != len(names):
-        raise ParameterError("Parameter 'cameras' must name at least one camera, and each once.")
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
-            raise ParameterError(
-                f"Parameter 'cameras': '{name}' is not a name (letters, digits, underscores)."
-            )
-
-
-def _settings(values: dict[str, Any]) -> Settings:
-    """The perceiver's settings from parameter values, where 0, -1 and empty mean the bundle's."""
-    rates = {n: values[f"{n}.rate"] for n in values["cameras"] if values[f"{n}.rate"] > 0}
-    optional = {
-        name: values[name] or None
-        for name in ("rate", "change_threshold", "candidate", "min_segment", "hysteresis")
-    }
-    threshold = values["gate_threshold"]
-    return Settings(
-        rates=rates,
-        queries=tuple(query for query in values["queries"] if query.strip()),
-        gate_threshold=None if threshold < 0 else threshold,
-        gate_max_age=values["gate_max_age"],
-        max_gap=values["max_gap"],
-        **optional,
-    )

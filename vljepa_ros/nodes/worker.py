@@ -1,15 +1,17 @@
 """The one thread of a node that owns its engines.
 
 Invariant: engines are opened, run and closed by this thread alone; no executor callback waits for
-it, but for the lifecycle transitions, whose result a caller needs.
+it, but for the lifecycle transitions, whose result a caller needs. Jobs and the node's own work
+take turns, so that neither can starve the other.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from rclpy.task import Future
@@ -18,18 +20,22 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs jobs in the order they came and, between them, `work` whenever it is woken.
+    """Runs jobs in the order they came and, in turn with them, `work` whenever it is woken.
 
-    `work` does one piece of what the node is for; it returns whether there may be more. What it
-    raises is logged, and the thread goes on: whoever waits for a job would wait for ever.
+    A job that returns a generator is done in pieces: each `yield` ends its turn and sends it to
+    the back of the queue; its result is what the generator returns. `work` does one piece of what
+    the node is for; it returns whether there may be more. What it raises is logged, and the thread
+    goes on: whoever waits for a job would wait for ever.
     """
 
     def __init__(self, name: str, work: Callable[[], bool]) -> None:
         self._work = work
         self._condition = threading.Condition()
-        self._jobs: deque[tuple[Callable[[], Any], Future]] = deque()
+        self._jobs: deque[_Job] = deque()
         self._woken = False
+        self._worked = False  # the last turn was the work's
         self._closing = False
+        self._last: _Job | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -45,21 +51,27 @@ class Worker:
             if self._closing:
                 future.set_exception(RuntimeError("The worker has ended."))
                 return future
-            self._jobs.append((job, future))
+            self._jobs.append(_Job(job, future))
             self._condition.notify()
         return future
 
     def call(self, job: Callable[[], Any]) -> Any:
         """Run `job` and wait for its result."""
-        done = threading.Event()
-        future = Future()
-        future.add_done_callback(lambda _: done.set())
-        self.submit(job, future)
-        done.wait()
-        return future.result()
+        return _wait(lambda future: self.submit(job, future))
+
+    def finish(self, last: Callable[[], Any]) -> Any:
+        """End: after the piece at hand, refuse the jobs that wait, and run `last`; its result."""
+
+        def close(future: Future) -> None:
+            with self._condition:
+                self._last = _Job(last, future)
+                self._closing = True
+                self._condition.notify()
+
+        return _wait(close)
 
     def close(self, timeout: float = 2.0) -> bool:
-        """End after the job or piece of work at hand; whether it ended within `timeout` seconds."""
+        """End after the piece at hand; whether it ended within `timeout` seconds."""
         with self._condition:
             self._closing = True
             self._condition.notify()
@@ -74,15 +86,20 @@ class Worker:
                     self._condition.wait()
                 if self._closing:
                     break
-                job = self._jobs.popleft() if self._jobs else None
-                if job is None:
+                self._worked = self._woken and not (self._worked and self._jobs)
+                if self._worked:
                     self._woken = False
-            if job is not None:
-                _settle(*job)
-            else:
+                else:
+                    job = self._jobs.popleft()
+            if self._worked:
                 self._do_work()
-        for _, future in self._jobs:
-            future.set_exception(RuntimeError("The worker has ended."))
+            elif not job.advance():
+                with self._condition:
+                    self._jobs.append(job)
+        for job in self._jobs:
+            job.refuse()
+        if self._last is not None:
+            self._last.advance()
 
     def _do_work(self) -> None:
         try:
@@ -92,10 +109,43 @@ class Worker:
             log.exception("A step failed, and is left out.")
 
 
-def _settle(job: Callable[[], Any], future: Future) -> None:
-    try:
-        result = job()
-    except Exception as error:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+class _Job:
+    """A job, the pieces that are left of it, and the future that waits for its result."""
+
+    def __init__(self, job: Callable[[], Any], future: Future) -> None:
+        self._job = job
+        self._future = future
+        self._pieces: Generator[None, None, Any] | None = None
+
+    def advance(self) -> bool:
+        """Do the next piece; whether it was the last."""
+        try:
+            result: Any = self._job() if self._pieces is None else None
+            if inspect.isgenerator(result):
+                self._pieces = result
+            if self._pieces is not None:
+                next(self._pieces)
+                return False
+        except StopIteration as end:
+            result = end.value
+        except Exception as error:
+            self._future.set_exception(error)
+            return True
+        self._future.set_result(result)
+        return True
+
+    def refuse(self) -> None:
+        """Leave undone what is left."""
+        if self._pieces is not None:
+            self._pieces.close()
+        self._future.set_exception(RuntimeError("The worker has ended."))
+
+
+def _wait(begin: Callable[[Future], Any]) -> Any:
+    """The result of a future that `begin` has the worker settle."""
+    done = threading.Event()
+    future = Future()
+    future.add_done_callback(lambda _: done.set())
+    begin(future)
+    done.wait()
+    return future.result()

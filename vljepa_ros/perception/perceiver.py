@@ -44,8 +44,9 @@ class Change:
 class Step:
     """What one camera means now for one standing query.
 
-    `stamp_ns` and `frame_id` are the newest frame's, `window_start_ns` the oldest's. `embedding`:
-    float32 `[E]`, unit length. `reused`: the gate found nothing new and the last embedding
+    `stamp_ns` and `frame_id` are the newest frame's, `window_start_ns` the oldest's,
+    `segment_start_ns` that of the segment's first step. `embedding`: float32 `[E]`, unit length.
+    `reused`: the gate found nothing new and the last embedding
     stands. `change_score` >= 1.0 is a change, and `change` says what changed.
     """
 
@@ -57,6 +58,7 @@ class Step:
     embedding: np.ndarray
     sequence: int
     segment_id: int
+    segment_start_ns: int
     change_score: float
     reused: bool
     change: Change | None
@@ -114,6 +116,7 @@ class _Camera:
     stepped: int | None = None  # stamp of the last step
     tokens: np.ndarray | None = None
     seen: Seen | None = None
+    latest: Step | None = None  # of the first standing query
 
 
 class Perceiver:
@@ -146,8 +149,12 @@ class Perceiver:
         return self._cameras[camera].counters
 
     def seen(self, camera: str) -> Seen | None:
-        """The visual tokens of the camera's last step; None before the first."""
+        """The visual tokens of the camera's last step; None before the stream's first."""
         return self._cameras[camera].seen
+
+    def latest(self, camera: str) -> Step | None:
+        """The camera's last step for the first standing query; None before the stream's first."""
+        return self._cameras[camera].latest
 
     def configure(self, settings: Settings) -> None:
         """Change the settings from the next frame on. SettingsError where one is out of range.
@@ -217,6 +224,9 @@ class Perceiver:
             for query in queries
         ]
         self.stages.lap("detect", started)
+        for step in steps:
+            if step is not None and step.query == queries[0]:
+                self._cameras[step.camera].latest = step
         return [step for step in steps if step is not None]
 
     def _catch_up(self) -> None:
@@ -248,7 +258,7 @@ class Perceiver:
         """Leave nothing of the stream so far, but for the ids and sequences."""
         state.counters.restarts += 1
         state.gate.restart()
-        state.stepped = state.tokens = state.seen = None
+        state.stepped = state.tokens = state.seen = state.latest = None
         for stream in state.streams.values():
             stream.restart()
 
@@ -315,7 +325,7 @@ class Perceiver:
         stream.sequence += 1
         return Step(
             name, query, clip.end_ns, state.frame_id, clip.start_ns, embedding,
-            stream.sequence, found.segment_id, found.score, reused, change,
+            stream.sequence, found.segment_id, found.segment_start_ns, found.score, reused, change,
         )  # fmt: skip
 
     def _refuse(self, name: str, query: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from .text import TextTokenizer
 
 TEXT_CACHE = 1024  # texts
 TEXT_BATCH = 32  # texts per run of the Y-encoder
+TEXT_PIECE = 4  # the same where a stream waits: on a CPU a text costs as much, in whatever batch
 TIMINGS = 500  # runs
 
 
@@ -65,7 +66,6 @@ class VLJepa:
             )
         if "y_decoder" in parts and bundle.decoder is not None:
             self._decoder_tokenizer = TextTokenizer(bundle.decoder.tokenizer, bundle.decoder.length)
-        self._queries: tuple[tuple[str, ...], np.ndarray, np.ndarray] | None = None
         self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
 
     @property
@@ -89,31 +89,54 @@ class VLJepa:
 
     def predict(self, visual_tokens: np.ndarray, queries: Sequence[str]) -> np.ndarray:
         """Embeddings, float32 `[B, Q, E]`: the answer to each query for each clip's tokens."""
-        key = tuple(queries)
-        if self._queries is None or self._queries[0] != key:
-            self._queries = (key, *self._query_tokenizer(key))
-        _, ids, mask = self._queries
+        ids, mask = self._query_tokenizer(queries)  # some 20 µs, against milliseconds for the run
         return self._run("predictor", visual_tokens=visual_tokens, query_ids=ids, query_mask=mask)[
             "embedding"
         ]
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts in the shared space, float32 `[N, E]`; the last 1024 are kept."""
-        found = {t: self._texts[t] for t in texts if t in self._texts}
-        new = list(dict.fromkeys(t for t in texts if t not in found))
-        for start in range(0, len(new), TEXT_BATCH):
-            batch = new[start : start + TEXT_BATCH]
-            prompt = self.bundle.y_encoder.prompt
-            ids, mask = self._text_tokenizer([prompt.replace("{}", t) for t in batch])
-            embeddings = self._run("y_encoder", ids=ids, mask=mask)["embedding"]
-            found.update(zip(batch, embeddings, strict=True))
-        for text in dict.fromkeys(texts):
-            self._texts[text] = found[text]
-            self._texts.move_to_end(text)
-        while len(self._texts) > TEXT_CACHE:
-            self._texts.popitem(last=False)
+        pieces = self.embed_text_in_pieces(texts, TEXT_BATCH)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                return np.asarray(end.value)
+
+    def embed_text_in_pieces(
+        self, texts: Sequence[str], batch: int = TEXT_PIECE
+    ) -> Generator[None, None, np.ndarray]:
+        """What `embed_text` returns, with a `yield` between two runs of the Y-encoder.
+
+        So the owner can do other work in between, also with other texts. `batch`: texts per run.
+        """
+        found: dict[str, np.ndarray] = {}  # not the cache, which may hold fewer
+        wanted = deque(dict.fromkeys(texts))
+        while wanted:
+            new: list[str] = []
+            while wanted and len(new) < batch:
+                text = wanted.popleft()
+                if text in self._texts:
+                    found[text] = self._texts[text]
+                    self._texts.move_to_end(text)
+                else:
+                    new.append(text)
+            if new:
+                found.update(zip(new, self._encode_text(new), strict=True))
+                if wanted:
+                    yield
         dim = self.bundle.embedding_dim
         return np.stack([found[t] for t in texts]) if texts else np.zeros((0, dim), np.float32)
+
+    def _encode_text(self, texts: list[str]) -> np.ndarray:
+        """One run of the Y-encoder, `[N, E]`; into the cache, which lets the oldest go."""
+        prompt = self.bundle.y_encoder.prompt
+        ids, mask = self._text_tokenizer([prompt.replace("{}", t) for t in texts])
+        embeddings = self._run("y_encoder", ids=ids, mask=mask)["embedding"]
+        self._texts.update(zip(texts, embeddings, strict=True))
+        while len(self._texts) > TEXT_CACHE:
+            self._texts.popitem(last=False)
+        return embeddings
 
     def decode(self, embedding: np.ndarray) -> str:
         """The words of an embedding, float32 `[E]`: greedy, with a key-value cache."""
