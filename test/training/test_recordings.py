@@ -17,7 +17,7 @@ rosbag2 = pytest.importorskip(
 
 from rosbags.typesys import Stores, get_typestore  # noqa: E402
 
-from vljepa_ros.perception.bags import BagError, bag_pictures, image_topics  # noqa: E402
+from vljepa_ros.perception.bags import BagError, bag_info, bag_pictures  # noqa: E402
 from vljepa_ros.runtime.bundle import ClipSpec  # noqa: E402
 from vljepa_ros.training.recordings import (  # noqa: E402
     Line,
@@ -203,14 +203,14 @@ def test_a_bags_times_are_those_of_the_headers(folder: Path, plugin: Any, topic:
     assert [at for at, _ in found] == pytest.approx([step / 10 for step in range(25)])
     for step, (_, rgb) in enumerate(found):
         assert np.array_equal(rgb, picture(step))
-    assert image_topics(folder / plugin.name.lower()) == ["/back", "/front"]
+    assert bag_info(folder / plugin.name.lower()).image_topics == ["/back", "/front"]
 
 
 def test_the_one_file_of_a_bag_will_do(folder: Path):
     file = next((folder / "one_mcap").glob("*.mcap"))
     assert len(list(bag_pictures(file, "/front"))) == 25
     with pytest.raises(BagError, match="not a rosbag2 recording"):
-        image_topics(folder / "a.mp4")
+        bag_info(folder / "a.mp4")
 
 
 def steps(clip: np.ndarray) -> list[int]:

@@ -1,12 +1,12 @@
 """Pictures from a rosbag2 recording (sqlite3 or MCAP) with their times; needs no ROS.
 
-Invariant: times are those of the message headers, in seconds from the topic's first picture, and
-rise strictly; a picture that comes late is left out.
+Invariant: the time of a picture is that of its message's header.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +22,81 @@ class BagError(VLJepaError):
     """A bag cannot be read, or has no such pictures."""
 
 
-def image_topics(path: Path) -> list[str]:
-    """The topics of the bag that hold images, sorted. Raises BagError."""
+@dataclass(frozen=True)
+class BagInfo:
+    """The topics that hold images, sorted, and the times of the first and last message."""
+
+    image_topics: list[str]
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True)
+class BagImage:
+    """An image message. `stamp_ns` is its header's, `log_ns` when it was recorded."""
+
+    topic: str
+    stamp_ns: int
+    frame_id: str
+    log_ns: int
+    message: Any
+
+    def picture(self) -> np.ndarray:
+        """RGB uint8 `[H, W, 3]`; ValueError, a sentence, where it cannot be decoded."""
+        message = self.message
+        if message.__msgtype__ == COMPRESSED:
+            return compressed_to_rgb(message.format, message.data)
+        return to_rgb(
+            message.encoding, message.width, message.height, message.step,
+            bool(message.is_bigendian), message.data,
+        )  # fmt: skip
+
+
+def bag_info(path: Path) -> BagInfo:
+    """What there is in the bag: a folder, or its one .db3 or .mcap file. Raises BagError."""
     with _opened(path) as bag:
-        return sorted({c.topic for c in bag.connections if c.msgtype in (RAW, COMPRESSED)})
+        topics = {c.topic for c in bag.connections if c.msgtype in (RAW, COMPRESSED)}
+        return BagInfo(sorted(topics), bag.start_time, bag.end_time)
+
+
+def bag_images(path: Path, topics: Sequence[str]) -> Iterator[BagImage]:
+    """Every image of these topics, in the order they were recorded. Raises BagError."""
+    with _opened(path) as bag:
+        found = [
+            c for c in bag.connections if c.topic in topics and c.msgtype in (RAW, COMPRESSED)
+        ]
+        if not found:  # rosbags takes none to mean all
+            return
+        for connection, log_ns, data in bag.messages(connections=found):
+            message = bag.deserialize(data, connection.msgtype)
+            header = message.header
+            stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
+            if stamp_ns == 0:
+                raise BagError(
+                    f"The images on {connection.topic} in {path} have no time in their headers; "
+                    "record them from a driver that stamps them."
+                )
+            yield BagImage(connection.topic, stamp_ns, header.frame_id, log_ns, message)
 
 
 def bag_pictures(path: Path, topic: str) -> Iterator[tuple[float, np.ndarray]]:
     """(seconds from the topic's first picture, RGB uint8 `[H, W, 3]`) of every picture of `topic`.
 
-    `path` is a bag's folder, or its one .db3 or .mcap file. Raises BagError.
+    Times rise strictly; a picture that comes late is left out. Raises BagError.
     """
-    with _opened(path) as bag:
-        found = [c for c in bag.connections if c.topic == topic]
-        first = newest = 0
-        for connection, _, data in bag.messages(connections=found):
-            message = bag.deserialize(data, connection.msgtype)
-            stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
-            if stamp == 0:
-                raise BagError(
-                    f"The images on {topic} in {path} have no time in their headers; record them "
-                    "from a driver that stamps them."
-                )
-            if stamp <= newest:
-                continue
-            first, newest = first or stamp, stamp
-            seconds = (stamp - first) / 1e9
-            try:
-                yield seconds, _decoded(message, connection.msgtype)
-            except ValueError as error:
-                raise BagError(
-                    f"The image at {seconds:.2f} s of {topic} in {path}: {error}"
-                ) from error
-
-
-def _decoded(message: Any, kind: str) -> np.ndarray:
-    if kind == COMPRESSED:
-        return compressed_to_rgb(message.format, message.data)
-    return to_rgb(
-        message.encoding, message.width, message.height, message.step,
-        bool(message.is_bigendian), message.data,
-    )  # fmt: skip
+    first = newest = 0
+    for image in bag_images(path, [topic]):
+        if image.stamp_ns <= newest:
+            continue
+        first, newest = first or image.stamp_ns, image.stamp_ns
+        seconds = (image.stamp_ns - first) / 1e9
+        try:
+            picture = image.picture()
+        except ValueError as error:
+            raise BagError(
+                f"The image at {seconds:.2f} s of {topic} in {path}: {error}"
+            ) from error
+        yield seconds, picture
 
 
 class _opened:
@@ -81,12 +115,17 @@ class _opened:
             self.bag = AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
             self.bag.open()
         except Exception as error:  # its readers let errors of SQLite and of the OS through
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BagError(
-                f"{self.path} is not a rosbag2 recording that can be read ({reason}); `ros2 bag "
-                "reindex` repairs one that was cut short."
-            ) from error
+            raise self._unreadable(error) from error
         return self.bag
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self.bag.close()
+        if isinstance(error, Exception) and not isinstance(error, VLJepaError):
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> BagError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return BagError(
+            f"{self.path} is not a rosbag2 recording that can be read ({reason}); `ros2 bag "
+            "reindex` repairs one that was cut short."
+        )

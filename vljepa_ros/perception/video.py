@@ -33,7 +33,8 @@ class VideoSource:
     `source`: a path, `/dev/videoN` or a device number. `fps`: the rate of a folder of images
     (10 by default), or one that stands in for what a file says. A file or folder can be read any
     number of times. Attributes: `fps` (0 where a device does not say), `size` (width, height) of
-    the first picture, `live`. Raises VideoError.
+    the first picture, `seconds` (its length, about; 0 where it does not say), `live`. Raises
+    VideoError.
     """
 
     def __init__(self, source: str | Path | int, fps: float | None = None) -> None:
@@ -44,6 +45,7 @@ class VideoSource:
         self.live = device is not None and not Path(self.source).is_file()
         self._capture: cv2.VideoCapture | None = None
         self._images: list[Path] = []
+        self.seconds = 0.0
         if self.live and device is not None:
             self._open_device(int(device[1]), fps)
         elif Path(self.source).is_dir():
@@ -95,6 +97,7 @@ class VideoSource:
             kinds = ", ".join(sorted(IMAGES))
             raise VideoError(f"The folder {folder} holds no images ({kinds}).")
         self.fps = fps or FOLDER_FPS
+        self.seconds = len(self._images) / self.fps
         height, width = _read_image(self._images[0]).shape[:2]
         self.size = (width, height)
 
@@ -116,6 +119,7 @@ class VideoSource:
             if fps is None and not 0 < found < 1000:
                 raise VideoError(f"{path} does not say its frame rate; give it (fps).")
             self.fps = fps or found
+            self.seconds = max(0.0, capture.get(cv2.CAP_PROP_FRAME_COUNT)) / self.fps
             self.size = _size_of(capture)
         finally:
             capture.release()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from vljepa_ros.perception.bags import bag_pictures, image_topics
+from vljepa_ros.perception.bags import bag_info, bag_pictures
 from vljepa_ros.perception.video import VideoSource
 from vljepa_ros.runtime.bundle import ClipSpec
 from vljepa_ros.runtime.errors import VLJepaError
@@ -104,7 +104,7 @@ class _Topics:
 
     def of(self, path: Path) -> list[str]:
         if path not in self.known:
-            self.known[path] = image_topics(path)
+            self.known[path] = bag_info(path).image_topics
         return self.known[path]
 
 
