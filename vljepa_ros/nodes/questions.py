@@ -97,7 +97,7 @@ class Questions:
 
     async def _in_words(self, embedding: np.ndarray) -> str:
         """The text of a predicted embedding, from the decoder node."""
-        name = self._decoder.srv_name
+        name = self._node.resolve_service_name(self._decoder.srv_name)
         if not self._decoder.service_is_ready():
             raise QuestionError(
                 f"An open answer needs the decoder node, and nobody serves '{name}'; start "
