@@ -90,3 +90,21 @@ def test_calibration_finds_what_ignores_noise_and_blips(monkeypatch: pytest.Monk
     assert found["f1"] == 1
     assert found["delay"] <= calibrate.DELAY
     assert found["decodes_per_minute"] <= calibrate.MOST_DECODES
+
+
+def test_a_watch_gets_the_lowest_threshold_that_seldom_cries_wolf(monkeypatch: pytest.MonkeyPatch):
+    """Five in a hundred conditions that never hold may fire; here that is below a cosine of 0.6."""
+
+    def watch(model, watched, threshold):
+        assert len(watched) == 1
+        return {"threshold": threshold, "fired_never": max(0.0, 0.65 - threshold)}
+
+    class Episode:
+        events = ()
+
+    monkeypatch.setattr(calibrate, "watch", watch)
+    monkeypatch.setattr(calibrate, "perceive", lambda model, path: stream())
+    monkeypatch.setattr(calibrate.store, "load_episode", lambda path: Episode())
+    first = SPLITS["stream"]
+    found = calibrate.calibrate_watch(None, [Path(f"{first}.npz"), Path(f"{first + 100}.npz")])
+    assert found["threshold"] == pytest.approx(0.6)

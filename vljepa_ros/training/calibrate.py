@@ -1,4 +1,4 @@
-"""Parameters of the change detector, found on streams of their own.
+"""Parameters of the change detector and the threshold of watches, found on streams of their own.
 
 Invariant: nothing that a bundle is judged on is used: the evaluation's streams begin at number 100
 of the split, and only those before are taken.
@@ -15,11 +15,13 @@ import numpy as np
 
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.training.evaluation import selection
+from vljepa_ros.training.evaluation.agents import Watched, watch
 from vljepa_ros.training.evaluation.boundaries import Found, f1, match
 from vljepa_ros.training.evaluation.run import Extent
 from vljepa_ros.training.evaluation.streams import Bench, Stream, perceive, point
 from vljepa_ros.training.tabletop import store
 from vljepa_ros.training.tabletop.episode import SPLITS
+from vljepa_ros.training.tabletop.language import describe
 
 THRESHOLDS = np.geomspace(4.0, 0.15, 14)  # Ward costs, from few decodes to many
 CANDIDATES = (1, 2, 3, 4)
@@ -29,6 +31,8 @@ MOST_DECODES = 60 / 2.85  # a minute: the paper's saving against 1 Hz
 F1, DELAY, FALSE_ALARMS = 0.8, 0.7, 1.0  # wanted; s, a minute
 MARGIN = 0.97  # of what is wanted, because other streams are a little different
 FINALISTS = 24  # whose words are decoded
+WATCH_THRESHOLDS = np.arange(0.30, 0.96, 0.01)  # cosines
+FIRED_NEVER = 0.05  # at most, of the conditions that never hold in a stream of two minutes
 
 Parts = tuple[float, int, int, float]  # threshold, candidate, min_segment, hysteresis
 
@@ -42,8 +46,7 @@ def calibrate(model: VLJepa, paths: Sequence[Path]) -> dict[str, Any]:
 
     Returns `threshold`, `candidate`, `min_segment`, `hysteresis` and their figures.
     """
-    mine = [p for p in paths if int(p.stem) < SPLITS["stream"] + Extent.first_stream]
-    streams = [perceive(model, store.load_episode(path)) for path in mine]
+    streams = [perceive(model, store.load_episode(path)) for path in _own(paths)]
     tried = sorted(_within_budget(streams), key=lambda one: shortfall(one[1]))
     bench = Bench(model, streams)
     second = round(model.bundle.clip.sample_rate)  # steps
@@ -56,6 +59,30 @@ def calibrate(model: VLJepa, paths: Sequence[Path]) -> dict[str, Any]:
     _, _, parts, figures = min(ranked, key=lambda one: one[:2])
     names = ("threshold", "candidate", "min_segment", "hysteresis")
     return {**dict(zip(names, parts, strict=True)), **figures}
+
+
+def calibrate_watch(model: VLJepa, paths: Sequence[Path]) -> dict[str, Any]:
+    """The lowest threshold at which few conditions fire that never hold, and what it earned.
+
+    A watch is set on what is rare, so a false alarm costs more than a late one. Returns the
+    figures of `agents.watch` with their `threshold`.
+    """
+    watched = []
+    for path in _own(paths):
+        episode = store.load_episode(path)
+        stream = perceive(model, episode)
+        happens = [
+            {"start": e.start, "end": e.end, "text": describe(e, episode.object_names)}
+            for e in episode.events
+        ]
+        watched.append(Watched(stream.stamps, stream.embeddings, happens))
+    tried = (watch(model, watched, float(threshold)) for threshold in WATCH_THRESHOLDS)
+    return next(one for one in tried if one["fired_never"] <= FIRED_NEVER)
+
+
+def _own(paths: Sequence[Path]) -> list[Path]:
+    """The streams that nothing is judged on."""
+    return [p for p in paths if int(p.stem) < SPLITS["stream"] + Extent.first_stream]
 
 
 def shortfall(figures: dict[str, float]) -> float:

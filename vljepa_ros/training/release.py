@@ -22,8 +22,9 @@ from vljepa_ros.runtime.manifest import MANIFEST, write_manifest
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training import train
-from vljepa_ros.training.calibrate import calibrate
+from vljepa_ros.training.calibrate import calibrate, calibrate_watch
 from vljepa_ros.training.clips import ClipDataset
+from vljepa_ros.training.evaluation.agents import judge_agents
 from vljepa_ros.training.evaluation.shipped import judge_stream
 from vljepa_ros.training.tabletop import store
 from vljepa_ros.training.texts import sentence_encoder_folder
@@ -38,7 +39,8 @@ def release(run: Path, data: Path, out: Path, version: str, video: Path | None) 
     """Export the training in `run` as the bundle `out` and return its evaluation.
 
     `data` holds the episodes (splits train and stream); `video` is a held-out stream with its
-    ground truth in a JSON file of the same name, or None. `vljepa evaluate` measures the rest.
+    ground truth in a JSON file and questions in a JSONL file of the same name, or None. `vljepa
+    evaluate` measures the rest.
     """
     for split in ("train", "stream"):
         store.needed(data, split)
@@ -55,16 +57,17 @@ def release(run: Path, data: Path, out: Path, version: str, video: Path | None) 
     )  # fmt: skip
     bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
     found = calibrate(bundle, store.needed(data, "stream"))
-    log.info("calibrated: %s", found)
-    _amend(out, found, {"calibration": _rounded(found)})
+    watches = calibrate_watch(bundle, store.needed(data, "stream"))
+    log.info("calibrated: %s, watches: %s", found, watches)
+    _amend(out, found, watches, {"calibration": {**_rounded(found), "watch": watches}})
     evaluation: dict[str, Any] = {}
     if video is not None:
         bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
         judged = judge_stream(bundle, video, video.with_suffix(".json"), Settings())
         for said in judged.pop("spoken"):
             log.info("%(at)6.2f s  said: %(text)s  true: %(truth)s", said)
-        evaluation["shipped_stream"] = judged
-    _amend(out, found, evaluation)
+        evaluation["shipped_stream"] = {**judged, **judge_agents(bundle, video)}
+    _amend(out, found, watches, evaluation)
     return evaluation
 
 
@@ -87,10 +90,13 @@ def _manifest(version: str, recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _amend(out: Path, found: dict[str, Any], evaluation: dict[str, Any]) -> None:
+def _amend(
+    out: Path, found: dict[str, Any], watches: dict[str, Any], evaluation: dict[str, Any]
+) -> None:
     """Write the calibrated thresholds and more of the evaluation into the manifest."""
     manifest = yaml.safe_load((out / MANIFEST).read_text())
     manifest["thresholds"]["change"] = round(float(found["threshold"]), 4)
+    manifest["thresholds"]["watch"] = watches["threshold"]
     manifest["change"] = {
         "candidate": int(found["candidate"]), "min_segment": int(found["min_segment"]),
         "hysteresis": float(found["hysteresis"]),
