@@ -1,0 +1,54 @@
+// Recall: search the memory in words; moments as cards, the best first.
+
+import { clock, find, fixed, make, note } from "./dom.js";
+
+const LIMIT = 12;
+
+export class Recall {
+  constructor(connection, camera) {
+    this.busy = false;
+    find("recall").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.recall(connection, find("here").checked ? camera() : "");
+    });
+  }
+
+  limit(limits) {
+    find("search").maxLength = limits.text;
+  }
+
+  hint(services) {
+    if (this.busy || find("moments").children.length || find("recall-note").classList.contains("bad")) return;
+    note(find("recall-note"), services.recall ? "" : "The memory node is not running: nothing is remembered.");
+  }
+
+  async recall(connection, camera) {
+    if (this.busy) return;
+    this.busy = true;
+    note(find("recall-note"), "Searching …");
+    try {
+      const answer = await connection.request("recall", { text: find("search").value, camera, limit: LIMIT });
+      const count = answer.moments.length;
+      const took = `${Math.round(1000 * answer.seconds)} ms`;
+      note(find("recall-note"), count ? `${count} moments, best first · ${took}` : `Nothing is remembered that fits · ${took}`);
+      find("moments").replaceChildren(...answer.moments.map(card));
+    } catch (error) {
+      find("moments").replaceChildren();
+      note(find("recall-note"), error.message, true);
+    } finally {
+      this.busy = false;
+    }
+  }
+}
+
+function card(moment) {
+  const picture = make("img", "thumbnail");
+  if (moment.thumbnail) picture.src = `data:image/jpeg;base64,${moment.thumbnail}`;
+  picture.alt = moment.text || "a moment without words";
+  const seconds = moment.end - moment.start;
+  const from = make("span", "", `${clock(moment.start)} · ${fixed(seconds, 1)} s`);
+  const where = make("p", "about", from, make("span", "score", fixed(moment.score)));
+  const who = [moment.robot, moment.camera].filter(Boolean).join(" · ");
+  return make("li", "", moment.thumbnail ? picture : make("div", "thumbnail"), where, make("p", "text", moment.text || "–"),
+    make("p", "about", who + (moment.pinned ? " · pinned" : "")));
+}
