@@ -29,6 +29,7 @@ from . import overlay
 from .base import ModelNode
 from .cameras import Camera, Frame, lost_frames
 from .diagnostics import ERROR, STALE, WARN, Rate, Status, engine_statuses
+from .labels import StandingLabels
 from .messages import (
     change_message,
     embedding_message,
@@ -79,6 +80,7 @@ class PerceptionNode(ModelNode):
         self._meters: dict[str, tuple[Rate, Rate]] = {}
         self._counted: dict[str, Counter[str]] = {}
         self._thumbnails: dict[str, Any] = {}
+        self._labels = StandingLabels(self)
         super().__init__("perception", **options)
         self.questions = Questions(self)
 
@@ -95,6 +97,7 @@ class PerceptionNode(ModelNode):
         """Open the engines and make the perceiver."""
         values = self.values()
         check_names(values["cameras"])
+        self._labels.check(values)
         bundle = load_bundle(values["bundle"])
         self.model = VLJepa(bundle, values["backend"], values["threads"])
         self.perceiver = Perceiver(self.model, values["cameras"], settings(values))
@@ -122,6 +125,7 @@ class PerceptionNode(ModelNode):
                 CompressedImage, f"{name}/thumbnail", qos_profile_sensor_data
             )
         self._announce()
+        self._labels.setup(values)
         engines = ", ".join(f"{e.name} on {e.backend} ({e.precision})" for e in self.model.info)
         self.get_logger().info(f"Loaded {self.model.bundle.model_id}: {engines}.")
 
@@ -138,6 +142,7 @@ class PerceptionNode(ModelNode):
 
     def teardown(self) -> None:
         """Take back what `setup` made."""
+        self._labels.teardown()
         for name in ("_embeddings", "_changes", "_overlay"):
             self.destroy_lifecycle_publisher(self.__dict__.pop(name, None))
         self.destroy_publisher(self.__dict__.pop("_info", None))
@@ -158,11 +163,14 @@ class PerceptionNode(ModelNode):
 
     def apply(self, changed: dict[str, Any]) -> None:
         """Take over settings while running."""
-        wanted = settings({**self.values(), **changed})
+        values = {**self.values(), **changed}
+        wanted = settings(values)
         wanted.check()
+        self._labels.check(values)
         if self.perceiver is not None:
             self.perceiver.configure(wanted)
             self._announce()
+            self._labels.apply(values)
 
     def measure(self) -> None:
         """Forget the durations so far."""
@@ -226,6 +234,8 @@ class PerceptionNode(ModelNode):
             self._embeddings.publish(embedding_message(step, model_id, now_ns))
             if step.change is not None:
                 self._changes.publish(change_message(step, step.change, model_id))
+        first = perceiver.first(steps)
+        self._labels.publish(first)
         published = self.stages.lap("publish", started)
         engines = self.stages.engines()
         for frame, _ in frames.values():

@@ -33,6 +33,10 @@ COMMON = (
     Spec("hysteresis", 0.0, "Change detector: the score must fall below this before the next "
          "change, or the segment outlast three candidates; 0: the bundle's.",
          live=True, low=0, high=1),
+    Spec("labels", [""], "Standing labels, scored at every step on the topic labels; none: none.",
+         live=True),
+    Spec("label_template", "", "Sentence around each label, with {} where it goes; empty: the "
+         "bundle's.", live=True),
     Spec("max_gap", 3.0, "Seconds without a frame after which a stream begins anew.",
          live=True, low=0.01, high=86400),
 )  # fmt: skip

@@ -149,7 +149,7 @@ class Questions:
         """Softmax over the labels for the camera's current embedding, and its stamp; in pieces."""
         model, perceiver = self._node.model, self._node.perceiver
         assert model is not None and perceiver is not None
-        template = template or model.bundle.templates.get("classify", "{}")
+        template = template or model.bundle.label_template
         texts = yield from model.embed_text_in_pieces([template.replace("{}", n) for n in labels])
         step = perceiver.latest(camera)
         if step is None:

@@ -224,10 +224,15 @@ class Perceiver:
             for query in queries
         ]
         self.stages.lap("detect", started)
-        for step in steps:
-            if step is not None and step.query == queries[0]:
-                self._cameras[step.camera].latest = step
-        return [step for step in steps if step is not None]
+        found = [step for step in steps if step is not None]
+        for step in self.first(found):
+            self._cameras[step.camera].latest = step
+        return found
+
+    def first(self, steps: Sequence[Step]) -> list[Step]:
+        """Those of the steps that `step` returned last that answer the first standing query."""
+        query = self._settings.queries_of(self.bundle)[0]
+        return [step for step in steps if step.query == query]
 
     def _catch_up(self) -> None:
         """Apply settings that `configure` left, on the worker's thread."""

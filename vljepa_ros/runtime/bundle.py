@@ -184,6 +184,11 @@ class Bundle:
     evaluation: dict[str, Any]
     manifest: dict[str, Any]
 
+    @property
+    def label_template(self) -> str:
+        """What is put around labels to classify by, with {} where they go."""
+        return self.templates.get("classify", "{}")
+
 
 def load_bundle(source: str | Path, verify: bool = True) -> Bundle:
     """Read the bundle in a folder, or the one that a name or Hub id means (`find_bundle`).
