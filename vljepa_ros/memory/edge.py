@@ -21,6 +21,7 @@ What was measured of Qdrant Edge 0.9, and decides what is done here:
 
 from __future__ import annotations
 
+import array
 import bisect
 import json
 import math
@@ -242,7 +243,9 @@ class _Tome:
     def append(self, moments: Sequence[Keyed]) -> None:
         points = [
             self._edge.Point(
-                m.key, m.embedding, {"camera": m.camera, "start": m.start_ns, "end": m.end_ns}
+                m.key,
+                array.array("f", m.embedding.tobytes()),  # taken over three times as fast
+                {"camera": m.camera, "start": m.start_ns, "end": m.end_ns},
             )
             for m in moments
         ]

@@ -25,22 +25,18 @@ from .moment import Moment, Pose
 FILE = "moments.sqlite"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS moments (
-    row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, key INTEGER NOT NULL UNIQUE,
-    revision INTEGER NOT NULL UNIQUE, robot TEXT NOT NULL, camera TEXT NOT NULL,
-    query TEXT NOT NULL, segment_id INTEGER NOT NULL, start_ns INTEGER NOT NULL,
-    end_ns INTEGER NOT NULL, text TEXT NOT NULL, confidence REAL NOT NULL, pose TEXT NOT NULL,
-    pinned INTEGER NOT NULL, embedding BLOB NOT NULL);
+    key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, revision INTEGER NOT NULL UNIQUE,
+    robot TEXT NOT NULL, camera TEXT NOT NULL, query TEXT NOT NULL, segment_id INTEGER NOT NULL,
+    start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL, text TEXT NOT NULL,
+    confidence REAL NOT NULL, pose TEXT NOT NULL, pinned INTEGER NOT NULL,
+    embedding BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS moments_age ON moments (pinned, end_ns);
 CREATE INDEX IF NOT EXISTS moments_newest ON moments (end_ns);
 CREATE INDEX IF NOT EXISTS moments_camera ON moments (camera, end_ns);
-CREATE TABLE IF NOT EXISTS thumbnails (row INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS thumbnails (key INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS gone (key INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT OR IGNORE INTO counters VALUES ('key', 0), ('revision', 0), ('moments', 0);
-CREATE TRIGGER IF NOT EXISTS moments_in AFTER INSERT ON moments BEGIN
-    UPDATE counters SET value = value + 1 WHERE name = 'moments'; END;
-CREATE TRIGGER IF NOT EXISTS moments_out AFTER DELETE ON moments BEGIN
-    UPDATE counters SET value = value - 1 WHERE name = 'moments'; END;
 """
 # What a moment is, in the order of its columns; the thumbnail lies beside.
 CONTENT = (
@@ -48,7 +44,15 @@ CONTENT = (
     "pinned", "embedding",
 )  # fmt: skip
 PINNED, END, EMBEDDING = CONTENT.index("pinned"), CONTENT.index("end_ns"), len(CONTENT) - 1
-JPEG = "(SELECT jpeg FROM thumbnails WHERE thumbnails.row = moments.row)"
+JPEG = "(SELECT jpeg FROM thumbnails WHERE thumbnails.key = moments.key)"
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+COLUMNS = ("key", "id", "revision", *CONTENT)
+INSERT = f"INSERT INTO moments ({', '.join(COLUMNS)}) VALUES ({_marks(COLUMNS)})"
 BATCH = 256  # rows held in memory at once
 
 
@@ -60,17 +64,17 @@ class Bounds:
     after_ns: int = 0
     before_ns: int = 0
 
-    def sql(self) -> tuple[str, list[Any]]:
-        """A condition and its values."""
+    def sql(self, plus: str = "") -> tuple[str, list[Any]]:
+        """A condition and its values. With `plus` "+", SQLite finds the rows by something else."""
         terms, values = ["1"], list[Any]()
         if self.cameras:
-            terms.append(f"camera IN ({_marks(self.cameras)})")
+            terms.append(f"{plus}camera IN ({_marks(self.cameras)})")
             values += self.cameras
         if self.after_ns:
-            terms.append("end_ns >= ?")
+            terms.append(f"{plus}end_ns >= ?")
             values.append(self.after_ns)
         if self.before_ns:
-            terms.append("start_ns <= ?")
+            terms.append(f"{plus}start_ns <= ?")
             values.append(self.before_ns)
         return " AND ".join(terms), values
 
@@ -91,13 +95,15 @@ class Table:
 
     def __init__(self, folder: Path, read_only: bool) -> None:
         self._path = folder / FILE
+        self._counters = dict[str, int]()  # inside `writing`: as they will be at its end
         with self._told("opened"):
             self._db = self._open(read_only)
             if not read_only:
                 self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")
-                self._db.execute("PRAGMA journal_size_limit = 8388608")
+                self._db.execute("PRAGMA wal_autocheckpoint = 4000")  # pages of 4 KiB
+                self._db.execute("PRAGMA journal_size_limit = 16777216")
                 self._db.executescript(SCHEMA)
             self._db.execute("SELECT count(*) FROM counters").fetchone()
 
@@ -138,39 +144,42 @@ class Table:
         with self._told("written"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._counters = dict(self._all("SELECT name, value FROM counters"))
                 yield
+                self._db.executemany(
+                    "UPDATE counters SET value = ?2 WHERE name = ?1", self._counters.items()
+                )
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+            finally:
+                self._counters = {}
 
     # --- changes: inside `writing` ---
 
     def put(self, moment: Moment) -> None:
         """Add the moment, or replace the one of the same id; a pinned one stays pinned."""
-        new = _values(moment)
+        new, moment_id = _values(moment), moment.id
         found = self._db.execute(
-            f"SELECT row, key, {JPEG}, {', '.join(CONTENT)} FROM moments WHERE id = ?", [moment.id]
+            f"SELECT key, {JPEG}, {', '.join(CONTENT)} FROM moments WHERE id = ?", [moment_id]
         ).fetchone()
-        if found is None:
-            row, key = None, self._next("key")
-        else:
-            row, key, jpeg, *old = found
+        key = None
+        if found is not None:
+            key, jpeg, *old = found
             new[PINNED] = new[PINNED] or old[PINNED]
             if new == old and moment.thumbnail == (jpeg or b""):
                 return
+            self._delete([key])
             if (new[END], new[EMBEDDING]) != (old[END], old[EMBEDDING]):
                 self._db.execute("INSERT INTO gone VALUES (?)", [key])
-                key = self._next("key")
-            self._delete([row])
-        columns = ("row", "id", "key", "revision", *CONTENT)
-        row = self._db.execute(
-            f"INSERT INTO moments ({', '.join(columns)}) VALUES ({_marks(columns)})",
-            [row, moment.id, key, self._next("revision"), *new],
-        ).lastrowid
+                key = None
+        row = [key or self._next("key"), moment_id, self._next("revision"), *new]
+        self._db.execute(INSERT, row)
+        self._counters["moments"] += 1
         if moment.thumbnail:
-            self._db.execute("INSERT INTO thumbnails VALUES (?, ?)", [row, moment.thumbnail])
+            self._db.execute("INSERT INTO thumbnails VALUES (?, ?)", [row[0], moment.thumbnail])
 
     def change(self, moment_id: str, **values: Any) -> bool:
         """Set columns (of those that the index does not know); False: there is no such moment."""
@@ -191,13 +200,13 @@ class Table:
         Never the newest moment of all. `before_ns`: only those that ended before it.
         """
         rows = self._db.execute(
-            "SELECT row, key FROM moments WHERE pinned = 0 AND end_ns < ? "
-            "AND row != (SELECT row FROM moments ORDER BY end_ns DESC, row DESC LIMIT 1) "
-            "ORDER BY end_ns, row LIMIT ?",
+            "SELECT key FROM moments WHERE pinned = 0 AND end_ns < ? "
+            "AND key != (SELECT key FROM moments ORDER BY end_ns DESC, key DESC LIMIT 1) "
+            "ORDER BY end_ns, key LIMIT ?",
             [2**63 - 1 if before_ns is None else before_ns, count],
         ).fetchall()
-        self._db.executemany("INSERT INTO gone VALUES (?)", [(key,) for _, key in rows])
-        self._delete([row for row, _ in rows])
+        self._db.executemany("INSERT INTO gone VALUES (?)", rows)
+        self._delete([key for (key,) in rows])
         return len(rows)
 
     def move(self, first: int, last: int) -> None:
@@ -206,21 +215,22 @@ class Table:
             "SELECT key FROM moments WHERE key BETWEEN ? AND ? ORDER BY key", [first, last]
         ).fetchall()
         self._db.executemany("INSERT INTO gone VALUES (?)", keys)
-        self._db.executemany(
-            "UPDATE moments SET key = ? WHERE key = ?", [(self._next("key"), *key) for key in keys]
-        )
+        pairs = [(self._next("key"), *key) for key in keys]
+        for table in ("moments", "thumbnails"):
+            self._db.executemany(f"UPDATE {table} SET key = ? WHERE key = ?", pairs)
 
     def forget_gone(self) -> None:
         """The index has forgotten every key that is gone."""
         self._db.execute("DELETE FROM gone")
 
-    def _delete(self, rows: Sequence[int]) -> None:
+    def _delete(self, keys: Sequence[int]) -> None:
         for table in ("moments", "thumbnails"):
-            self._db.executemany(f"DELETE FROM {table} WHERE row = ?", [(row,) for row in rows])
+            self._db.executemany(f"DELETE FROM {table} WHERE key = ?", [(key,) for key in keys])
+        self._counters["moments"] -= len(keys)
 
     def _next(self, counter: str) -> int:
-        self._db.execute("UPDATE counters SET value = value + 1 WHERE name = ?", [counter])
-        return self.counter(counter)
+        self._counters[counter] += 1
+        return self._counters[counter]
 
     def give_back(self) -> None:
         """Hand pages that hold nothing back to the disk, where they are many. Not in `writing`."""
@@ -232,6 +242,8 @@ class Table:
 
     def counter(self, name: str) -> int:
         """The newest `key` or `revision` that was given out, or the number of `moments`."""
+        if name in self._counters:
+            return self._counters[name]
         return self._one("SELECT value FROM counters WHERE name = ?", [name])
 
     def count_after(self, revision: int) -> int:
@@ -273,7 +285,7 @@ class Table:
     def newest(self, limit: int, cameras: Sequence[str]) -> list[Moment]:
         condition, values = Bounds(tuple(cameras)).sql()
         return self._moments(
-            f"{condition} ORDER BY end_ns DESC, row DESC LIMIT ?", [*values, limit]
+            f"{condition} ORDER BY end_ns DESC, key DESC LIMIT ?", [*values, limit]
         )
 
     def keyed_after(self, key: int) -> list[Keyed]:
@@ -301,7 +313,7 @@ class Table:
 
         `keys`: of those that have them; None: of all.
         """
-        condition, values = bounds.sql()
+        condition, values = bounds.sql("+")
         sql = f"SELECT key, embedding FROM moments WHERE {condition}"
         parts: list[Sequence[int] | None] = [None]
         if keys is not None:
@@ -339,10 +351,6 @@ class Table:
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._told("read"):
             return self._db.execute(sql, values).fetchall()
-
-
-def _marks(values: Sequence[Any]) -> str:
-    return ", ".join("?" * len(values))
 
 
 def _columns(jpeg: bool) -> str:
