@@ -18,13 +18,17 @@ from graph import domain
 from rclpy.parameter import Parameter
 
 from vljepa_ros.nodes.decoder import DecoderNode
+from vljepa_ros.nodes.memory import MemoryNode
 from vljepa_ros.nodes.parameters import ParameterError, Spec, unknown
 from vljepa_ros.nodes.perception import PerceptionNode
 from vljepa_ros.nodes.video import VideoNode
 from vljepa_ros.nodes.web import WebNode
 
 FILE = Path(__file__).resolve().parents[2] / "config" / "perception.yaml"
-NODES = {"perception": PerceptionNode, "decoder": DecoderNode, "camera": VideoNode, "web": WebNode}
+NODES = {
+    "perception": PerceptionNode, "decoder": DecoderNode, "memory": MemoryNode,
+    "camera": VideoNode, "web": WebNode,
+}  # fmt: skip
 OF_ROS = ("use_sim_time", "start_type_description_service")
 
 

@@ -1,4 +1,4 @@
-"""Steps and changes as ROS messages."""
+"""Steps, changes and moments as ROS messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from vljepa_ros.memory.moment import Moment
 from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding
+from vljepa_ros.msg import Moment as MomentMessage
 from vljepa_ros.perception.perceiver import Change, Step
 from vljepa_ros.runtime.model import VLJepa
 
@@ -93,3 +95,28 @@ def rgb_message(picture: np.ndarray, header: Header) -> Image:
 def jpeg_message(data: bytes, header: Header) -> CompressedImage:
     """A JPEG as a CompressedImage."""
     return CompressedImage(header=header, format="jpeg", data=array("B", data))
+
+
+def moment_message(moment: Moment, score: float) -> MomentMessage:
+    """A moment of the memory; `score`: its cosine with what was asked for."""
+    header = Header(stamp=to_time(moment.start_ns), frame_id=moment.camera)
+    message = MomentMessage(
+        camera=moment.camera,
+        segment_id=moment.segment_id,
+        start=to_time(moment.start_ns),
+        end=to_time(moment.end_ns),
+        text=moment.text,
+        score=score,
+        thumbnail=jpeg_message(moment.thumbnail, header),
+        id=moment.id,
+        robot=moment.robot,
+        query=moment.query,
+        pinned=moment.pinned,
+    )
+    if moment.pose is not None:
+        pose = message.pose
+        pose.header = Header(stamp=to_time(moment.pose.stamp_ns), frame_id=moment.pose.frame)
+        at, turn = pose.pose.position, pose.pose.orientation
+        at.x, at.y, at.z = moment.pose.position
+        turn.x, turn.y, turn.z, turn.w = moment.pose.orientation
+    return message
