@@ -58,6 +58,7 @@ class ModelNode(LifecycleNode):
         super().__init__(name, **options)
         self.finished = threading.Event()
         self.exit_code = 0
+        self.farewell = 0.0  # seconds to spin after `end`, for what is still to be sent
         self.failure = ""  # why the last transition failed
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.specs = self.all_specs()

@@ -6,6 +6,7 @@ published before them. Versions of one process count up by one and are never use
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ class StandingLabels:
         if standing is None or not standing.labels or not steps:
             return
         assert node.model is not None
-        bundle = node.model.bundle
+        bundle, started = node.model.bundle, time.monotonic()
         for step in steps:
             scores = softmax(standing.texts @ step.embedding, bundle.temperature)
             self._scores.publish(
@@ -99,6 +100,7 @@ class StandingLabels:
                     scores=floats(scores),
                 )
             )
+        node.stages.lap("labels", started)
 
     def _embed(self, wanted: _Wanted) -> Generator[None, None, None]:
         """Embed the labels and let them stand, unless others are wanted by then."""

@@ -41,6 +41,7 @@ from .messages import (
 from .parameters import Spec, overrides
 from .perception_parameters import COMMON, camera_specs, check_names, settings
 from .questions import Questions
+from .watching import FAREWELL, Watches
 
 
 class StepStages(Stages):
@@ -83,6 +84,7 @@ class PerceptionNode(ModelNode):
         self._labels = StandingLabels(self)
         super().__init__("perception", **options)
         self.questions = Questions(self)
+        self.watches = Watches(self)
 
     def all_specs(self) -> Sequence[Spec]:
         """The common parameters, and those of each camera."""
@@ -126,6 +128,7 @@ class PerceptionNode(ModelNode):
             )
         self._announce()
         self._labels.setup(values)
+        self.watches.setup()
         engines = ", ".join(f"{e.name} on {e.backend} ({e.precision})" for e in self.model.info)
         self.get_logger().info(f"Loaded {self.model.bundle.model_id}: {engines}.")
 
@@ -136,7 +139,8 @@ class PerceptionNode(ModelNode):
             self.get_logger().info(f"Camera '{camera.name}' is '{camera.topic}'.")
 
     def stop(self) -> None:
-        """Unsubscribe from the cameras."""
+        """End the watches, and unsubscribe from the cameras."""
+        self.watches.stop(f"{self.get_fully_qualified_name()} is no longer active.")
         for camera in self.cameras.values():
             camera.close()
 
@@ -151,6 +155,16 @@ class PerceptionNode(ModelNode):
             self.destroy_lifecycle_publisher(publisher)
         for by_camera in (self._thumbnails, self.cameras, self.rates, self._meters, self._counted):
             by_camera.clear()
+
+    def end(self) -> None:
+        """The process ends: the results of watches are still to be sent."""
+        self.farewell = FAREWELL if self.watches.standing else 0.0
+        super().end()
+
+    def destroy_node(self) -> None:
+        """Take the action server back, too, which rclpy does not."""
+        self.watches.destroy()
+        super().destroy_node()
 
     def unload(self) -> None:
         """Close the engines."""
@@ -234,12 +248,13 @@ class PerceptionNode(ModelNode):
             self._embeddings.publish(embedding_message(step, model_id, now_ns))
             if step.change is not None:
                 self._changes.publish(change_message(step, step.change, model_id))
-        first = perceiver.first(steps)
-        self._labels.publish(first)
         published = self.stages.lap("publish", started)
         engines = self.stages.engines()
         for frame, _ in frames.values():
             self.stages.add("added", published - frame.received - engines)
+        first = perceiver.first(steps)
+        self._labels.publish(first)
+        self.watches.publish(first, lambda name: frames[name][1])
         for step in steps:
             if watched and step.camera not in drawn:
                 drawn.add(step.camera)
@@ -326,7 +341,8 @@ class PerceptionNode(ModelNode):
         for stage, (p50, p99, _) in self.stages.percentiles().items():
             stages.values[f"{stage} p50 (ms)"] = p50 * 1e3
             stages.values[f"{stage} p99 (ms)"] = p99 * 1e3
-        return [*lines, self.questions.status(), *engine_statuses(model), stages]
+        agents = (self.questions.status(), self.watches.status())
+        return [*lines, *agents, *engine_statuses(model), stages]
 
     def _camera_status(self, perceiver: Perceiver, camera: Camera) -> Status:
         counters = perceiver.counters(camera.name)

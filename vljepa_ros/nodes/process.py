@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -142,7 +143,7 @@ class Spinner:
     """A node and its executor, in the caller's thread or, where several share a process, its own.
 
     The node has `finished`, an event; `on_finished`, called when it ends by itself; `end()`; and
-    `exit_code`.
+    `exit_code`. It may have `farewell`, seconds in which it still sends something after `end()`.
     """
 
     def __init__(self, node: Any, thread: bool = True) -> None:
@@ -175,6 +176,9 @@ class Spinner:
         if self._thread is not None:
             self._thread.join()
         self.node.end()
+        until = time.monotonic() + getattr(self.node, "farewell", 0.0)
+        while (left := until - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=left)
         self._executor.remove_node(self.node)
         self.node.destroy_node()
         self._executor.shutdown(timeout_sec=0)
