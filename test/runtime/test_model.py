@@ -203,3 +203,29 @@ def test_a_prepared_picture_owns_its_pixels() -> None:
     image[:] = 255
     assert (picture == 0).all()
     assert picture.flags.c_contiguous
+
+
+def test_texts_are_embedded_in_pieces_with_others_in_between(model: VLJepa) -> None:
+    texts = [f"red {'a ' * k}" for k in range(10)]
+    wanted = model.embed_text(texts)
+    model._texts.clear()
+    pieces = model.embed_text_in_pieces(texts, 4)
+    runs = len(model._runs["y_encoder"])
+    next(pieces)
+    assert len(model._runs["y_encoder"]) == runs + 1
+    model.embed_text([*texts[5:], *(f"blue {k}" for k in range(TEXT_CACHE))])  # pushes out the rest
+    left = 0
+    while True:
+        try:
+            next(pieces)
+            left += 1
+        except StopIteration as end:
+            np.testing.assert_allclose(end.value, wanted, atol=1e-6)
+            break
+    assert left == 1  # ten texts are three runs
+
+
+def test_texts_that_are_known_take_no_piece(model: VLJepa) -> None:
+    model.embed_text(["a red cube", "a blue ball"])
+    with pytest.raises(StopIteration):
+        next(model.embed_text_in_pieces(["a blue ball", "a red cube"]))
