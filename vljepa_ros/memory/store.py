@@ -56,8 +56,9 @@ def default_store() -> Path:
 class Limits:
     """How much is remembered; 0: no limit. The oldest moments go first, pinned ones stay.
 
-    `megabytes` on the disk, up to a quarter more until emptied places are used again. `days`: by
-    the newest moment's end, not by the clock. The newest moment always stays.
+    `megabytes` on the disk; what was deleted may take up to a quarter more until its places are
+    used again, and SQLite's journal up to 16 MB. `days`: by the newest moment's end, not by the
+    clock. The newest moment always stays.
     """
 
     moments: int = 100_000
