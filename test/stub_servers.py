@@ -1,8 +1,9 @@
 """Servers that do what a real graph cannot be made to do, as a process: `ask` and `watch`.
 
 The question, or the condition, says what is done with it: "refuse WHY", "never", "die", "late 0.5";
-any other is answered at once. A watch may also be "reject" and "abort WHY", and "after 3" comes
-true after so many scores. The node prints "cancelled" where a watch was cancelled.
+any other is answered at once. A watch may also be "reject", "abort WHY", "silent" (until it is
+cancelled) or "forget" (as a server that was started again); "after 3" comes true after so many
+scores. The node prints what it got, and "cancelled" where a watch was cancelled.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class StubServers(Node):
 
     async def obey(self, text: str) -> str:
         """Do as the text says; why it is refused."""
+        print(text, flush=True)
         order, _, rest = text.partition(" ")
         if order == "die":
             os._exit(1)
@@ -76,6 +78,12 @@ class StubServers(Node):
                 feedback = Watch.Feedback(score=k / 10)
                 feedback.stamp.sec = k + 1
                 handle.publish_feedback(feedback)
+        elif text == "forget":
+            goal = bytes(handle.goal_id.uuid)
+            while not self.watch._result_futures[goal]._callbacks:  # asked for once
+                await self.after(INTERVAL)
+            del self.watch._goal_handles[goal]
+            await self.after(float("inf"))
         elif text == "silent":
             while not handle.is_cancel_requested:
                 await self.after(INTERVAL)

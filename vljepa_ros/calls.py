@@ -17,8 +17,10 @@ from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import InvalidNamespaceException
 from rclpy.qos import QoSProfile
 from rclpy.task import Future, Task
+from rclpy.validate_namespace import validate_namespace
 
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.srv import Pin, Recall
@@ -115,6 +117,7 @@ class _Request:
     read: Read
     timeout: float
     deadline: float
+    lingers: bool
     answer: Future | None = None  # None: not sent yet
 
 
@@ -124,7 +127,7 @@ class Caller:
     def __init__(self, node: Any, namespace: str, timeout: float) -> None:
         self.node = node
         self.timeout = timeout
-        self._namespace = namespace.strip("/")
+        self._namespace = _namespace(namespace)
         self._group = ReentrantCallbackGroup()
         self._lock = threading.RLock()
         self._clients: dict[str, Any] = {}
@@ -132,7 +135,7 @@ class Caller:
         self._looks: set[Callable[[float], None]] = set()
         self._closed = False
         self._ticked = time.monotonic()
-        self._timer = node.create_timer(
+        self._timer: Any = node.create_timer(
             TICK, self._tick, callback_group=MutuallyExclusiveCallbackGroup(),
             clock=Clock(clock_type=ClockType.STEADY_TIME),  # the simulation's clock may stand still
         )  # fmt: skip
@@ -141,6 +144,11 @@ class Caller:
     def name(self, base: str) -> str:
         """A topic's or service's name in the namespace; where that is empty, in the node's own."""
         return f"/{self._namespace}/{base}" if self._namespace else base
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: nothing can be called any more."""
+        return self._closed
 
     @property
     def pending(self) -> int:
@@ -159,29 +167,33 @@ class Caller:
         message: Any,
         read: Read = lambda response: response,
         timeout: float | None = None,
+        lingers: bool = False,
     ) -> Call:
         """Call the service `base` of type `kind`; the result is what `read` makes of the response.
 
         `read` raises SemanticError where the response says no. `timeout`: seconds until it is given
-        up, as for a service that is not there; None: the caller's own.
+        up, as for a service that is not there; None: the caller's own. `lingers`: `close` lets it
+        go on.
         """
-        name = self.name(base)
         seconds = self.timeout if timeout is None else timeout
         call = self.promise(base, lambda: self._forget(request))
         with self._lock:
             if self._closed:
                 call.settle(error=SemanticError(_DESTROYED.format(call.what)))
                 return call
-            if name not in self._clients:
-                self._clients[name] = self.node.create_client(
-                    kind, name, qos_profile=QOS, callback_group=self._group
-                )
+            client = self._client(kind, base)
             deadline = time.monotonic() + seconds
-            request = _Request(call, self._clients[name], message, read, seconds, deadline)
+            request = _Request(call, client, message, read, seconds, deadline, lingers)
             self._open.add(request)
             self._start()
         self._send(request)
         return call
+
+    def prepare(self, kind: Any, base: str) -> None:
+        """Let the service `base` be found, so that a later call reaches it at once."""
+        with self._lock:
+            if not self._closed:
+                self._client(kind, base)
 
     def look(self, look: Callable[[float], None]) -> None:
         """Call `look(time.monotonic())` at every tick, until `look_no_more`."""
@@ -211,23 +223,40 @@ class Caller:
             )
 
     def close(self) -> None:
-        """Give up what is under way and take everything back."""
+        """Give up what is under way, and take everything back when nothing lingers any more."""
         with self._lock:
             self._closed = True
-            requests, self._open = self._open, set()
-            clients, self._clients = self._clients, {}
+            given_up = [request for request in self._open if not request.lingers]
+            self._open.difference_update(given_up)
             self._looks.clear()
-        for request in requests:
+        for request in given_up:
             request.call.settle(error=SemanticError(_DESTROYED.format(request.call.what)))
-        for client in clients.values():
-            self.node.destroy_client(client)
-        self.node.destroy_timer(self._timer)
+        self._take_back()
 
     # -------------------------------------------------------------- inside
 
+    def _take_back(self) -> None:
+        """Destroy the clients and the timer if the caller is closed and nothing lingers."""
+        with self._lock:
+            if not self._closed or self._open or self._timer is None:
+                return
+            clients, self._clients = self._clients, {}
+            timer, self._timer = self._timer, None
+        for client in clients.values():
+            self.node.destroy_client(client)
+        self.node.destroy_timer(timer)
+
+    def _client(self, kind: Any, base: str) -> Any:
+        """The client of a service; under the lock."""
+        if base not in self._clients:
+            self._clients[base] = self.node.create_client(
+                kind, self.name(base), qos_profile=QOS, callback_group=self._group
+            )
+        return self._clients[base]
+
     def _start(self) -> None:
         """Let the timer run; under the lock."""
-        if not self._closed and self._timer.is_canceled():
+        if self._timer is not None and self._timer.is_canceled():
             self._timer.reset()
             self.wake()
 
@@ -267,8 +296,9 @@ class Caller:
         for look in looks:
             look(now)
         with self._lock:
-            if not self._open and not self._looks:
+            if self._timer is not None and not self._open and not self._looks:
                 self._timer.cancel()
+        self._take_back()
 
     def _why(self, request: _Request) -> str:
         """Why a request has no answer in time."""
@@ -284,6 +314,16 @@ class Caller:
             f"{name} did not answer within {request.timeout:g} s: {owner} has ended or is too "
             "busy; see its log, and start it again if it has ended."
         )
+
+
+def _namespace(name: str) -> str:
+    """A namespace without slashes around it; SemanticError where it cannot be one."""
+    try:
+        validate_namespace("/" + name.strip("/"))
+    except InvalidNamespaceException as error:
+        reason = " ".join(str(error).split())
+        raise SemanticError(f"'{name}' is no namespace: {reason}") from None
+    return name.strip("/")
 
 
 def _inside_callback() -> bool:

@@ -40,6 +40,7 @@ from .watches import OnFeedback, Watches
 __all__ = ["Call", "Listening", "SemanticClient", "SemanticError", "SemanticTimeout"]
 
 QUEUE = 100  # messages that wait for a callback, the oldest dropped when there are more
+TIMEOUT = 7.0  # seconds; longer than the nodes wait for one another, so that theirs is the sentence
 SECOND = 1_000_000_000
 LATEST = 2**31  # seconds; ROS counts them in 32 bits
 
@@ -69,7 +70,7 @@ class SemanticClient:
     may be coroutines; while one awaits, later messages wait, 100 of them.
     """
 
-    def __init__(self, node: Any, namespace: str = "", timeout: float = 5.0) -> None:
+    def __init__(self, node: Any, namespace: str = "", timeout: float = TIMEOUT) -> None:
         self._node = node
         self._caller = Caller(node, namespace, timeout)
         self._watches = Watches(self._caller)
@@ -187,11 +188,16 @@ class SemanticClient:
         return self._caller.pending
 
     def destroy(self) -> None:
-        """Take everything back; calls under way raise SemanticError, watches are cancelled."""
+        """Take everything back; calls under way raise SemanticError, watches are cancelled.
+
+        For that, let the node spin until `pending` is 0: a node that ends at once may leave its
+        watches standing.
+        """
+        self._watches.cancel()
+        self._caller.close()
         self._watches.close()
         for listening in list(self._listening):
             listening.cancel()
-        self._caller.close()
 
     # -------------------------------------------------------------- inside
 

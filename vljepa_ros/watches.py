@@ -40,8 +40,11 @@ class Watches:
     def start(self, goal: Watch.Goal, on_feedback: OnFeedback | None) -> Call:
         """Send the goal; the call's result is the Moment at which it became true."""
         identity = uuid.uuid4().bytes
+        # The other two follow later; a watch that is cancelled with its agent needs them at once.
+        self._caller.prepare(Watch.Impl.GetResultService, "watch/_action/get_result")
+        self._caller.prepare(CancelGoal, "watch/_action/cancel_goal")
         with self._lock:
-            if self._feedback is None:
+            if self._feedback is None and not self._caller.closed:
                 self._feedback = self._caller.node.create_subscription(
                     Watch.Impl.FeedbackMessage, self._caller.name("watch/_action/feedback"),
                     self._on_feedback, 10, callback_group=MutuallyExclusiveCallbackGroup(),
@@ -51,13 +54,17 @@ class Watches:
         new.send(goal)
         return new.call
 
-    def close(self) -> None:
+    def cancel(self) -> None:
         """Cancel every watch."""
         for goal in list(self._goals.values()):
             goal.call.cancel()
-        if self._feedback is not None:
-            self._caller.node.destroy_subscription(self._feedback)
-            self._feedback = None
+
+    def close(self) -> None:
+        """Take back the subscription; after the caller was closed."""
+        with self._lock:
+            feedback, self._feedback = self._feedback, None
+        if feedback is not None:
+            self._caller.node.destroy_subscription(feedback)
 
     async def _on_feedback(self, message: Any) -> None:
         goal = self._goals.get(bytes(message.goal_id.uuid))
@@ -105,8 +112,8 @@ class _Goal:
 
     # -------------------------------------------------------------- inside
 
-    def _service(self, kind: Any, name: str, request: Any, timeout: float | None = None) -> Call:
-        return self._caller.call(kind, f"watch/_action/{name}", request, timeout=timeout)
+    def _service(self, kind: Any, name: str, request: Any, **options: Any) -> Call:
+        return self._caller.call(kind, f"watch/_action/{name}", request, **options)
 
     def _on_accepted(self, sent: Call) -> None:
         error = sent.exception()
@@ -167,7 +174,7 @@ class _Goal:
             # Any server answers this: there is no such goal to cancel.
             request = CancelGoal.Request()
             request.goal_info.goal_id.uuid = list(uuid.uuid4().bytes)
-            self._ping = self._service(CancelGoal, "cancel_goal", request, self._patience)
+            self._ping = self._service(CancelGoal, "cancel_goal", request, timeout=self._patience)
             self._ping.add_done_callback(self._on_ping)
 
     def _on_ping(self, ping: Call) -> None:
@@ -185,7 +192,7 @@ class _Goal:
     def _cancel_at_server(self) -> None:
         request = CancelGoal.Request()
         request.goal_info.goal_id.uuid = list(self._identity)
-        cancelled = self._service(CancelGoal, "cancel_goal", request)
+        cancelled = self._service(CancelGoal, "cancel_goal", request, lingers=True)
         cancelled.add_done_callback(Call.exception)  # where there is no server, there is no goal
 
     def _end(self, result: Any = None, error: Exception | None = None) -> None:

@@ -1,0 +1,468 @@
+"""SemanticClient against servers that misbehave on purpose: its three forms, and its ends."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
+
+import rclpy
+from builtin_interfaces.msg import Time
+from graph import DEADLINE, Probe, domain, wait
+from hypothesis import given
+from hypothesis import strategies as st
+from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.time import Time as RclpyTime
+
+from vljepa_ros import calls
+from vljepa_ros.client import SemanticClient, SemanticError, SemanticTimeout, _stamp
+from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
+from vljepa_ros.srv import Pin
+
+SHORT = 1.0  # seconds until a server that is not there is given up
+STUB = Path(__file__).resolve().parents[1] / "stub_servers.py"
+EXECUTORS = {"single": SingleThreadedExecutor, "multi": MultiThreadedExecutor}
+
+
+class Stub:
+    """The stub servers as a process."""
+
+    def __init__(self, domain_id: int, *arguments: str) -> None:
+        self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, str(STUB), *arguments], stdout=self.log, stderr=subprocess.STDOUT,
+            env={**os.environ, "ROS_DOMAIN_ID": str(domain_id)}, cwd=tempfile.gettempdir(),
+        )  # fmt: skip
+        self.wait_for("Ready.")
+
+    def wait_for(self, line: str, times: int = 1) -> None:
+        """Until it has printed the line."""
+
+        def lines() -> list[str]:
+            return Path(self.log.name).read_text().splitlines()
+
+        wait(lambda: lines().count(line) >= times, f"'{line}' of the stub: {lines()}")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+class Agent:
+    """A node that a thread spins, as an agent has it."""
+
+    def __init__(self, domain_id: int, executor: str = "single", sim_time: bool = False) -> None:
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain_id, args=[])
+        self.node = rclpy.create_node(
+            "agent", context=self.context,
+            parameter_overrides=[Parameter("use_sim_time", value=sim_time)],
+        )  # fmt: skip
+        self.executor = EXECUTORS[executor](context=self.context)
+        self.executor.add_node(self.node)
+        self.clients: list[SemanticClient] = []
+        self.thread = threading.Thread(target=self.executor.spin)
+        self.thread.start()
+
+    def client(self, namespace: str = "", timeout: float = DEADLINE) -> SemanticClient:
+        self.clients.append(SemanticClient(self.node, namespace, timeout))
+        return self.clients[-1]
+
+    def run(self, callback: Callable[[], Any]) -> None:
+        """Run a callback, or a coroutine, once, in the executor."""
+
+        def once() -> Any:
+            timer.cancel()
+            return callback()
+
+        async def once_async() -> Any:
+            timer.cancel()
+            return await callback()
+
+        is_async = callback.__code__.co_flags & 0x80
+        timer = self.node.create_timer(0.01, once_async if is_async else once)
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.destroy()
+        self.executor.shutdown()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+def impatient(agent: Agent) -> SemanticClient:
+    """A client that gives servers up after `SHORT` seconds, once it has found them."""
+    client = agent.client()
+    client.ask("are you there?").wait(DEADLINE)
+    client.watch("are you there?").wait(DEADLINE)
+    client._caller.timeout = SHORT
+    return client
+
+
+@pytest.fixture(scope="module")
+def domain_id() -> int:
+    return domain()
+
+
+@pytest.fixture(scope="module")
+def stub(domain_id: int) -> Iterator[Stub]:
+    stub = Stub(domain_id)
+    yield stub
+    stub.end()
+
+
+@pytest.fixture(params=EXECUTORS)
+def agent(domain_id: int, stub: Stub, request: pytest.FixtureRequest) -> Iterator[Agent]:
+    agent = Agent(domain_id, request.param)
+    yield agent
+    agent.close()
+
+
+@pytest.fixture
+def lonely() -> Iterator[Callable[..., Agent]]:
+    """Makes agents in domains in which nobody serves."""
+    agents: list[Agent] = []
+
+    def make(executor: str = "single", sim_time: bool = False) -> Agent:
+        agents.append(Agent(domain(), executor, sim_time))
+        return agents[-1]
+
+    yield make
+    for agent in agents:
+        agent.close()
+
+
+# ------------------------------------------------------------------ the three forms
+
+
+def test_a_thread_waits(agent: Agent) -> None:
+    answer = agent.client().ask("which one?", ["this", "that"]).wait(DEADLINE)
+    assert (answer.success, answer.answer) == (True, "this")
+
+
+def test_a_future_calls_back_in_the_executors_thread(agent: Agent) -> None:
+    got: queue.Queue[Any] = queue.Queue()
+    call = agent.client().ask("hello")
+    call.add_done_callback(lambda done: got.put((done.result().answer, threading.get_ident())))
+    answer, thread = got.get(timeout=DEADLINE)
+    assert (answer, call.done(), call.cancelled()) == ("hello", True, False)
+    assert thread != threading.get_ident()
+
+
+@pytest.mark.parametrize("kind", ["subscription", "timer", "service"])
+def test_a_callback_awaits(agent: Agent, domain_id: int, kind: str) -> None:
+    client, got = agent.client(), queue.Queue()
+
+    async def question(message: Any = None, response: Any = None) -> Any:
+        first = await client.ask("first")
+        second = await client.watch("second")
+        got.put((first.answer, second.text))
+        return response
+
+    if kind == "timer":
+        agent.run(question)
+    else:
+        probe = Probe(domain_id)
+        if kind == "subscription":
+            client.on_utterance(question)
+            publisher = probe.node.create_publisher(Utterance, "utterances", 10)
+            probe.wait(lambda: publisher.get_subscription_count() == 2, "it, and the probe itself")
+            publisher.publish(Utterance(text="something"))
+        else:
+            agent.node.create_service(Pin, "anything", question)
+            probe.call(Pin, "anything", Pin.Request())
+        probe.close()
+    assert got.get(timeout=DEADLINE) == ("first", "second")
+
+
+def test_an_exception_reaches_the_coroutine(agent: Agent) -> None:
+    client, got = agent.client(), queue.Queue()
+
+    async def question() -> None:
+        try:
+            await client.ask("refuse there is no camera")
+        except SemanticError as error:
+            got.put(str(error))
+
+    agent.run(question)
+    assert got.get(timeout=DEADLINE) == "there is no camera"
+
+
+def test_waiting_inside_a_callback_is_refused(agent: Agent) -> None:
+    client, got = agent.client(), queue.Queue()
+
+    def blocks() -> None:
+        call = client.ask("hello")
+        try:
+            call.wait(DEADLINE)
+        except SemanticError as error:
+            got.put(str(error))
+        call.add_done_callback(lambda done: got.put(done.result().answer))
+
+    agent.run(blocks)
+    assert "await" in got.get(timeout=DEADLINE)
+    assert got.get(timeout=DEADLINE) == "hello"
+
+
+def test_fifty_of_each_at_once(agent: Agent) -> None:
+    client = agent.client()
+    asked = [client.ask(f"question {k}") for k in range(50)]
+    watched = [client.watch(f"condition {k}") for k in range(50)]
+    assert [call.wait(DEADLINE).answer for call in asked] == [f"question {k}" for k in range(50)]
+    assert [call.wait(DEADLINE).text for call in watched] == [f"condition {k}" for k in range(50)]
+    wait(lambda: client.pending == 0, "nothing to be left over")
+
+
+# ------------------------------------------------------------------ watches
+
+
+def test_scores_come_until_it_is_true(agent: Agent) -> None:
+    scores: list[tuple[float, int]] = []
+    moment = agent.client().watch(
+        "after 3", on_feedback=lambda score, stamp_ns: scores.append((round(score, 6), stamp_ns))
+    ).wait(DEADLINE)  # fmt: skip
+    assert moment.text == "after 3"
+    assert scores == [(k / 10, (k + 1) * 10**9) for k in range(len(scores))]
+    assert scores  # the last one may be overtaken by the result
+
+
+def test_feedback_may_be_a_coroutine(agent: Agent) -> None:
+    client, got = agent.client(), queue.Queue()
+
+    async def on_feedback(score: float, stamp_ns: int) -> None:
+        answer = await client.ask("hello")
+        got.put(answer.answer)
+
+    client.watch("after 5", on_feedback=on_feedback).wait(DEADLINE)
+    assert got.get(timeout=DEADLINE) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "sentence"),
+    [("refuse not within 5 s", SemanticTimeout, "not within 5 s"),
+     ("abort the node was deactivated", SemanticError, "the node was deactivated"),
+     ("reject", SemanticError, "refused to watch"),
+     ("forget", SemanticError, "no longer knows the watch")],
+)  # fmt: skip
+def test_a_watch_that_does_not_come_true(
+    agent: Agent, text: str, kind: type, sentence: str
+) -> None:
+    with pytest.raises(SemanticError, match=sentence) as raised:
+        agent.client(timeout=4.0).watch(text).wait(DEADLINE)
+    assert type(raised.value) is kind
+
+
+def test_cancelling_a_watch_cancels_it_at_the_server(agent: Agent, stub: Stub) -> None:
+    client = agent.client()
+    before = Path(stub.log.name).read_text().splitlines().count("cancelled")
+    started = threading.Event()
+    call = client.watch("after 100000", on_feedback=lambda score, stamp_ns: started.set())
+    assert started.wait(DEADLINE)
+    call.cancel()
+    with pytest.raises(SemanticError, match=r"/watch was cancelled\."):
+        call.wait(DEADLINE)
+    assert call.cancelled()
+    stub.wait_for("cancelled", before + 1)
+    wait(lambda: client.pending == 0, "nothing to be left over")
+
+
+def test_a_watch_that_is_cancelled_before_it_was_accepted(agent: Agent, stub: Stub) -> None:
+    before = Path(stub.log.name).read_text().splitlines().count("cancelled")
+    agent.client().watch("silent").cancel()
+    stub.wait_for("cancelled", before + 1)
+
+
+def test_a_watch_without_scores_goes_on(agent: Agent, stub: Stub) -> None:
+    """No camera moves: the server is asked whether it lives, and does."""
+    call = agent.client(timeout=3.0).watch("silent")
+    with pytest.raises(SemanticTimeout, match="no result after 4 s"):
+        call.wait(4.0)
+    assert not call.done()
+
+
+# ------------------------------------------------------------------ servers that fail
+
+
+@pytest.mark.parametrize("sim_time", [False, True])
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(
+    ("call", "name"), [("ask", "/ask"), ("watch", "/watch"), ("recall", "/recall")]
+)
+def test_nobody_serves(
+    lonely: Callable[..., Agent], executor: str, sim_time: bool, call: str, name: str
+) -> None:
+    client = lonely(executor, sim_time).client(timeout=SHORT)
+    with pytest.raises(SemanticError, match=f"Nobody offered {name} within 1 s: start the "):
+        getattr(client, call)("anything").wait(DEADLINE)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("call", ["ask", "watch"])
+def test_a_server_dies_in_the_middle(
+    lonely: Callable[..., Agent], executor: str, call: str
+) -> None:
+    agent = lonely(executor)
+    stub = Stub(agent.context.get_domain_id())
+    try:
+        client = impatient(agent)
+        with pytest.raises(SemanticError, match=f"/{call} did not answer within"):
+            getattr(client, call)("die").wait(DEADLINE)
+        assert stub.process.wait(DEADLINE) == 1
+    finally:
+        stub.end()
+
+
+def test_an_answer_that_is_too_late_is_nobodys(agent: Agent, stub: Stub) -> None:
+    client = impatient(agent)
+    with pytest.raises(SemanticError, match="/ask did not answer within 1 s"):
+        client.ask("late 1.5").wait(DEADLINE)
+    later = agent.client()
+    assert later.ask("late 1").wait(DEADLINE).answer == "late 1"  # the other one came meanwhile
+    assert client.pending == 0
+
+
+def test_a_call_is_cancelled(agent: Agent) -> None:
+    client = agent.client()
+    call = client.ask("never")
+    call.cancel()
+    with pytest.raises(SemanticError, match=r"/ask was cancelled\."):
+        call.wait(DEADLINE)
+    assert client.pending == 0
+
+
+def test_a_coroutine_that_awaits_hears_of_the_cancellation(agent: Agent) -> None:
+    client, got = agent.client(), queue.Queue()
+
+    async def question() -> None:
+        call = client.ask("never")
+        got.put(call)
+        try:
+            await call
+        except SemanticError as error:
+            got.put(str(error))
+
+    agent.run(question)
+    got.get(timeout=DEADLINE).cancel()
+    assert got.get(timeout=DEADLINE) == "/ask was cancelled."
+
+
+def test_nobody_spins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "STILL", 0.2)
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain(), args=[])
+    node = rclpy.create_node("agent", context=context)
+    client = SemanticClient(node)
+    with pytest.raises(SemanticError, match="Nobody spins /agent"):
+        client.ask("hello").wait(DEADLINE)
+    client.destroy()
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+# ------------------------------------------------------------------ the rest
+
+
+@pytest.mark.parametrize(
+    ("kind", "topic"),
+    [(SemanticEmbedding, "embedding"), (SemanticChange, "change"), (Utterance, "utterance")],
+)
+def test_messages_come_in_order_until_cancelled(
+    agent: Agent, domain_id: int, kind: Any, topic: str
+) -> None:
+    got: queue.Queue[int] = queue.Queue()
+    probe = Probe(domain_id)
+    publisher = probe.node.create_publisher(kind, f"{topic}s", 100)
+    listen = getattr(agent.client(), f"on_{topic}")
+    listening = listen(lambda message: got.put(message.segment_id))
+    probe.wait(lambda: publisher.get_subscription_count() == 2, "the agent, and the probe itself")
+    for k in range(20):
+        publisher.publish(kind(segment_id=k))
+    assert [got.get(timeout=DEADLINE) for _ in range(20)] == list(range(20))
+    listening.cancel()
+    listening.cancel()
+    probe.wait(lambda: publisher.get_subscription_count() == 1, "the agent to be gone")
+    probe.close()
+
+
+def test_another_namespace(lonely: Callable[..., Agent]) -> None:
+    agent = lonely()
+    stub = Stub(agent.context.get_domain_id(), "--ros-args", "-r", "__ns:=/robot1")
+    try:
+        for name in ("robot1", "/robot1/"):
+            client = agent.client(name)
+            assert client.ask("hello").wait(DEADLINE).answer == "hello"
+            assert client.watch("hello").wait(DEADLINE).text == "hello"
+    finally:
+        stub.end()
+    with pytest.raises(SemanticError, match="'robot 1' is no namespace"):
+        SemanticClient(agent.node, "robot 1")
+
+
+def test_destroying_takes_everything_back(agent: Agent, stub: Stub) -> None:
+    def entities() -> list[int]:
+        node = agent.node
+        return [len(list(e)) for e in (node.clients, node.subscriptions, node.timers)]
+
+    before = entities()
+    cancelled = Path(stub.log.name).read_text().splitlines().count("cancelled")
+    client, started = agent.client(), threading.Event()
+    client.on_change(lambda message: None)
+    asked = client.ask("never")
+    watched = client.watch("after 100000", on_feedback=lambda score, stamp_ns: started.set())
+    assert started.wait(DEADLINE)
+    client.destroy()
+    client.destroy()
+    for call in (asked, watched, client.ask("anything"), client.watch("anything")):
+        with pytest.raises(SemanticError, match=r"destroyed|cancelled"):
+            call.wait(DEADLINE)
+    stub.wait_for("cancelled", cancelled + 1)
+    wait(lambda: entities() == before, "the client's entities to be gone")
+    assert client.pending == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "sentence"),
+    [("ask", {"question": 3}, "question must be a string, not int"),
+     ("ask", {"question": "a\0b"}, "question holds a null character"),
+     ("ask", {"question": "\ud800"}, "question is not valid Unicode"),
+     ("ask", {"question": "which?", "candidates": "red"}, "candidates must be a list of strings"),
+     ("ask", {"question": "which?", "candidates": [None]}, "each of candidates must be a string"),
+     ("classify", {"labels": {"a", "b"}}, "labels must be a list of strings, not set"),
+     ("watch", {"text": "a", "timeout": -1.0}, "timeout must be seconds from 0"),
+     ("watch", {"text": "a", "timeout": float("inf")}, "timeout must be a finite number"),
+     ("watch", {"text": "a", "threshold": "0.5"}, "threshold must be a finite number"),
+     ("recall", {"text": "a", "after": "noon"}, "after must be a finite number, not 'noon'"),
+     ("recall", {"text": "a", "before": 2**31}, "before must be seconds from 0"),
+     ("recall", {"text": "a", "limit": -1}, "limit must be a whole number from 0 on"),
+     ("embed_text", {"texts": "a"}, "texts must be a list of strings"),
+     ("pin", {"id": None}, "id must be a string, not NoneType")],
+)  # fmt: skip
+def test_what_ros_cannot_carry_is_refused(
+    lonely: Callable[..., Agent], method: str, arguments: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(SemanticError, match=sentence):
+        getattr(lonely().client(), method)(**arguments).wait(DEADLINE)
+
+
+@given(st.integers(0, 2**31 * 10**9 - 1))
+def test_stamps_keep_their_value(stamp_ns: int) -> None:
+    stamp = Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+    assert _stamp(stamp, "after") is stamp
+    assert _stamp(RclpyTime(nanoseconds=stamp_ns), "after") == stamp
+    seconds = _stamp(stamp_ns // 10**9, "after")
+    assert (seconds.sec, seconds.nanosec) == (stamp.sec, 0)
+    assert _stamp(None, "after") == Time()

@@ -1,0 +1,107 @@
+"""Questions to a running graph from a command of its own.
+
+Invariant: the command ends: with the answer, or within its timeout with a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..memory.moment import Moment
+from ..memory.store import Found
+from ..nodes.process import init_ros, set_transport
+from ..runtime.errors import VLJepaError
+
+if TYPE_CHECKING:
+    from ..client import Call, SemanticClient
+
+TIMEOUT = 7.0  # seconds; longer than the nodes wait for one another, so that theirs is the sentence
+SPIN = 0.1  # seconds until a signal is seen
+
+
+class Live:
+    """A node of the command's own, spun by whoever waits."""
+
+    def __init__(self, node: Any, client: SemanticClient) -> None:
+        self.client = client
+        self._node = node
+
+    def spin(self) -> None:
+        """Let what has come be handled; returns after `SPIN` seconds at the latest."""
+        import rclpy
+
+        rclpy.spin_once(self._node, timeout_sec=SPIN)
+
+    def result(self, call: Call) -> Any:
+        """The result of a call; VLJepaError where it has none."""
+        while not call.done():
+            self.spin()
+        return call.result()
+
+
+@contextmanager
+def live(command: str, namespace: str, timeout: float) -> Iterator[Live]:
+    """A client of the graph in `namespace`, whose calls take `timeout` seconds at most."""
+    set_transport()
+    try:
+        import rclpy
+
+        from ..client import SemanticClient
+    except ImportError as error:
+        raise VLJepaError(
+            f"vljepa {command} needs ROS 2 and the built package ({error}): run "
+            "`. scripts/env.sh`, or source your workspace's set-up file, then try again."
+        ) from error
+    init_ros([])
+    node = rclpy.create_node(f"vljepa_{command}", start_parameter_services=False)
+    try:
+        client = SemanticClient(node, namespace, timeout)
+        try:
+            yield Live(node, client)
+        finally:
+            client.destroy()
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def recall_live(
+    text: str,
+    cameras: Sequence[str] = (),
+    after_ns: int = 0,
+    before_ns: int = 0,
+    limit: int = 0,
+    fleet: bool = False,
+    namespace: str = "",
+    timeout: float = TIMEOUT,
+) -> list[Found]:
+    """What the running memory node recalls, best first; the moments are without embeddings.
+
+    Bounds in nanoseconds, 0: none. `fleet`: it is to ask the fleet's server. VLJepaError where it
+    refuses, or does not answer within `timeout` seconds.
+    """
+    from builtin_interfaces.msg import Time
+
+    after, before = (Time(sec=ns // 10**9, nanosec=ns % 10**9) for ns in (after_ns, before_ns))
+    with live("recall", namespace, timeout) as graph:
+        call = graph.client.recall(text, cameras, after, before, limit, fleet)
+        return [_found(message) for message in graph.result(call).moments]
+
+
+def ns(stamp: Any) -> int:
+    """A stamp in nanoseconds."""
+    return int(stamp.sec) * 10**9 + int(stamp.nanosec)
+
+
+def _found(message: Any) -> Found:
+    moment = Moment(
+        robot=message.robot, camera=message.camera, query=message.query,
+        segment_id=message.segment_id, start_ns=ns(message.start), end_ns=ns(message.end),
+        embedding=np.empty(0, np.float32), text=message.text,
+        thumbnail=bytes(message.thumbnail.data), pinned=message.pinned,
+    )  # fmt: skip
+    return Found(moment, message.score)
