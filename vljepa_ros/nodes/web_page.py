@@ -118,8 +118,9 @@ class Page:
                 return  # an error, too large a message for instance, has closed it
 
     def _take(self, message: str) -> None:
+        allowed = self._bucket.take(time.monotonic())  # what is not a request counts, too
         request = parse(message)
-        if not self._bucket.take(time.monotonic()):
+        if not allowed:
             raise RequestError(
                 f"That is more than {RATE:g} requests per second; wait a moment.", request.id
             )

@@ -7,7 +7,7 @@ const ROW = 16; // pixels
 const LEFT = 30; // of the chart: the scale's numbers
 const FOOT = 18; // the clock's
 const FULL = 2; // score at the top, where none is higher
-const SCORES = [0, 0.25, 1, 4, 10, 25, 100]; // that the scale names; its steps are those of the square root
+const SCORES = [0, 1, 4, 9, 25, 100]; // that the scale names; its steps are those of the square root
 const GAP = 10; // between words of one row
 const SHORTEST = 46; // pixels in which words still say something
 
