@@ -203,10 +203,13 @@ class Watches:
             if watch.began_ns == 0 or now_ns < watch.began_ns:  # time has begun, or begun anew
                 watch.began_ns = now_ns
             if now_ns - watch.began_ns >= watch.timeout_ns:
-                self._end(watch, _too_late(watch, self._conditions[watch.camera].threshold))
+                why = _too_late(watch, self._conditions[watch.camera].threshold)
+                self._end(watch, why, watched=True)
 
-    def _end(self, watch: _Watch, why: str, moment: Moment | None = None) -> None:
-        """End a watch, once; from any thread."""
+    def _end(
+        self, watch: _Watch, why: str, moment: Moment | None = None, watched: bool = False
+    ) -> None:
+        """End a watch, once; from any thread. `watched`: to its end, and the answer is no."""
         with self._lock:
             if self._standing.pop(watch.key, None) is None:
                 return
@@ -215,11 +218,15 @@ class Watches:
         executor = self._node.executor
         if executor is not None:
             # A task, as the state that a request to cancel makes follows on its callback.
-            executor.create_task(_conclude, watch.handle, why, moment)
+            executor.create_task(_conclude, watch.handle, why, moment, watched)
 
 
-def _conclude(handle: Any, why: str, moment: Moment | None) -> None:
-    """Send a goal's result; in the executor's thread."""
+def _conclude(handle: Any, why: str, moment: Moment | None, watched: bool = False) -> None:
+    """Send a goal's result; in the executor's thread.
+
+    The status tells who asked what the sentence tells a person: succeeded, if it was watched for as
+    long as was wanted, true or not; aborted, if it could not be.
+    """
 
     def result(handle: Any) -> Watch.Result:
         if moment is not None:
@@ -227,6 +234,8 @@ def _conclude(handle: Any, why: str, moment: Moment | None) -> None:
             return Watch.Result(success=True, moment=moment)
         if handle.is_cancel_requested:
             handle.canceled()
+        elif watched:
+            handle.succeed()
         else:
             handle.abort()
         return Watch.Result(message=why)
