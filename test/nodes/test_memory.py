@@ -156,6 +156,59 @@ def test_what_was_seen_is_recalled(graph: Graph, bundle: Path) -> None:
     assert probe.transition("memory", "activate")
 
 
+def test_a_bag_of_what_was_seen_gives_the_same_moments(
+    graph: Graph, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rosbags.rosbag2", reason="not installed: pip install rosbags")
+    from bags import write_bag
+    from rosbags.highlevel import AnyReader
+    from typer.testing import CliRunner
+
+    from vljepa_ros.cli.app import app
+
+    graph.heard()
+    probe, camera = graph.probe, graph.camera
+    sent: list[tuple[str, int, np.ndarray]] = []
+    send = camera.send
+
+    def record(message: Any) -> None:
+        picture = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+        sent.append(("/front/image_raw", to_ns(message.header.stamp), picture))
+        send(message)
+
+    monkeypatch.setattr(camera, "send", record)
+    graph.show(10, 11, 12, 13, 14)
+    monkeypatch.undo()
+    write_bag(tmp_path / "bag", sent)
+    export = tmp_path / "out.mcap"
+    done = CliRunner().invoke(
+        app,
+        ["index", str(tmp_path / "bag"), "--bundle", str(bundle), "--robot", "robbie", "--store",
+         str(tmp_path / "store"), "--export", str(export)],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    whole = moments(tmp_path / "store")[1:-1]  # the bag begins within the first
+    assert len(whole) > 2
+    ids = {m.id for m in whole}
+    probe.wait(lambda: ids <= {m.id for m in moments(graph.store)}, "the same moments")
+    probe.wait(lambda: all(m.text for m in moments(graph.store) if m.id in ids), "their words")
+    live = {m.id: m for m in moments(graph.store)}
+    for moment in whole:
+        own = live[moment.id]
+        assert (own.start_ns, own.end_ns, own.text) == (moment.start_ns, moment.end_ns, moment.text)
+        assert np.abs(own.embedding - moment.embedding).max() < 1e-5
+    heard = {to_ns(e.header.stamp): np.array(e.embedding) for e in probe.embeddings}
+    wanted = sorted(heard)[-len(sent) + 3 :]  # all but while the clip of four filled
+    with AnyReader([export]) as reader:
+        topic = [c for c in reader.connections if c.topic == "/embeddings"]
+        for connection, _, data in reader.messages(topic):
+            message = reader.deserialize(data, connection.msgtype)
+            at = message.header.stamp.sec * SECOND + message.header.stamp.nanosec
+            assert np.abs(heard[at] - message.embedding).max() < 1e-5
+            wanted.remove(at)
+    assert not wanted
+
+
 def test_recall_within_bounds_of_time_and_camera(graph: Graph) -> None:
     graph.heard()
     kept = moments(graph.store)
