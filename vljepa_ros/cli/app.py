@@ -12,6 +12,11 @@ from typer.core import TyperGroup
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("up", "up"),
     "listen": ("listen", "listen"),
+    "ask": ("ask", "ask"),
+    "classify": ("ask", "classify"),
+    "watch": ("ask", "watch"),
+    "index": ("index", "index"),
+    "recall": ("recall", "recall"),
     "doctor": ("doctor", "doctor"),
     "bundle": ("bundle", "app"),
     "bench": ("bench", "app"),
