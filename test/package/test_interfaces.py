@@ -29,7 +29,7 @@ FIELDS = {
         float32 decode_time""",
     "msg/ModelInfo.msg": """
         string model_id, string backend, string precision, uint32 embedding_dim, uint32 clip_frames,
-        uint32 image_size, float32 sample_rate, string[] queries""",
+        uint32 image_size, float32 sample_rate, string[] queries, float32 watch_threshold""",
     "msg/Moment.msg": """
         string camera, uint64 segment_id, builtin_interfaces/Time start,
         builtin_interfaces/Time end, string text, float32 score,

@@ -79,6 +79,7 @@ def info_message(model: VLJepa, queries: tuple[str, ...]) -> ModelInfo:
         image_size=bundle.clip.image_size,
         sample_rate=float(bundle.clip.sample_rate),
         queries=list(queries),
+        watch_threshold=float(bundle.thresholds.watch),
     )
 
 

@@ -188,6 +188,7 @@ def _info(message: ModelInfo) -> dict[str, Any]:
         "image_size": message.image_size,
         "sample_rate": number(message.sample_rate),
         "queries": list(message.queries),
+        "watch_threshold": number(message.watch_threshold),
     }
 
 

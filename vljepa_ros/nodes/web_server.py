@@ -7,7 +7,8 @@ another site gets anything.
 The WebSocket `/ws` carries JSON objects with a `type`. To the page:
 
     hello     limits: what web_requests.py says; history: seconds of it
-    info      model_id, backend, precision, embedding_dim, clip_frames, image_size, sample_rate, queries
+    info      model_id, backend, precision, embedding_dim, clip_frames, image_size, sample_rate, queries,
+              watch_threshold
     health    services: {ask, decode, recall: whether there is one}; nodes: {name: {level, message}};
               cameras: {name: {level, message, rate_in, rate_out, dropped, age}}, once a second
     history   camera, query, steps: [[stamp, score, segment, reused]], changes, words; when it opens

@@ -55,6 +55,7 @@ const handlers = {
   info(event) {
     info = event;
     find("model").textContent = `${event.model_id} · ${event.backend} · ${event.precision} · ${event.clip_frames} frames at ${event.sample_rate} Hz`;
+    watches.calibrated(event.watch_threshold);
     choose();
   },
   health(event) {

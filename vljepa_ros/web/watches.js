@@ -7,11 +7,18 @@ export class Watches {
     this.connection = connection;
     this.list = find("watches");
     this.rows = []; // of Row, the newest first
+    this.threshold = 0; // the bundle's
     this.byNumber = new Map(); // those that run, by the server's number
     find("watch").addEventListener("submit", (event) => {
       event.preventDefault();
       this.add(camera(), find("condition").value, Number(find("threshold").value) || 0);
     });
+  }
+
+  // The bundle's threshold, for conditions that were given none.
+  calibrated(threshold) {
+    for (const row of this.rows) row.calibrated(threshold);
+    this.threshold = threshold;
   }
 
   limit(limits) {
@@ -20,6 +27,7 @@ export class Watches {
 
   async add(camera, text, threshold) {
     const row = new Row(camera, text, threshold, () => this.end(row));
+    row.calibrated(this.threshold);
     try {
       await this.start(row);
     } catch (error) {
@@ -98,26 +106,23 @@ class Row {
     this.meter.setAttribute("aria-valuemax", "1");
     this.about = make("p", "about");
     this.element = make("li", "", make("span", "text", text), this.value, this.button, this.meter, this.about);
-    this.marked(threshold);
     this.say("begins");
+  }
+
+  calibrated(threshold) {
+    this.wanted = this.threshold || threshold;
+    this.mark.style.left = `${100 * this.wanted}%`;
   }
 
   say(text) {
     this.about.textContent = this.camera ? `${this.camera} · ${text}` : text;
   }
 
-  marked(threshold) {
-    this.mark.hidden = !threshold;
-    this.mark.style.left = `${100 * threshold}%`;
-  }
-
-  score({ score, stamp, threshold }) {
-    this.marked(threshold || this.threshold);
+  score({ score, stamp }) {
     this.value.textContent = fixed(score);
     this.level.style.width = `${100 * Math.max(0, score ?? 0)}%`;
     this.meter.setAttribute("aria-valuenow", fixed(score));
-    const wanted = threshold || this.threshold;
-    this.say(`watching · ${clock(stamp)}${wanted ? ` · true from ${fixed(wanted)}` : ""}`);
+    this.say(`watching · ${clock(stamp)} · true from ${fixed(this.wanted)}`);
   }
 
   ended(event) {
