@@ -25,9 +25,8 @@ DAY = 86400 * SECOND
 
 def test_a_moment_comes_back_as_it_went_in(tmp_path: Path) -> None:
     pose = Pose("map", (1.0, -2.5, 0.1), (0.0, 0.0, 0.6, 0.8), EPOCH)
-    given = moment(
-        7, text="Die Tür\tgeht auf — 扉", confidence=0.25, pose=pose, thumbnail=bytes(range(256)) * 40
-    )
+    jpeg = bytes(range(256)) * 40
+    given = moment(7, text="Die Tür\tgeht auf — 扉", confidence=0.25, pose=pose, thumbnail=jpeg)
     with open_store(tmp_path / "a" / "store") as opened:
         opened.add([given, moment(8, thumbnail=b"")])
         for _ in range(2):
@@ -332,7 +331,7 @@ def test_a_damaged_description_is_refused(tmp_path: Path, text: str) -> None:
         opened.add([moment(1)])
     (tmp_path / "s" / "store.json").write_text(text)
     for read_only in (False, True):
-        with pytest.raises(StoreError, match="store.json is damaged"):
+        with pytest.raises(StoreError, match=r"store\.json is damaged"):
             open_store(tmp_path / "s", read_only=read_only)
 
 
@@ -340,7 +339,7 @@ def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
     open_store(tmp_path / "s").close()
     (tmp_path / "s" / "moments.sqlite").write_bytes(b"no database" * 1000)
     for read_only in (False, True):
-        with pytest.raises(StoreError, match="moments.sqlite cannot be opened"):
+        with pytest.raises(StoreError, match=r"moments\.sqlite cannot be opened"):
             open_store(tmp_path / "s", read_only=read_only)
 
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 import array
 import bisect
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,11 +171,11 @@ class EdgeIndex:
             must.append(edge.FieldCondition("camera", match=edge.MatchAny(list(bounds.cameras))))
         if not span.inside(bounds):
             if bounds.after_ns:
-                after = _outwards(bounds.after_ns, -math.inf)
-                must.append(edge.FieldCondition("end", range=edge.RangeFloat(gte=after)))
+                after = edge.RangeFloat(gte=bounds.after_float)
+                must.append(edge.FieldCondition("end", range=after))
             if bounds.before_ns:
-                before = _outwards(bounds.before_ns, math.inf)
-                must.append(edge.FieldCondition("start", range=edge.RangeFloat(lte=before)))
+                before = edge.RangeFloat(lte=bounds.before_float)
+                must.append(edge.FieldCondition("start", range=before))
         return edge.Filter(must=must) if must else None
 
     def flush(self) -> None:
@@ -275,10 +274,3 @@ class _Tome:
 
     def close(self) -> None:
         self._shard.close()
-
-
-def _outwards(stamp_ns: int, towards: float) -> float:
-    """The stamp as a float; where that is not exact, the next one on the side of `towards`."""
-    found = float(stamp_ns)
-    inside = found > stamp_ns if towards < 0 else found < stamp_ns
-    return math.nextafter(found, towards) if inside else found

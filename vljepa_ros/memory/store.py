@@ -397,6 +397,11 @@ class MomentStore:
         """
         return self._table.changed_after(revision, limit)
 
+    @property
+    def revision(self) -> int:
+        """The newest revision."""
+        return self._table.counter("revision")
+
     def count_after(self, revision: int) -> int:
         """How many moments were added or changed after `revision`."""
         return self._table.count_after(revision)

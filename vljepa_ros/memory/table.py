@@ -10,6 +10,7 @@ every change of it, so that whoever copies moments finds what is new.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,26 @@ class Bounds:
     cameras: tuple[str, ...] = ()
     after_ns: int = 0
     before_ns: int = 0
+
+    @property
+    def after_float(self) -> float:
+        """`after_ns` for those who compare 64 bit floats; at most 128 ns earlier."""
+        found = float(self.after_ns)
+        return math.nextafter(found, -math.inf) if found > self.after_ns else found
+
+    @property
+    def before_float(self) -> float:
+        """`before_ns` for those who compare 64 bit floats; at most 128 ns later."""
+        found = float(self.before_ns)
+        return math.nextafter(found, math.inf) if found < self.before_ns else found
+
+    def hold(self, moment: Moment) -> bool:
+        """The moment lies within the bounds."""
+        return (
+            (not self.cameras or moment.camera in self.cameras)
+            and (not self.after_ns or moment.end_ns >= self.after_ns)
+            and (not self.before_ns or moment.start_ns <= self.before_ns)
+        )
 
     def sql(self, plus: str = "") -> tuple[str, list[Any]]:
         """A condition and its values. With `plus` "+", SQLite finds the rows by something else."""
