@@ -20,6 +20,7 @@ import numpy as np
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
+from vljepa_ros.memory.fleet import COLLECTION
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.recorder import Recorder
 from vljepa_ros.memory.store import Limits, MomentStore, default_store
@@ -57,9 +58,9 @@ SPECS = (
          "none."),
     Spec("pose_reference", "map", "TF frame that the pose is given in."),
     Spec("thumbnails", True, "Keep a small picture with each moment."),
-    Spec("server", "", "URL of the fleet's Qdrant server, which recalls with `fleet` ask; empty: "
-         "none."),
-    Spec("collection", "moments", "Collection on that server."),
+    Spec("server", "", "URL of the fleet's Qdrant server, which recalls with `fleet` ask; its key "
+         "is in the environment, QDRANT_API_KEY; empty: none."),
+    Spec("collection", COLLECTION, "Collection on that server."),
 )  # fmt: skip
 
 

@@ -7,11 +7,13 @@ the store, and a thread of its own asks the fleet's server, which may take its t
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vljepa_ros.memory.fleet import FleetStore
 from vljepa_ros.memory.store import Found
 from vljepa_ros.perception.questions import checked_text, shown
 from vljepa_ros.runtime.errors import VLJepaError
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 EMBED_SECONDS = 5.0  # that the perception node may take to embed a text
 DEFAULT, MOST = 5, 100  # moments in an answer
+API_KEY = "QDRANT_API_KEY"  # environment variable; a parameter could be read by everybody
 
 
 class RecallError(VLJepaError):
@@ -40,7 +43,7 @@ class Recall:
         self.count = 0  # of recalls that were answered
         self.latency = 0.0  # seconds, of the last one
         self._fleet: Worker | None = None
-        self._server = self._collection = ""
+        self._server: FleetStore | None = None
         node.serve(RecallSrv, "recall", self._recall)
         node.serve(Pin, "pin", self._pin)
         self._embedder = node.create_client(
@@ -48,16 +51,20 @@ class Recall:
         )
 
     def open(self, server: str, collection: str) -> None:
-        """The node is configured. `server`: of the fleet, or empty."""
-        self._server, self._collection = server, collection
-        if server:
+        """The node is configured. `server`: the fleet's, or empty. StoreError: no qdrant-client."""
+        bundle = self._node.bundle
+        if server and bundle is not None:
+            key = os.environ.get(API_KEY, "")
+            self._server = FleetStore(
+                server, bundle.model_id, bundle.embedding_dim, collection, key
+            )
             self._fleet = Worker("fleet", lambda: False)
 
     def close(self) -> None:
         """The node is cleaned up."""
         if self._fleet is not None:
             self._fleet.close(0.0)  # it may wait for the server; its thread ends by itself
-        self._fleet = None
+        self._fleet = self._server = None
 
     # -------------------------------------------------------------- recall
 
@@ -95,24 +102,17 @@ class Recall:
             return await node.in_worker(
                 lambda: store.search(embedding, cameras, after, before, limit)
             )
-        if self._fleet is None:
+        fleet, server = self._fleet, self._server
+        if fleet is None or server is None:
             raise RecallError(
                 "There is no fleet to ask: parameter 'server' of "
                 f"{node.get_fully_qualified_name()} is empty; set it to the URL of a Qdrant server."
             )
         embedding = await self._embed(text)
-
-        def ask_fleet() -> list[Found]:
-            from vljepa_ros.memory.fleet import FleetStore
-
-            server = FleetStore(self._server, self._collection, bundle.model_id)
-            try:
-                return server.search(embedding, cameras, after, before, limit)
-            finally:
-                server.close()
-
         try:
-            return await self._fleet.submit(ask_fleet, node.promise())
+            return await fleet.submit(
+                lambda: server.search(embedding, cameras, after, before, limit), node.promise()
+            )
         except RuntimeError as error:  # cleaned up meanwhile
             raise RecallError(str(error)) from None
 

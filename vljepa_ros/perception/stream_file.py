@@ -143,6 +143,7 @@ class StreamFile:
             precision=encoder.precision, embedding_dim=bundle.embedding_dim,
             clip_frames=bundle.clip.frames, image_size=bundle.clip.image_size,
             sample_rate=bundle.clip.sample_rate, queries=list(self._queries),
+            watch_threshold=bundle.thresholds.watch,
         )  # fmt: skip
 
     def _write(self, topic: str, log_ns: int, **fields: Any) -> None:
