@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -209,7 +210,7 @@ def test_a_page_is_told_all_that_happens(stream: Stream, web: str) -> None:
         hello = page.wait_for("hello")
         assert hello["limits"]["burst"] == BURST
         info = page.wait_for("info")
-        assert info["embedding_dim"] == 32 and info["queries"]
+        assert info["embedding_dim"] == 32 and info["queries"] and info["watch_threshold"] == 0.5
         begin = len(stream.probe.embeddings)
         seen(stream, 2, 3, 4)
         last = to_ns(stream.probe.embeddings[-1].header.stamp) / 1e9
@@ -371,6 +372,47 @@ def test_without_a_memory_recall_is_a_sentence(stream: Stream, web: str) -> None
     with Visitor(web) as page:
         answer = page.ask("recall", text="a hand")
         assert not answer["ok"] and "memory node" in answer["error"]
+
+
+def test_what_was_seen_is_recalled_with_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("qdrant_edge", reason="qdrant-edge-py is missing: pip install it")
+    domain_id = domain()
+    probe = Probe(domain_id)
+    bundle = make_bundle(
+        tmp_path / "tiny", thresholds={"gate": 3.0, "change": 0.05, "watch": 0.5}
+    )
+    web, url = start_web(domain_id)
+    nodes = [
+        NodeProcess("perception_node", domain_id, bundle=bundle, max_gap=PATIENCE),
+        NodeProcess("decoder_node", domain_id, bundle=bundle),
+        NodeProcess(
+            "memory_node", domain_id, bundle=bundle, store=tmp_path / "store", robot="spot"
+        ),
+    ]
+    for node in nodes:
+        node.wait_for_log("Active.")
+    stream = Stream(probe, "camera", noise(1))
+    with Visitor(url) as page:
+        answer: dict[str, Any] = {}
+
+        def recalled() -> bool:  # a moment is there once its segment has closed
+            nonlocal answer
+            seen(stream, len(page.events))
+            answer = page.ask("recall", text="a red cube", camera="camera", limit=2)
+            return len(answer.get("moments", [])) == 2
+
+        wait(recalled, "two moments")
+        first, second = answer["moments"]
+        assert first["score"] >= second["score"]
+        for moment in (first, second):
+            assert moment["camera"] == "camera" and moment["robot"] == "spot"
+            assert moment["start"] <= moment["end"]
+            jpeg = np.frombuffer(base64.b64decode(moment["thumbnail"]), np.uint8)
+            assert cv2.imdecode(jpeg, cv2.IMREAD_COLOR).shape == (48, 64, 3)
+        answer = page.ask("recall", text="a red cube", camera="nowhere")
+        assert answer["moments"] == [] if answer["ok"] else "nowhere" in answer["error"]
+    assert [node.end() for node in (web, *nodes)] == [0, 0, 0, 0]
+    probe.close()
 
 
 def test_without_a_decoder_an_open_question_is_a_sentence(tmp_path: Path) -> None:

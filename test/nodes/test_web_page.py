@@ -195,6 +195,10 @@ def test_a_watch_shows_its_score_and_its_end(graph: Graph, page: Browser) -> Non
     page.wait_for_text("#watches li.ended .about", "cancelled")
     page.click("#watches button")
     page.wait(f"{WATCHES} === 0")
+    page.fill(condition="a hand", threshold="")
+    page.click("#watch button")
+    graph.show(page, "document.querySelector('#watches .value')?.textContent.includes('.')")
+    assert "true from 0.50" in page.text("#watches .about")  # the bundle's
     for text in ("the red cube falls", "a hand", "nothing moves", "two green balls"):
         page.fill(condition=text, threshold="0.01")
         page.click("#watch button")
