@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import socket
+import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ pytest.importorskip("qdrant_edge", reason="not installed: pip install qdrant-edg
 import rclpy
 from bundles import make_bundle
 from graph import SECOND, NodeProcess, Probe, Stream, domain, noise, wait
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 
@@ -33,7 +39,7 @@ from vljepa_ros.nodes.memory import MemoryNode
 from vljepa_ros.nodes.messages import floats, to_ns, to_time
 from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.srv import Pin, Recall
+from vljepa_ros.srv import EmbedText, Pin, Recall
 
 DIM = 32
 THRESHOLDS = {"gate": 3.0, "change": 0.05, "watch": 0.5}
@@ -223,6 +229,20 @@ def test_recall_within_bounds_of_time_and_camera(graph: Graph) -> None:
     assert late.success and not late.moments and "Nothing that fits" in late.message
 
 
+def test_recall_from_a_shell(graph: Graph, tmp_path: Path) -> None:
+    graph.heard()
+    done = subprocess.run(
+        [sys.executable, "-c", "from vljepa_ros.cli import main; main()", "recall",
+         "a red cube falls", "--limit", "3", "--sheet", str(tmp_path / "sheet.png"), "--json"],
+        capture_output=True, text=True, timeout=60,
+        env={**os.environ, "ROS_DOMAIN_ID": str(graph.domain_id)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = [moment["id"] for moment in json.loads(done.stdout)]
+    assert len(found) == 3 and set(found) <= {m.id for m in moments(graph.store)}
+    assert cv2.imread(str(tmp_path / "sheet.png")) is not None
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -327,10 +347,12 @@ def test_without_perception_and_with_another_models_store(bundle: Path, tmp_path
 class Alone:
     """A memory node in this process, whose callbacks are called as by its executor."""
 
-    def __init__(self, context: rclpy.Context, bundle: Path, store: Path, **parameters: Any):
+    def __init__(
+        self, context: rclpy.Context, domain_id: int, bundle: Path, store: Path, **parameters: Any
+    ) -> None:
         given = {"bundle": str(bundle), "store": str(store), "autostart": False, **parameters}
         self.model_id = load_bundle(bundle).model_id
-        self.store = store
+        self.store, self.domain_id, self.context = store, domain_id, context
         self.node = MemoryNode(
             context=context, parameter_overrides=[Parameter(k, value=v) for k, v in given.items()]
         )
@@ -372,6 +394,27 @@ class Alone:
             for at in range(start, start + length):
                 self.step(at, segment_id)
 
+    @contextmanager
+    def spinning(self) -> Iterator[Probe]:
+        """While the node spins in a thread, somebody to call its services."""
+        executor, ended = SingleThreadedExecutor(context=self.context), threading.Event()
+        executor.add_node(self.node)
+
+        def spin() -> None:
+            while not ended.is_set():
+                executor.spin_once(timeout_sec=0.05)
+
+        thread = threading.Thread(target=spin)
+        thread.start()
+        probe = Probe(self.domain_id)
+        try:
+            yield probe
+        finally:
+            probe.close()
+            ended.set()
+            thread.join()
+            executor.remove_node(self.node)
+
     def status(self) -> Any:
         return self.node.statuses()[0]
 
@@ -381,12 +424,12 @@ class Alone:
 
 @pytest.fixture
 def alone(bundle: Path, tmp_path: Path) -> Iterator[Any]:
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain(), args=[])
+    context, domain_id = rclpy.Context(), domain()
+    rclpy.init(context=context, domain_id=domain_id, args=[])
     made: list[Alone] = []
 
     def make(**parameters: Any) -> Alone:
-        made.append(Alone(context, bundle, tmp_path / "store", **parameters))
+        made.append(Alone(context, domain_id, bundle, tmp_path / "store", **parameters))
         return made[-1]
 
     yield make
@@ -487,6 +530,37 @@ def test_the_pose_is_that_of_tf(alone: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert pose is not None and (pose.frame, pose.stamp_ns) == ("odom", 7 * SECOND)
     assert (pose.position, pose.orientation) == ((1.0, 2.0, 3.0), (0.0, 0.0, 0.6, 0.8))
     assert asked == [("odom", "base_link", 104 * SECOND), ("odom", "base_link", 0)]
+
+
+def test_a_fleet_is_asked(alone: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against qdrant-client's own local mode."""
+    qdrant = pytest.importorskip("qdrant_client", reason="not installed: pip install qdrant-client")
+    from vljepa_ros.memory import fleet
+
+    server = qdrant.QdrantClient(":memory:")
+    monkeypatch.setattr(fleet, "connect", lambda url, key: server)
+    memory = alone(server="http://fleet", collection="garage")
+    memory.segments(1, 2, 3)
+    memory.node.trigger_deactivate()
+    with MomentStore(memory.store, read_only=True) as opened:
+        assert fleet.push(opened, "http://fleet", "garage") == 3
+    shutil.rmtree(memory.store / "index")  # its own store is not asked
+
+    def embed(request: EmbedText.Request, response: EmbedText.Response) -> EmbedText.Response:
+        vector = np.zeros(DIM, np.float32)
+        vector[2] = 1
+        response.success, response.model_id = True, memory.model_id
+        response.embedding_dim, response.embeddings = DIM, floats(vector)
+        return response
+
+    memory.node.create_service(EmbedText, "embed_text", embed)
+    with memory.spinning() as probe:
+        answer = probe.call(Recall, "recall", Recall.Request(text="a cube", fleet=True, limit=2))
+        assert answer.success, answer.message
+        assert (answer.moments[0].segment_id, len(answer.moments)) == (2, 2)
+        memory.node.trigger_cleanup()
+        answer = probe.call(Recall, "recall", Recall.Request(text="a cube", fleet=True))
+        assert "is unconfigured; configure it" in answer.message
 
 
 def test_a_store_that_is_gone_is_made_again(alone: Any) -> None:
