@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vljepa_ros.perception.images import ENCODINGS, compressed_to_rgb, thumbnail, to_rgb
+from vljepa_ros.perception.images import ENCODINGS, compressed_to_rgb, to_rgb
+from vljepa_ros.perception.thumbnails import thumbnail
 
 SIZES = [(6, 4), (7, 5), (1, 1), (64, 48)]
 EVEN = [(2, 2), (6, 4), (64, 48)]

@@ -1,4 +1,4 @@
-"""Image messages into RGB arrays, ROS-free: functions of a message's fields; and thumbnails.
+"""Image messages into RGB arrays, ROS-free: functions of a message's fields.
 
 Invariant: a picture that cannot be decoded whole and as declared is a ValueError of one sentence,
 never a picture that is partly wrong.
@@ -29,8 +29,6 @@ _PACKED: dict[str, tuple[int, int | None]] = {
     "bayer_gbrg8": (1, cv2.COLOR_BayerGR2RGB),
     "bayer_grbg8": (1, cv2.COLOR_BayerGB2RGB),
 }
-THUMBNAIL_SIDE = 320  # pixels of a thumbnail's longest side
-THUMBNAIL_QUALITY = 80  # of its JPEG
 _YUV422 = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv")
 ENCODINGS = (*_PACKED, "mono16", "nv12")
 
@@ -121,17 +119,6 @@ def compressed_to_rgb(format: str, data: Any) -> np.ndarray:
     if picture is None:
         raise ValueError(f"The {kind} image of {buffer.size} bytes is damaged.")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
-def thumbnail(picture: np.ndarray) -> bytes:
-    """RGB uint8 `[H, W, 3]` as a JPEG of at most THUMBNAIL_SIDE pixels a side, never enlarged."""
-    height, width = picture.shape[:2]
-    scale = THUMBNAIL_SIDE / max(height, width)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY])[1].tobytes()
 
 
 def _kind_of(format: str, buffer: np.ndarray) -> tuple[str, Callable[[bytes], bool]]:
