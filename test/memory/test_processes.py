@@ -86,7 +86,6 @@ def test_a_reader_sees_what_a_living_writer_has_acknowledged(
     with MomentStore(tmp_path / "s", read_only=True) as reader:
         for _ in range(30):
             number = int(line(writer))
-            reader.refresh()
             assert reader.search(unit(number + 2), limit=1)[0].moment.segment_id == number + 2
             assert len(reader) >= number + 3
             words = reader.get(moment(number).id)

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("ask", "watch"),
     "index": ("index", "index"),
     "recall": ("recall", "recall"),
+    "memory": ("memory", "app"),
     "doctor": ("doctor", "doctor"),
     "bundle": ("bundle", "app"),
     "bench": ("bench", "app"),

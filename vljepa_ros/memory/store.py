@@ -426,9 +426,6 @@ class MomentStore:
         """Bytes on the disk."""
         return disk_bytes(self.folder)
 
-    def refresh(self) -> None:
-        """See what a writer in another process has added since: every read does already."""
-
     # --- closing ---
 
     def close(self) -> None:
