@@ -7,11 +7,11 @@ nothing to find. Each side searches in a process of its own, which then says wha
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rich.table import Table
 
 from ..memory.moment import Moment
 from ..memory.store import Limits, MomentStore
+from ..runtime.errors import VLJepaError
 from .output import console, notice
 
 SECOND, EPOCH = 10**9, 1_700_000_000 * 10**9
@@ -93,9 +94,9 @@ def memory(
             **_fill(store, plan, THUMBNAIL if thumbnails else 0),
         }  # fmt: skip
         notice("Searching ...")
-        report["store"], found = _alone(_search_store, store, plan)
+        report["store"], found = _alone(plan, store)
         notice("Searching by brute force ...")
-        report["numpy"], exact = _alone(_search_numpy, plan)
+        report["numpy"], exact = _alone(plan)
     for name, expected in exact.items():
         hits = sum(len(set(a) & set(b)) for a, b in zip(found[name], expected))
         report["store"][name][f"recall@{BEST}"] = hits / sum(len(b) for b in expected)
@@ -142,11 +143,19 @@ def _fill(folder: Path, plan: Plan, thumbnail: int) -> dict[str, Any]:
     }
 
 
-def _alone(function: Any, *arguments: Any) -> Any:
-    """Call it in a process that does nothing else."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(function, *arguments).result()
+def _alone(plan: Plan, *folder: Path) -> Any:
+    """(report, found) of the store in `folder`, or of NumPy, in a process that does only that."""
+    words = (plan.moments, plan.dim, plan.queries, *folder)
+    command = [sys.executable, "-m", "vljepa_ros.cli.bench_memory", *map(str, words)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise VLJepaError("The search ended early; what it said is above.")
+    return json.loads(done.stdout)
+
+
+def _main(moments: str, dim: str, queries: str, *folder: str) -> None:
+    plan = Plan(int(moments), int(dim), int(queries))
+    print(json.dumps(_search_store(Path(*folder), plan) if folder else _search_numpy(plan)))
 
 
 def _search_store(folder: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, list[list[int]]]]:
@@ -237,3 +246,7 @@ def _print(report: dict[str, Any]) -> None:
             f"Resident, {who}: {used['resident']:.0f} MB, of which {used['own']:.0f} MB its own "
             f"and {used['of_files']:.0f} MB pages of files."
         )
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -124,10 +124,11 @@ def push(
 
     with ExitStack() as stack:
         opened = stack.enter_context(MomentStore(store or default_store(), read_only=True))
+        errors = Console(stderr=True)
         bar = stack.enter_context(
             Progress(
                 BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True,
+                console=errors, transient=True, disable=not errors.is_terminal,
             )
         )  # fmt: skip
         task = bar.add_task("", total=None)
