@@ -183,7 +183,8 @@ def test_times() -> None:
     assert to_ns("--after", "") == 0
     assert to_ns("--after", "1.5") == 1_500_000_000
     assert to_ns("--after", "1700000000.123456789") == 1_700_000_000_123_456_789
-    assert to_ns("--after", "2026-05-01T14:30:00+00:00") == 1_777_645_800 * SECOND
+    for zone in ("+00:00", "Z"):
+        assert to_ns("--after", f"2026-05-01T14:30:00{zone}") == 1_777_645_800 * SECOND
     for stamp in (1_700_000_000_250_000_000, 12_500_000_000):
         assert to_ns("--after", clock(stamp)) == stamp
     for bad in ("noon", "-5", "1e9", "1960-01-01", "nan", "1.2.3"):

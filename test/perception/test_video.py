@@ -42,6 +42,7 @@ def write_images(folder: Path, names: list[str]) -> Path:
 def test_a_file_s_stamps_are_its_frames_over_its_rate(tmp_path: Path) -> None:
     source = VideoSource(write_video(tmp_path / "v.avi"))
     assert (source.fps, source.size, source.live) == (15.0, (64, 48), False)
+    assert source.seconds == 3.0
     frames = list(source.frames())
     assert [offset for offset, _ in frames] == [round(i * 1e9 / 15) for i in range(45)]
     first, last = frames[0][1], frames[-1][1]
@@ -56,7 +57,7 @@ def test_a_folder_is_played_in_natural_order(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "f", ["a1.png", "a2.png", "a10.png", "b.jpg"])
     (folder / "notes.txt").write_text("not an image")
     source = VideoSource(str(folder))
-    assert (source.fps, source.size) == (10.0, (30, 20))
+    assert (source.fps, source.size, source.seconds) == (10.0, (30, 20), 0.4)
     frames = list(source.frames())
     assert [offset for offset, _ in frames] == [0, SECOND // 10, SECOND // 5, 3 * SECOND // 10]
     assert [picture.shape[0] for _, picture in frames] == [20, 21, 22, 23]  # sizes may differ

@@ -29,14 +29,14 @@ def index(
     recordings: list[Path] = RECORDINGS,
     topic: list[str] = TOPIC,
     camera: list[str] = CAMERA,
-    store: Path = STORE,
+    store: Path | None = STORE,
     bundle: str = typer.Option("tabletop", help="Model bundle: a folder, a name, or a Hub id."),
     backend: str = typer.Option("auto", help="What runs the engines: auto, onnxruntime-cpu, ..."),
     query: list[str] = QUERY,
     robot: str = typer.Option("", help="The robot that recorded them. Default: this host."),
     start: str = typer.Option("", help="When a video begins: seconds or ISO 8601. Default: 1 s."),
     words: bool = typer.Option(True, "--words/--no-words", help="Say each moment in words."),
-    export: Path = EXPORT,
+    export: Path | None = EXPORT,
 ) -> None:
     """Remember what recordings show: bags and videos into a store, for vljepa recall --store."""
     from ..memory.store import Limits, MomentStore, default_store

@@ -31,14 +31,14 @@ API_KEY = "QDRANT_API_KEY"  # environment variable
 
 def recall(
     text: str = typer.Argument(..., help='What to look for, e.g. "the red cube falls".'),
-    store: Path = STORE,
+    store: Path | None = STORE,
     bundle: str = typer.Option("tabletop", help="The bundle that the moments were made with."),
     backend: str = typer.Option("auto", help="What runs its Y-encoder."),
     camera: list[str] = CAMERA,
     after: str = typer.Option("", help="Not over before: seconds since 1970, or ISO 8601."),
     before: str = typer.Option("", help="Begun by: seconds since 1970, or ISO 8601."),
     limit: int = typer.Option(5, min=1, max=100, help="At most so many moments."),
-    sheet: Path = SHEET,
+    sheet: Path | None = SHEET,
     url: str = typer.Option("", help="URL of the fleet's Qdrant server, to ask it instead."),
     collection: str = typer.Option(COLLECTION, help="The collection on that server."),
     fleet: bool = typer.Option(False, "--fleet", help="Have the memory node ask its server."),

@@ -20,7 +20,8 @@ def to_ns(option: str, text: str) -> int:
         whole, _, fraction = text.strip().removesuffix(" s").partition(".")
         if whole.isdecimal() and (not fraction or fraction.isdecimal()):
             return int(whole) * 10**9 + int(f"{fraction:0<9.9}")
-        seconds = datetime.fromisoformat(text.strip()).timestamp()
+        iso = text.strip().replace("Z", "+00:00")  # which Python 3.10 does not read
+        seconds = datetime.fromisoformat(iso).timestamp()
     except (ValueError, OverflowError, OSError):
         raise VLJepaError(
             f"{option} '{text}' is no time; give seconds since 1970, or e.g. 2026-05-01T14:30:00."
@@ -34,4 +35,4 @@ def clock(stamp_ns: int) -> str:
     """A stamp as local date and time, or in seconds where it comes from no calendar."""
     if stamp_ns < WALL * 10**9:
         return f"{stamp_ns / 1e9:.2f} s"
-    return datetime.fromtimestamp(stamp_ns / 1e9).isoformat(" ", "milliseconds")[:-1]
+    return datetime.fromtimestamp(stamp_ns / 1e9).isoformat(" ", "milliseconds")
