@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 import os
 import re
 import signal
@@ -24,8 +25,10 @@ import aiohttp
 import cv2
 import numpy as np
 from bundles import make_bundle
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from graph import DEADLINE, NodeProcess, Probe, Stream, domain, noise, wait
 
+from vljepa_ros.msg import SemanticEmbedding
 from vljepa_ros.nodes.messages import to_ns
 from vljepa_ros.nodes.web_requests import BURST, IN_FLIGHT, WATCHES
 from vljepa_ros.nodes.web_server import PAGES
@@ -291,6 +294,38 @@ def test_pictures_come_only_while_a_page_shows_the_camera(stream: Stream, web: s
     watched(0)  # it was closed
 
 
+def test_only_the_own_namespace_is_told_of() -> None:
+    domain_id = domain()
+    probe = Probe(domain_id, "robot1")
+    web, url = start_web(domain_id, namespace="/robot1")
+
+    def status(name: str) -> DiagnosticStatus:
+        return DiagnosticStatus(name=name, message="active", level=DiagnosticStatus.OK)
+
+    embeddings = probe.node.create_publisher(SemanticEmbedding, "embeddings", 10)
+    others = probe.node.create_publisher(SemanticEmbedding, "/embeddings", 10)
+    health = probe.node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+    names = ["robot1/perception: state", "robot12/decoder: state", "decoder: state",
+             "robot1/a/memory: state"]  # fmt: skip
+    step = SemanticEmbedding(camera="own", query="q", change_score=math.nan)
+    with Visitor(url) as page:
+
+        def told() -> bool:
+            health.publish(DiagnosticArray(status=[status(name) for name in names]))
+            others.publish(SemanticEmbedding(camera="foreign", query="q"))
+            embeddings.publish(step)
+            count = len(page.of("health"))
+            page.wait(lambda: len(page.of("health")) > count)
+            return bool(page.of("step") and page.of("health")[-1]["nodes"])
+
+        wait(told, "a step and a node")
+        assert page.of("health")[-1]["nodes"] == {"perception": {"level": 0, "message": "active"}}
+        assert {told["camera"] for told in page.of("step")} == {"own"}
+        assert page.of("step")[0]["score"] is None  # JSON has no NaN
+    assert web.end() == 0
+    probe.close()
+
+
 # ------------------------------------------------------------------ what a page may ask for
 
 
@@ -410,7 +445,7 @@ def test_what_was_seen_is_recalled_with_a_picture(tmp_path: Path) -> None:
             jpeg = np.frombuffer(base64.b64decode(moment["thumbnail"]), np.uint8)
             assert cv2.imdecode(jpeg, cv2.IMREAD_COLOR).shape == (48, 64, 3)
         answer = page.ask("recall", text="a red cube", camera="nowhere")
-        assert answer["moments"] == [] if answer["ok"] else "nowhere" in answer["error"]
+        assert not answer["ok"] and "no camera 'nowhere'" in answer["error"]
     assert [node.end() for node in (web, *nodes)] == [0, 0, 0, 0]
     probe.close()
 

@@ -214,6 +214,21 @@ def test_recall_says_that_there_is_no_memory(graph: Graph, page: Browser) -> Non
     page.wait_for_text("#recall-note.bad", "memory node")
 
 
+def test_a_token_is_needed_once_and_leaves_the_address(graph: Graph, page: Browser) -> None:
+    token = "a-secret-of-the-robot"
+    web = NodeProcess("web_node", graph.domain_id, port=0, token=token)
+    web.wait_for_log("The page is at ")
+    url = re.findall(r"The page is at (\S+/)", web.log)[0]
+    page.open(f"{url}?token={token}")
+    page.wait_for_text("#model", "tiny-1.0.0")
+    assert page.js("location.href") == url
+    assert page.js("document.cookie") == ""  # no script can read it
+    page.open(url)
+    page.wait_for_text("#model", "tiny-1.0.0")
+    page.open(graph.url)
+    assert web.end() == 0
+
+
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_it_fits_the_screen(width: int, graph: Graph, page: Browser) -> None:
     page.look(width, 740, "light")

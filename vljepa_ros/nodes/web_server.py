@@ -185,7 +185,7 @@ class WebServer:
             self._history.add(event)
         elif event["type"] in ("info", "health", "labels"):
             self._latest[event["type"]] = event
-        text = encode(event)
+        text = encode(event) if self._pages else ""
         for page in self._pages:
             page.push(text)
 

@@ -6,7 +6,8 @@ const SAID = 40; // lines
 
 export class Live {
   constructor() {
-    this.address = "";
+    this.address = ""; // of the picture that is shown
+    this.old = []; // of those before it
     this.labels = { version: 0, labels: [] };
     this.scores = new Map(); // by camera
     find("picture").addEventListener("load", () => this.free());
@@ -25,9 +26,8 @@ export class Live {
 
   picture(blob) {
     const image = find("picture");
-    const old = this.address;
+    this.old.push(this.address);
     this.address = URL.createObjectURL(blob);
-    this.old = [...(this.old ?? []), old].filter(Boolean);
     image.src = this.address;
     image.hidden = false;
     find("no-picture").hidden = true;
@@ -35,7 +35,7 @@ export class Live {
 
   // The new picture is there: those before it are not needed any more.
   free() {
-    for (const address of this.old ?? []) URL.revokeObjectURL(address);
+    for (const address of this.old) URL.revokeObjectURL(address);
     this.old = [];
   }
 

@@ -45,10 +45,8 @@ function card(moment) {
   const picture = make("img", "thumbnail");
   if (moment.thumbnail) picture.src = `data:image/jpeg;base64,${moment.thumbnail}`;
   picture.alt = moment.text || "a moment without words";
-  const seconds = moment.end - moment.start;
-  const from = make("span", "", `${clock(moment.start)} · ${fixed(seconds, 1)} s`);
-  const where = make("p", "about", from, make("span", "score", fixed(moment.score)));
-  const who = [moment.robot, moment.camera].filter(Boolean).join(" · ");
-  return make("li", "", moment.thumbnail ? picture : make("div", "thumbnail"), where, make("p", "text", moment.text || "–"),
-    make("p", "about", who + (moment.pinned ? " · pinned" : "")));
+  const when = make("p", "about", make("span", "", clock(moment.start)), make("span", "score", fixed(moment.score)));
+  const about = [moment.robot, moment.camera, `${fixed(moment.end - moment.start, 1)} s`, moment.pinned ? "pinned" : ""];
+  return make("li", "", moment.thumbnail ? picture : make("div", "thumbnail"), when, make("p", "text", moment.text || "–"),
+    make("p", "about", about.filter(Boolean).join(" · ")));
 }
