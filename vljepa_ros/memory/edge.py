@@ -33,9 +33,10 @@ from typing import Any
 
 import numpy as np
 
+from .bounds import Bounds
 from .errors import StoreError
 from .files import disk_bytes, write_json
-from .table import Bounds, Keyed
+from .table import Keyed
 
 TOME = 16384  # places in a shard
 SPARSE = 0.25  # a full tome of which less is in use is better written again

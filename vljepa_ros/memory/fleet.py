@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from .bounds import Bounds
 from .errors import StoreError
 from .files import write_json
 from .moment import Moment, Pose
 from .store import Found, MomentStore
-from .table import Bounds
 
 BATCH = 64  # moments in a request
 COLLECTION = "vljepa"

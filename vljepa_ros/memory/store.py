@@ -15,8 +15,6 @@ soon as it is acknowledged. A store is used by one thread at a time.
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
 import math
 import os
@@ -27,17 +25,17 @@ from pathlib import Path
 
 import numpy as np
 
+from .about import about, begin
+from .bounds import Bounds
 from .edge import EdgeIndex, qdrant_edge
 from .errors import StoreError
-from .files import disk_bytes, free_bytes, write_json
+from .files import disk_bytes, free_bytes
 from .moment import Moment
-from .table import FILE, Bounds, Table
+from .table import FILE, Table
 
 __all__ = ["Found", "Limits", "MomentStore", "StoreError", "default_store"]
 
 log = logging.getLogger(__name__)
-FORMAT = 1
-ABOUT = "store.json"
 SPARE = 32 << 20  # bytes that are left free on the disk: files that are mapped need them
 FLUSH = 4096  # moments that are put into the index again after a kill, at most
 CANDIDATES = 64  # moments that are weighed by their originals, at least
@@ -99,8 +97,10 @@ class MomentStore:
         try:
             if not read_only:
                 qdrant_edge()
-                self._begin(model_id, dim)
-            self.model_id, self.dim = self._about(model_id, dim)
+                self._lock = begin(folder, model_id, dim)
+            self.model_id, self.dim = about(folder, model_id, dim)
+            if read_only and not (folder / FILE).exists():
+                raise StoreError(f"The store {folder} has lost its {FILE}: it holds no moments.")
             self._table = Table(folder, read_only)
             if not read_only:
                 self._open_index()
@@ -113,67 +113,6 @@ class MomentStore:
             raise
 
     # --- opening ---
-
-    def _begin(self, model_id: str, dim: int) -> None:
-        """Take the lock; make the folder and say what it is, where there is nothing yet."""
-        about = self.folder / ABOUT
-        if not about.exists() and not (model_id and dim > 0):
-            raise StoreError(f"There is no moment store in {self.folder}.")
-        if not about.exists() and self.folder.is_dir():
-            others = {path.name for path in self.folder.iterdir()} - {"lock"}
-            if any(not name.startswith(ABOUT) for name in others):
-                raise StoreError(
-                    f"{self.folder} holds other files and no {ABOUT}: give an empty folder."
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(self._lock, 32).decode(errors="replace").strip()
-            raise StoreError(
-                f"The store {self.folder} is open for writing in process {holder or 'unknown'}: "
-                "stop that process, or open the store for reading only."
-            ) from error
-        os.truncate(self._lock, 0)
-        os.write(self._lock, str(os.getpid()).encode())
-        if not about.exists():
-            from .. import __version__
-
-            write_json(about, {
-                "format": FORMAT, "model_id": model_id, "dim": dim,
-                "made_by": f"vljepa_ros {__version__}",
-            })  # fmt: skip
-
-    def _about(self, model_id: str, dim: int) -> tuple[str, int]:
-        """The store's own model and dimension, if they are the wanted ones."""
-        file = self.folder / ABOUT
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            form, own_id, own_dim = found["format"], found["model_id"], found["dim"]
-            if not (type(form) is type(own_dim) is int and isinstance(own_id, str)):
-                raise ValueError("a value has another type")
-        except FileNotFoundError as error:
-            raise StoreError(f"There is no moment store in {self.folder}.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{file} is damaged ({type(error).__name__}: {error}): put it right, or move the "
-                "folder away to begin a new store."
-            ) from error
-        if form > FORMAT:
-            raise StoreError(
-                f"The store {self.folder} has format {form}, made by {found.get('made_by')}, and "
-                f"this version knows formats up to {FORMAT}: update vljepa_ros."
-            )
-        if model_id not in ("", own_id) or dim not in (0, own_dim):
-            raise StoreError(
-                f"The store {self.folder} holds moments of {own_id} ({own_dim} numbers each), not "
-                f"of {model_id or own_id} ({dim or own_dim}); embeddings of two models cannot be "
-                "compared: give this model a folder of its own."
-            )
-        if self._lock is None and not (self.folder / FILE).exists():
-            raise StoreError(f"The store {self.folder} has lost its {FILE}: it holds no moments.")
-        return own_id, own_dim
 
     def _open_index(self) -> None:
         """Open the index and bring it up to date; make it again where it is not the table's."""
@@ -378,7 +317,7 @@ class MomentStore:
         """(key, cosine) of the nearest within the bounds, best first."""
         if self._index is None or not self._current:
             return _nearest(self._table.scan(bounds), vector, limit)
-        wanted = max(4 * limit, CANDIDATES)
+        wanted = min(max(4 * limit, CANDIDATES), len(self) + 1)
         while True:
             keys = self._index.search(vector, bounds, wanted)
             best = _nearest(self._table.scan(bounds, keys), vector, limit)

@@ -10,7 +10,6 @@ every change of it, so that whoever copies moments finds what is new.
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from .bounds import Bounds, marks
 from .errors import StoreError
 from .moment import Moment, Pose
 
@@ -46,58 +46,9 @@ CONTENT = (
 )  # fmt: skip
 PINNED, END, EMBEDDING = CONTENT.index("pinned"), CONTENT.index("end_ns"), len(CONTENT) - 1
 JPEG = "(SELECT jpeg FROM thumbnails WHERE thumbnails.key = moments.key)"
-
-
-def _marks(values: Sequence[Any]) -> str:
-    return ", ".join("?" * len(values))
-
-
 COLUMNS = ("key", "id", "revision", *CONTENT)
-INSERT = f"INSERT INTO moments ({', '.join(COLUMNS)}) VALUES ({_marks(COLUMNS)})"
+INSERT = f"INSERT INTO moments ({', '.join(COLUMNS)}) VALUES ({marks(COLUMNS)})"
 BATCH = 256  # rows held in memory at once
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Which moments: of these cameras (none: all), within these times (0: no bound)."""
-
-    cameras: tuple[str, ...] = ()
-    after_ns: int = 0
-    before_ns: int = 0
-
-    @property
-    def after_float(self) -> float:
-        """`after_ns` for those who compare 64 bit floats; at most 128 ns earlier."""
-        found = float(self.after_ns)
-        return math.nextafter(found, -math.inf) if found > self.after_ns else found
-
-    @property
-    def before_float(self) -> float:
-        """`before_ns` for those who compare 64 bit floats; at most 128 ns later."""
-        found = float(self.before_ns)
-        return math.nextafter(found, math.inf) if found < self.before_ns else found
-
-    def hold(self, moment: Moment) -> bool:
-        """The moment lies within the bounds."""
-        return (
-            (not self.cameras or moment.camera in self.cameras)
-            and (not self.after_ns or moment.end_ns >= self.after_ns)
-            and (not self.before_ns or moment.start_ns <= self.before_ns)
-        )
-
-    def sql(self, plus: str = "") -> tuple[str, list[Any]]:
-        """A condition and its values. With `plus` "+", SQLite finds the rows by something else."""
-        terms, values = ["1"], list[Any]()
-        if self.cameras:
-            terms.append(f"{plus}camera IN ({_marks(self.cameras)})")
-            values += self.cameras
-        if self.after_ns:
-            terms.append(f"{plus}end_ns >= ?")
-            values.append(self.after_ns)
-        if self.before_ns:
-            terms.append(f"{plus}start_ns <= ?")
-            values.append(self.before_ns)
-        return " AND ".join(terms), values
 
 
 @dataclass(frozen=True)
@@ -166,10 +117,10 @@ class Table:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 self._counters = dict(self._all("SELECT name, value FROM counters"))
+                before = dict(self._counters)
                 yield
-                self._db.executemany(
-                    "UPDATE counters SET value = ?2 WHERE name = ?1", self._counters.items()
-                )
+                changed = self._counters.items() - before.items()  # none: nothing is written
+                self._db.executemany("UPDATE counters SET value = ?2 WHERE name = ?1", changed)
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -298,7 +249,7 @@ class Table:
         for at in range(0, len(keys), BATCH):
             some = keys[at : at + BATCH]
             rows = self._all(
-                f"SELECT key, {_columns(jpeg)} FROM moments WHERE key IN ({_marks(some)})", some
+                f"SELECT key, {_columns(jpeg)} FROM moments WHERE key IN ({marks(some)})", some
             )
             found.update((row[0], _moment(row[1:])) for row in rows)
         return found
@@ -341,7 +292,7 @@ class Table:
             parts = [keys[at : at + BATCH] for at in range(0, len(keys), BATCH)]
         with self._told("read"):
             for part in parts:
-                chosen = "" if part is None else f" AND key IN ({_marks(part)})"
+                chosen = "" if part is None else f" AND key IN ({marks(part)})"
                 cursor = self._db.execute(sql + chosen, [*values, *(part or ())])
                 while rows := cursor.fetchmany(BATCH):
                     embeddings = _vector(b"".join(row[1] for row in rows))
