@@ -290,6 +290,7 @@ def test_a_camera_may_begin_after_its_watch(
     goal = Goal(probe, client, camera="rear", threshold=NEVER)
     rear = Stream(probe, "rear", noise(1))
     goal.wait_for_feedback(rear)
+    probe.wait(lambda: to_ns(goal.feedback[-1].stamp) == rear.now, "the last feedback")
     feedback = len(goal.feedback)
     other = Goal(probe, client, threshold=NEVER)
     other.wait_for_feedback(camera)  # a step of the other camera is none of its own
@@ -356,7 +357,7 @@ def test_a_process_that_ends_still_sends_the_result(bundle: Path) -> None:
 
         probe.wait(ticks, "the timeout by simulated time")
         assert now[0] > 10_000_000_000
-        assert "did not come true within 10 s" in timed.refused()
+        assert "did not come true within 10 s" in timed.refused(ended=SUCCEEDED)
         assert not stays.ended.done()
         node.process.terminate()
         assert stays.refused() == "/perception is no longer active."

@@ -27,6 +27,7 @@ from rclpy.task import Future
 from vljepa_ros.runtime.errors import VLJepaError
 
 from . import diagnostics
+from .pace import Pace
 from .parameters import ParameterError, Spec, declare, unknown, values
 from .worker import Worker
 
@@ -177,12 +178,20 @@ class ModelNode(LifecycleNode):
         return values(self, self.specs)
 
     def serve(self, kind: type, name: str, callback: Callable[..., Any]) -> Service:
-        """A service that may wait. To be made once for the node's life.
+        """A service whose callback is a coroutine. To be made once for the node's life.
 
         Where it went with the engines, rclpy would fail on the answers that are still to be sent.
         """
+        pace = Pace(self)
+
+        async def serve(request: Any, response: Any) -> Any:
+            pace.enter()
+            answer = await callback(request, response)
+            await pace.leave()
+            return answer
+
         return self.create_service(
-            kind, name, callback, qos_profile=BURST, callback_group=self.waiting_services
+            kind, name, serve, qos_profile=BURST, callback_group=self.waiting_services
         )
 
     def promise(self) -> Future:

@@ -41,7 +41,7 @@ from .messages import (
 from .parameters import Spec, overrides
 from .perception_parameters import COMMON, camera_specs, check_names, settings
 from .questions import Questions
-from .watching import FAREWELL, Watches
+from .watching import Watches
 
 
 class StepStages(Stages):
@@ -158,7 +158,7 @@ class PerceptionNode(ModelNode):
 
     def end(self) -> None:
         """The process ends: the results of watches are still to be sent."""
-        self.farewell = FAREWELL if self.watches.standing else 0.0
+        self.farewell = self.watches.hurry()
         super().end()
 
     def destroy_node(self) -> None:

@@ -89,7 +89,7 @@ class Questions:
             promise.set_result(outcome)
 
         queue.put(Question(found, text, candidates, settle))
-        worker.submit(queue.answer, node.promise())
+        worker.post(queue.answer)
         outcome = await promise
         if isinstance(outcome, VLJepaError):
             raise outcome

@@ -34,6 +34,7 @@ from vljepa_ros.runtime.errors import VLJepaError
 from .base import BURST
 from .diagnostics import Status
 from .messages import jpeg_message, to_time
+from .pace import Pace
 
 if TYPE_CHECKING:
     from .perception import PerceptionNode
@@ -69,6 +70,7 @@ class Watches:
         self._standing: dict[bytes, _Watch] = {}
         self._conditions: dict[str, Conditions] = {}  # by camera
         self._timer: Timer | None = None
+        self._pace = Pace(node)
         self.counts: Counter[str] = Counter()
         self._server = ActionServer(
             node, Watch, "watch", lambda handle: Watch.Result(),
@@ -81,6 +83,11 @@ class Watches:
     def destroy(self) -> None:
         """Take the action server back, with the node."""
         self._server.destroy()
+
+    def hurry(self) -> float:
+        """The process ends: seconds for which it should still spin, to send the results."""
+        self._pace.hurry = True
+        return FAREWELL if self._standing else 0.0
 
     def setup(self) -> None:
         """Make room for the conditions of the model's cameras."""
@@ -95,16 +102,11 @@ class Watches:
         for watch in standing:
             self._end(watch, why)
 
-    @property
-    def standing(self) -> int:
-        """How many watches stand."""
-        return len(self._standing)
-
     def status(self) -> Status:
         """The line of /diagnostics."""
         names = ("asked", "came true", "ended", "refused")
         counts = {name: self.counts[name] for name in names}
-        return Status("watches", values={"standing": self.standing, **counts})
+        return Status("watches", values={"standing": len(self._standing), **counts})
 
     # -------------------------------------------------------------- the worker's side
 
@@ -173,7 +175,7 @@ class Watches:
             raise QuestionError(
                 f"The timeout must not be negative, as {timeout_ns / 1e9:g} s; 0 is none."
             )
-        if self.standing >= MOST:
+        if len(self._standing) >= MOST:
             raise QuestionError(f"{MOST} watches stand already; cancel one, then ask again.")
         now_ns = node.get_clock().now().nanoseconds
         return _Watch(handle, camera, text, goal.threshold, timeout_ns, now_ns)
@@ -217,8 +219,13 @@ class Watches:
         self.counts["came true" if moment is not None else "ended"] += 1
         executor = self._node.executor
         if executor is not None:
+            self._pace.enter()
             # A task, as the state that a request to cancel makes follows on its callback.
-            executor.create_task(_conclude, watch.handle, why, moment, watched)
+            executor.create_task(self._conclude_in_turn, watch.handle, why, moment, watched)
+
+    async def _conclude_in_turn(self, handle: Any, *outcome: Any) -> None:
+        await self._pace.leave()
+        _conclude(handle, *outcome)
 
 
 def _conclude(handle: Any, why: str, moment: Moment | None, watched: bool = False) -> None:

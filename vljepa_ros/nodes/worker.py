@@ -47,13 +47,20 @@ class Worker:
 
     def submit(self, job: Callable[[], Any], future: Future) -> Future:
         """Run `job` soon; `future` gets its result or its exception."""
+        self._put(_Job(job, future))
+        return future
+
+    def post(self, job: Callable[[], Any]) -> None:
+        """Run `job` soon, for whose result nobody waits. It must not raise."""
+        self._put(_Job(job, None))
+
+    def _put(self, job: _Job) -> None:
         with self._condition:
             if self._closing:
-                future.set_exception(RuntimeError("The worker has ended."))
-                return future
-            self._jobs.append(_Job(job, future))
-            self._condition.notify()
-        return future
+                job.refuse()
+            else:
+                self._jobs.append(job)
+                self._condition.notify()
 
     def call(self, job: Callable[[], Any]) -> Any:
         """Run `job` and wait for its result."""
@@ -112,9 +119,9 @@ class Worker:
 class _Job:
     """A job, the pieces that are left of it, and the future that waits for its result."""
 
-    def __init__(self, job: Callable[[], Any], future: Future) -> None:
+    def __init__(self, job: Callable[[], Any], future: Future | None) -> None:
         self._job = job
-        self._future = future
+        self._future = future or Future()
         self._pieces: Generator[None, None, Any] | None = None
 
     def advance(self) -> bool:
