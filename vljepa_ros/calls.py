@@ -58,6 +58,8 @@ class Call(Future):
         self._claimed = False
         self._given_up = False
         self._settled = threading.Event()
+        self.sent = False  # whether the request has gone out
+        self.quiet = False  # whether nobody will look at its error
 
     def settle(self, result: Any = None, error: Exception | None = None) -> bool:
         """Take the result or the error, unless there is one; whether it was taken."""
@@ -66,7 +68,6 @@ class Call(Future):
     def cancel(self) -> None:
         """Give the call up, unless it has settled: whoever waits for it gets a SemanticError."""
         if self._finish(None, SemanticError(f"{self.what} was cancelled."), True):
-            self.exception()  # nobody is bound to fetch it
             self._on_cancel()
 
     def cancelled(self) -> bool:
@@ -102,6 +103,8 @@ class Call(Future):
             self.set_result(result)
         else:
             self.set_exception(error)
+            if given_up or self.quiet:
+                self.exception()  # or rclpy complains that nobody did
         self._settled.set()
         self._caller.wake()  # for a coroutine that awaits it
         return True
@@ -173,10 +176,11 @@ class Caller:
 
         `read` raises SemanticError where the response says no. `timeout`: seconds until it is given
         up, as for a service that is not there; None: the caller's own. `lingers`: `close` lets it
-        go on.
+        go on, and nobody will look at its error.
         """
         seconds = self.timeout if timeout is None else timeout
         call = self.promise(base, lambda: self._forget(request))
+        call.quiet = lingers
         with self._lock:
             if self._closed:
                 call.settle(error=SemanticError(_DESTROYED.format(call.what)))
@@ -268,6 +272,7 @@ class Caller:
             if not request.client.service_is_ready():
                 return
             answer = request.answer = request.client.call_async(request.message)
+            request.call.sent = True
         answer.add_done_callback(lambda answer: self._answered(request, answer))
 
     def _answered(self, request: _Request, answer: Future) -> None:

@@ -91,6 +91,7 @@ class _Goal:
         self._renew_at = self._patience
         self._heard = self._alive = time.monotonic()
         self._ping: Call | None = None
+        self._sent: Call | None = None
         self._result: Call | None = None
 
     def send(self, goal: Watch.Goal) -> None:
@@ -98,7 +99,8 @@ class _Goal:
         service = Watch.Impl.SendGoalService
         request = service.Request(goal=goal)
         request.goal_id.uuid = list(self._identity)
-        self._service(service, "send_goal", request).add_done_callback(self._on_accepted)
+        self._sent = self._service(service, "send_goal", request)
+        self._sent.add_done_callback(self._on_accepted)
 
     async def take(self, feedback: Watch.Feedback) -> None:
         """A score, which also shows that the server still has the goal."""
@@ -118,7 +120,8 @@ class _Goal:
     def _on_accepted(self, sent: Call) -> None:
         error = sent.exception()
         if self.call.done() or error is not None:
-            self._cancel_at_server()  # which may have it all the same
+            if sent.sent:
+                self._cancel_at_server()  # which may have it all the same
             self._end(error=error)
         elif not sent.result().accepted:
             self._end(error=SemanticError("The perception node refused to watch; see its log."))
@@ -186,14 +189,17 @@ class _Goal:
             self._end(error=error)
 
     def _on_cancel(self) -> None:
-        self._cancel_at_server()
+        sent = self._sent
+        if sent is not None and not sent.sent:
+            sent.cancel()
+        elif sent is not None:
+            self._cancel_at_server()  # and again, if the goal is accepted after that
         self._end()
 
     def _cancel_at_server(self) -> None:
         request = CancelGoal.Request()
         request.goal_info.goal_id.uuid = list(self._identity)
-        cancelled = self._service(CancelGoal, "cancel_goal", request, lingers=True)
-        cancelled.add_done_callback(Call.exception)  # where there is no server, there is no goal
+        self._service(CancelGoal, "cancel_goal", request, lingers=True)
 
     def _end(self, result: Any = None, error: Exception | None = None) -> None:
         """Settle the call, unless it has, and take back what belongs to it."""

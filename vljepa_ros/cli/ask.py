@@ -162,4 +162,4 @@ def _print_json(**values: Any) -> None:
 
 
 def _seconds(stamp: Any) -> float:
-    return ns(stamp) / 1e9
+    return round(ns(stamp) / 1e9, 6)

@@ -9,15 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..memory.moment import Moment
-from ..memory.store import Found
 from ..nodes.process import init_ros, set_transport
 from ..runtime.errors import VLJepaError
 
 if TYPE_CHECKING:
     from ..client import Call, SemanticClient
+    from ..memory.store import Found
 
 TIMEOUT = 7.0  # seconds; longer than the nodes wait for one another, so that theirs is the sentence
 SPIN = 0.1  # seconds until a signal is seen
@@ -98,6 +95,11 @@ def ns(stamp: Any) -> int:
 
 
 def _found(message: Any) -> Found:
+    import numpy as np
+
+    from ..memory.moment import Moment
+    from ..memory.store import Found
+
     moment = Moment(
         robot=message.robot, camera=message.camera, query=message.query,
         segment_id=message.segment_id, start_ns=ns(message.start), end_ns=ns(message.end),

@@ -1,0 +1,284 @@
+"""`vljepa ask`, `classify`, `watch` and `recall` against a running graph, and without one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
+
+from bundles import make_bundle
+from graph import DEADLINE, NodeProcess, Probe, Stream, domain, noise
+
+from vljepa_ros.nodes.messages import to_ns
+from vljepa_ros.runtime.bundle import load_bundle
+from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.srv import Ask, Classify
+
+COMMAND = [sys.executable, "-c", "from vljepa_ros.cli import main; main()"]
+CANDIDATES = ["the cube", "the ball", "a hand"]
+PATIENCE = 900.0  # seconds: a busy machine must not make a stream old
+SOON = ("--timeout", str(DEADLINE))
+
+
+class Command:
+    """`vljepa ...` as a process beside the graph."""
+
+    def __init__(self, domain_id: int, *arguments: str, terminal: int | None = None) -> None:
+        self.out, self.err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments], stdout=self.out if terminal is None else terminal,
+            stderr=self.err, stdin=subprocess.DEVNULL, cwd=tempfile.gettempdir(),
+            env={**os.environ, "ROS_DOMAIN_ID": str(domain_id), "TERM": "xterm", "COLUMNS": "90"},
+        )  # fmt: skip
+
+    def result(self, stream: Stream | None = None) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr; until then, the camera moves."""
+        end = time.monotonic() + 2 * DEADLINE
+        try:
+            while self.process.poll() is None:
+                assert time.monotonic() < end, (self.stdout(), self.stderr())
+                if stream is not None:
+                    stream.step(noise(0))
+                else:
+                    time.sleep(0.05)
+            return self.process.returncode, self.stdout(), self.stderr()
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+    def stdout(self) -> str:
+        return os.pread(self.out.fileno(), 1 << 20, 0).decode()
+
+    def stderr(self) -> str:
+        return os.pread(self.err.fileno(), 1 << 20, 0).decode()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    thresholds = {"gate": 3.0, "change": 0.05, "watch": 0.5}
+    return make_bundle(tmp_path_factory.mktemp("ask") / "tiny", thresholds=thresholds)
+
+
+@pytest.fixture(scope="module")
+def domain_id() -> int:
+    return domain()
+
+
+@pytest.fixture(scope="module")
+def probe(bundle: Path, domain_id: int) -> Iterator[Probe]:
+    nodes = [
+        NodeProcess("perception_node", domain_id, bundle=bundle, max_gap=PATIENCE),
+        NodeProcess("decoder_node", domain_id, bundle=bundle),
+    ]
+    for node in nodes:
+        node.wait_for_log("Active.")
+    probe = Probe(domain_id)
+    yield probe
+    probe.close()
+    for node in nodes:
+        assert node.end() == 0
+        assert "Traceback" not in node.log
+
+
+@pytest.fixture(scope="module")
+def camera(probe: Probe) -> Stream:
+    stream = Stream(probe, "camera", noise(0))
+    for _ in range(6):
+        stream.step(noise(0))
+    return stream
+
+
+@pytest.fixture(scope="module")
+def likely(camera: Stream, bundle: Path) -> str:
+    """A condition that what the camera sees meets, somewhat."""
+    (step,) = camera.step(noise(0))
+    words = "red green cube ball falls table".split()
+    texts = [f"{a} {b}" for a in words for b in words]
+    model = VLJepa(load_bundle(bundle), "onnxruntime-cpu", parts=("y_encoder",))
+    best = int(np.argmax(model.embed_text(texts) @ np.asarray(step.embedding)))
+    model.close()
+    return texts[best]
+
+
+def test_ask_with_candidates(camera: Stream, probe: Probe, domain_id: int) -> None:
+    question = "what is red ?"
+    wanted = probe.call(Ask, "ask", Ask.Request(question=question, candidates=CANDIDATES))
+    options = [part for name in CANDIDATES for part in ("--candidate", name)]
+    code, out, err = Command(domain_id, "ask", question, *options, *SOON).result()
+    assert (code, err) == (0, "")
+    pairs = sorted(zip(wanted.scores, CANDIDATES), reverse=True)
+    assert out.splitlines() == [f"{score:.2f}  {name}" for score, name in pairs]
+    code, out, err = Command(domain_id, "ask", question, *options, "--json", *SOON).result()
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "answer": wanted.answer,
+        "scores": [{"text": n, "score": round(s, 4)} for n, s in zip(CANDIDATES, wanted.scores)],
+        "stamp": to_ns(wanted.stamp) / 1e9,
+    }
+
+
+def test_an_open_answer(camera: Stream, probe: Probe, domain_id: int) -> None:
+    wanted = probe.call(Ask, "ask", Ask.Request(question="what is happening ?"))
+    assert wanted.success
+    code, out, _ = Command(domain_id, "ask", "what is happening ?", *SOON).result()
+    assert (code, out) == (0, wanted.answer + "\n")
+
+
+def test_classify(camera: Stream, probe: Probe, domain_id: int) -> None:
+    wanted = probe.call(
+        Classify, "classify", Classify.Request(labels=CANDIDATES, label_template="one {}")
+    )
+    options = (*CANDIDATES, "--template", "one {}", *SOON)
+    code, out, err = Command(domain_id, "classify", *options).result()
+    assert (code, err) == (0, "")
+    pairs = list(zip(wanted.labels, wanted.scores))
+    assert out.splitlines() == [f"{score:.2f}  {name}" for name, score in pairs]
+    code, out, _ = Command(domain_id, "classify", *options, "--json").result()
+    assert code == 0
+    scores = [{"text": name, "score": round(score, 4)} for name, score in pairs]
+    assert json.loads(out)["scores"] == scores
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["ask", " "], "The question is empty"),
+     (["ask", "what ?", "--camera", "rear"], "There is no camera 'rear'"),
+     (["classify", "cube", "--template", "a cube"], "{}"),
+     (["watch", "a cube", "--camera", "rear"], "There is no camera 'rear'"),
+     (["ask", "what ?", "--namespace", "robot 1"], "'robot 1' is no namespace")],
+)  # fmt: skip
+def test_a_refusal_is_one_sentence(
+    camera: Stream, domain_id: int, arguments: list[str], sentence: str
+) -> None:
+    code, out, err = Command(domain_id, *arguments).result()
+    assert (code, out) == (1, "")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_watch_until_it_is_true(camera: Stream, domain_id: int, likely: str) -> None:
+    code, out, err = Command(domain_id, "watch", likely, "--threshold", "0.01").result(camera)
+    assert (code, err) == (0, "")
+    assert "  camera  true  (" in out.splitlines()[-1]
+    command = Command(domain_id, "watch", likely, "--threshold", "0.01", "--json")
+    code, out, err = command.result(camera)
+    assert (code, err) == (0, "")
+    moment = json.loads(out)
+    assert (moment["text"], moment["camera"]) == (likely, "camera")
+    assert moment["score"] >= 0.01
+    assert moment["start"] <= moment["end"] <= camera.now / 1e9
+
+
+def test_watch_shows_scores_until_its_time_is_over(
+    camera: Stream, domain_id: int, likely: str
+) -> None:
+    command = Command(domain_id, "watch", likely, "--threshold", "1", "--timeout", "2")
+    code, out, err = command.result(camera)
+    assert code == 1
+    assert f"'{likely}' did not come true within 2 s" in err
+    assert err.count("\n") == 1
+    scores = [float(line.split()[-1]) for line in out.splitlines()]
+    assert scores and all(0 < score < 1 for score in scores)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_the_watch(
+    camera: Stream, probe: Probe, domain_id: int, likely: str, number: int
+) -> None:
+    command = Command(domain_id, "watch", likely, "--threshold", "1")
+    probe.wait_for_health("perception: watches", lambda values: values["standing"] == "1")
+    command.process.send_signal(number)
+    code, _, err = command.result()
+    assert (code, err) == (1, f"Stopped before '{likely}' was true.\n")
+    probe.wait_for_health("perception: watches", lambda values: values["standing"] == "0")
+
+
+def test_a_terminal_gets_a_bar(camera: Stream, domain_id: int, likely: str) -> None:
+    try:
+        master, slave = pty.openpty()
+    except OSError as error:  # a container without /dev/pts
+        pytest.skip(f"this machine gives no terminal: {error}")
+    command = Command(
+        domain_id, "watch", likely, "--threshold", "1", "--timeout", "2", terminal=slave
+    )
+    os.close(slave)
+    os.set_blocking(master, False)
+    shown = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # nothing there, or closed
+            shown.extend(os.read(master, 1 << 16))
+
+    while command.process.poll() is None:
+        camera.step(noise(0))
+        read()
+    read()
+    code, _, err = command.result()
+    assert code == 1, err
+    assert "█" in shown.decode(errors="replace")
+
+
+def test_recall_asks_the_memory_node(
+    camera: Stream, probe: Probe, bundle: Path, domain_id: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("qdrant_edge", reason="not installed: pip install qdrant-edge-py")
+    memory = NodeProcess("memory_node", domain_id, bundle=bundle, store=tmp_path / "store")
+    try:
+        memory.wait_for_log("Active.")
+        seeds = iter(range(100, 1000))
+
+        def recalled() -> bool:
+            for seed in (next(seeds), next(seeds)):
+                for _ in range(6):
+                    camera.step(noise(seed))
+            found = Command(domain_id, "recall", "the cube falls", "--json").result(camera)
+            assert found[0] == 0, found[2]
+            moments.extend(json.loads(found[1] or "[]"))
+            return bool(moments)
+
+        moments: list[dict[str, object]] = []
+        probe.wait(recalled, "a moment", deadline=60.0)
+        assert {moment["camera"] for moment in moments} == {"camera"}
+        command = Command(domain_id, "recall", "the cube falls", "--camera", "rear")
+        code, _, err = command.result(camera)
+        assert code == 1
+        assert "There is no camera 'rear' in the memory" in err
+    finally:
+        assert memory.end() == 0
+
+
+@pytest.mark.parametrize("command", ["ask", "classify", "watch", "recall"])
+def test_without_a_graph(command: str) -> None:
+    options = ["--timeout", "0.5"] if command in ("ask", "classify") else []
+    code, out, err = Command(domain(), command, "anything", *options).result()
+    assert (code, out) == (1, "")
+    owner = "memory" if command == "recall" else "perception"
+    assert f"Nobody offered /{command} within " in err
+    assert f"start the {owner} node" in err
+    assert err.count("\n") == 1
+    assert "never retrieved" not in err
+
+
+@pytest.mark.parametrize("command", ["ask", "classify", "watch"])
+def test_without_ros(command: str) -> None:
+    code = "import sys; sys.modules['rclpy'] = None\nfrom vljepa_ros.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, "anything"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"vljepa {command} needs ROS 2" in done.stderr
+    assert "Traceback" not in done.stderr
