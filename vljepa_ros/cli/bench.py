@@ -1,6 +1,8 @@
 """`vljepa bench`: how fast the parts are on this machine. Speed is measured here, never in a test.
 
-`vljepa bench node` runs the perception node as it is and feeds it from another process.
+`vljepa bench node` runs the perception node as it is and feeds it from another process;
+`vljepa bench services` asks it, too (cli/bench_services.py); `vljepa bench memory` fills the moment
+store (cli/bench_memory.py).
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from rich.table import Table
 
 from ..nodes.process import Signals, Spinner, set_transport
 from ..runtime.errors import VLJepaError
+from .bench_memory import memory
+from .bench_services import services
 from .output import console
 
 app = typer.Typer(
@@ -45,6 +49,10 @@ class Load:
     fps: float
     rate: float
     cameras: tuple[str, ...]
+
+
+app.command()(services)
+app.command()(memory)
 
 
 @app.callback()
