@@ -394,6 +394,18 @@ class Alone:
             for at in range(start, start + length):
                 self.step(at, segment_id)
 
+    def serve_embeddings(self, segment_id: int) -> None:
+        """Stand in for perception: every text means what that segment shows."""
+
+        def embed(request: EmbedText.Request, response: EmbedText.Response) -> EmbedText.Response:
+            vector = np.zeros(DIM, np.float32)
+            vector[segment_id % DIM] = 1
+            response.success, response.model_id = True, self.model_id
+            response.embedding_dim, response.embeddings = DIM, floats(vector)
+            return response
+
+        self.node.create_service(EmbedText, "embed_text", embed)
+
     @contextmanager
     def spinning(self) -> Iterator[Probe]:
         """While the node spins in a thread, somebody to call its services."""
@@ -546,14 +558,7 @@ def test_a_fleet_is_asked(alone: Any, bundle: Path, monkeypatch: pytest.MonkeyPa
         assert fleet.push(opened, "http://fleet", "garage") == 3
     shutil.rmtree(memory.store / "index")  # its own store is not asked
 
-    def embed(request: EmbedText.Request, response: EmbedText.Response) -> EmbedText.Response:
-        vector = np.zeros(DIM, np.float32)
-        vector[2] = 1
-        response.success, response.model_id = True, memory.model_id
-        response.embedding_dim, response.embeddings = DIM, floats(vector)
-        return response
-
-    memory.node.create_service(EmbedText, "embed_text", embed)
+    memory.serve_embeddings(2)
     with memory.spinning() as probe:
         answer = probe.call(Recall, "recall", Recall.Request(text="a cube", fleet=True, limit=2))
         assert answer.success, answer.message
@@ -561,6 +566,23 @@ def test_a_fleet_is_asked(alone: Any, bundle: Path, monkeypatch: pytest.MonkeyPa
         memory.node.trigger_cleanup()
         answer = probe.call(Recall, "recall", Recall.Request(text="a cube", fleet=True))
         assert "is unconfigured; configure it" in answer.message
+
+
+def test_an_index_that_breaks_is_a_sentence(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = alone()
+    memory.serve_embeddings(1)
+
+    def broken(*_: Any) -> None:
+        raise ValueError("a torn page")
+
+    with memory.spinning() as probe:
+        empty = probe.call(Recall, "recall", Recall.Request(text="a cube"))
+        assert empty.success and not empty.moments and "stored yet" in empty.message
+        monkeypatch.setattr(memory.node.store, "search", broken)
+        answer = probe.call(Recall, "recall", Recall.Request(text="a cube"))
+        assert not answer.success and "ValueError: a torn page" in answer.message
+        monkeypatch.undo()
+        assert probe.call(Recall, "recall", Recall.Request(text="a cube")).success
 
 
 def test_a_store_that_is_gone_is_made_again(alone: Any) -> None:

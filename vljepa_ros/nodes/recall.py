@@ -7,6 +7,7 @@ the store, and a thread of its own asks the fleet's server, which may take its t
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vljepa_ros.memory.fleet import FleetStore
-from vljepa_ros.memory.store import Found
+from vljepa_ros.memory.store import Found, MomentStore
 from vljepa_ros.perception.questions import checked_text, shown
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.srv import EmbedText, Pin
@@ -26,6 +27,7 @@ from .worker import Worker
 if TYPE_CHECKING:
     from .memory import MemoryNode
 
+log = logging.getLogger(__name__)
 EMBED_SECONDS = 5.0  # that the perception node may take to embed a text
 DEFAULT, MOST = 5, 100  # moments in an answer
 API_KEY = "QDRANT_API_KEY"  # environment variable; a parameter could be read by everybody
@@ -100,7 +102,7 @@ class Recall:
             self._check_cameras(cameras)
             embedding = await self._embed(text)
             return await node.in_worker(
-                lambda: store.search(embedding, cameras, after, before, limit)
+                lambda: _found(store, embedding, cameras, (after, before), limit)
             )
         fleet, server = self._fleet, self._server
         if fleet is None or server is None:
@@ -165,3 +167,23 @@ class Recall:
             return response
         response.success = True
         return response
+
+
+def _found(
+    store: MomentStore,
+    embedding: np.ndarray,
+    cameras: tuple[str, ...],
+    bounds: tuple[int, int],
+    limit: int,
+) -> list[Found]:
+    """What the store finds; RecallError also where its index breaks, which may raise anything."""
+    try:
+        return store.search(embedding, cameras, *bounds, limit)
+    except VLJepaError:
+        raise
+    except Exception as error:
+        log.exception("Searching failed.")
+        raise RecallError(
+            f"The store cannot be searched ({type(error).__name__}: {error}); start the memory "
+            "node again, which makes its index anew where that is broken."
+        ) from error
