@@ -29,7 +29,7 @@ def requirements(name):
 def shared_data():
     """What lies in share/vljepa_ros of a ROS installation, for the same place of a Python one."""
     files = {}
-    for top in ("config", "engines"):
+    for top in ("config", "engines", "msg"):
         for file in sorted((ROOT / top).rglob("*")):
             if file.is_file():
                 folder = Path("share", "vljepa_ros", file.relative_to(ROOT).parent)

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = "pyproject.toml setup.py MANIFEST.in package.xml CHANGELOG.rst LICENSE README.md".split()
-FOLDERS = "vljepa_ros scripts config".split()
+FOLDERS = "vljepa_ros scripts config msg".split()
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,13 @@ def test_every_ros_free_layer_is_installed(prefix: Path) -> None:
     imports = ", ".join(f"vljepa_ros.{layer}" for layer in layers.split())
     where = python_without_ros(prefix, f"import {imports}; print(vljepa_ros.runtime.__file__)")
     assert where.startswith(str(prefix))
+
+
+def test_the_page_and_the_messages_are_installed(prefix: Path) -> None:
+    """The web node serves the one; vljepa index --export writes the other into the file."""
+    packages = next((prefix / "lib").glob("python3*/site-packages"))
+    assert (packages / "vljepa_ros" / "web" / "index.html").exists()
+    assert (prefix / "share" / "vljepa_ros" / "msg" / "SemanticEmbedding.msg").exists()
 
 
 def test_bundles_lie_where_they_are_looked_for(prefix: Path) -> None:
