@@ -31,7 +31,8 @@ export class Recall {
       const count = answer.moments.length;
       const took = `${Math.round(1000 * answer.seconds)} ms`;
       note(find("recall-note"), count ? `${count} moments, best first · ${took}` : `Nothing is remembered that fits · ${took}`);
-      find("moments").replaceChildren(...answer.moments.map(card));
+      const several = new Set(answer.moments.map((moment) => moment.robot)).size > 1;
+      find("moments").replaceChildren(...answer.moments.map((moment) => card(moment, several ? moment.robot : "")));
     } catch (error) {
       find("moments").replaceChildren();
       note(find("recall-note"), error.message, true);
@@ -41,12 +42,13 @@ export class Recall {
   }
 }
 
-function card(moment) {
+// `robot`: empty where all moments are of one.
+function card(moment, robot) {
   const picture = make("img", "thumbnail");
   if (moment.thumbnail) picture.src = `data:image/jpeg;base64,${moment.thumbnail}`;
   picture.alt = moment.text || "a moment without words";
   const when = make("p", "about", make("span", "", clock(moment.start)), make("span", "score", fixed(moment.score)));
-  const about = [moment.robot, moment.camera, `${fixed(moment.end - moment.start, 1)} s`, moment.pinned ? "pinned" : ""];
+  const about = [robot, moment.camera, `${fixed(moment.end - moment.start, 1)} s`, moment.pinned ? "pinned" : ""];
   return make("li", "", moment.thumbnail ? picture : make("div", "thumbnail"), when, make("p", "text", moment.text || "–"),
     make("p", "about", about.filter(Boolean).join(" · ")));
 }
