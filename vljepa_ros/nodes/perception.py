@@ -305,9 +305,10 @@ class PerceptionNode(ModelNode):
         (parameter `max_gap`): what is older would not be an answer about now.
         """
         self.check_active()
+        assert self.perceiver is not None
         ready = self.ready()
         found = find_camera(name, ready)
-        silent, most = self.cameras[found].silent_for(), self.values()["max_gap"]
+        silent, most = self.cameras[found].silent_for(), self.perceiver.settings.max_gap
         if not ready[found] or silent is None:
             raise not_ready(found, ready)
         if silent > most:

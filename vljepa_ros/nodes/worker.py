@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
@@ -44,6 +45,7 @@ class Worker:
         with self._condition:
             self._woken = True
             self._condition.notify()
+        _hand_over()
 
     def submit(self, job: Callable[[], Any], future: Future) -> Future:
         """Run `job` soon; `future` gets its result or its exception."""
@@ -61,6 +63,7 @@ class Worker:
             else:
                 self._jobs.append(job)
                 self._condition.notify()
+        _hand_over()
 
     def call(self, job: Callable[[], Any]) -> Any:
         """Run `job` and wait for its result."""
@@ -146,6 +149,11 @@ class _Job:
         if self._pieces is not None:
             self._pieces.close()
         self._future.set_exception(RuntimeError("The worker has ended."))
+
+
+def _hand_over() -> None:
+    """Give up the interpreter, which the woken thread else waits for, for half a millisecond."""
+    time.sleep(0)
 
 
 def _wait(begin: Callable[[Future], Any]) -> Any:
