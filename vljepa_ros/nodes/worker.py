@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 from rclpy.task import Future
@@ -125,12 +125,12 @@ class _Job:
     def __init__(self, job: Callable[[], Any], future: Future | None) -> None:
         self._job = job
         self._future = future or Future()
-        self._pieces: Generator[None, None, Any] | None = None
+        self._pieces: Any = None  # a generator, where the job is one
 
     def advance(self) -> bool:
         """Do the next piece; whether it was the last."""
         try:
-            result: Any = self._job() if self._pieces is None else None
+            result = self._job() if self._pieces is None else None
             if inspect.isgenerator(result):
                 self._pieces = result
             if self._pieces is not None:
