@@ -18,6 +18,7 @@ from typing import Any
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidNamespaceException
+from rclpy.node import SubscriptionEventCallbacks  # whose own module has two names, by distribution
 from rclpy.qos import QoSProfile
 from rclpy.task import Future, Task
 from rclpy.validate_namespace import validate_namespace
@@ -192,6 +193,18 @@ class Caller:
             self._start()
         self._send(request)
         return call
+
+    def subscribe(self, kind: Any, base: str, callback: Callable[[Any], Any], depth: int) -> Any:
+        """A subscription whose callbacks run one after the other, in order.
+
+        It may be destroyed in any thread: it has no QoS events, over which an executor that looks
+        at them in that moment would fail.
+        """
+        return self.node.create_subscription(
+            kind, self.name(base), callback, depth,
+            callback_group=MutuallyExclusiveCallbackGroup(),
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
+        )  # fmt: skip
 
     def prepare(self, kind: Any, base: str) -> None:
         """Let the service `base` be found, so that a later call reaches it at once."""

@@ -27,7 +27,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from builtin_interfaces.msg import Duration, Time
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.time import Time as RclpyTime
 
 from vljepa_ros.action import Watch
@@ -65,6 +64,7 @@ class SemanticClient:
     until a call whose server is absent, dead or too slow raises SemanticError; a watch that stands
     may last for ever, but ends so when its server does.
 
+    For rclpy's SingleThreadedExecutor and MultiThreadedExecutor, in whichever thread they spin.
     Calls return a `Call`; see there for its three forms. What the node refuses raises SemanticError
     with its sentence. The callbacks of one `on_...` are called one after the other, in order, and
     may be coroutines; while one awaits, later messages wait, 100 of them.
@@ -202,10 +202,7 @@ class SemanticClient:
     # -------------------------------------------------------------- inside
 
     def _listen(self, kind: Any, topic: str, callback: Callable[[Any], Any]) -> Listening:
-        subscription = self._node.create_subscription(
-            kind, self._caller.name(topic), callback, QUEUE,
-            callback_group=MutuallyExclusiveCallbackGroup(),
-        )  # fmt: skip
+        subscription = self._caller.subscribe(kind, topic, callback, QUEUE)
 
         def destroy() -> None:
             self._node.destroy_subscription(subscription)

@@ -19,12 +19,12 @@ from typing import Any
 
 from action_msgs.msg import GoalStatus
 from action_msgs.srv import CancelGoal
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 
 from vljepa_ros.action import Watch
 
 from .calls import Call, Caller, SemanticError, SemanticTimeout
 
+QUEUE = 1000  # scores that wait, of all watches on this robot
 OnFeedback = Callable[[float, int], Any]
 
 
@@ -45,10 +45,9 @@ class Watches:
         self._caller.prepare(CancelGoal, "watch/_action/cancel_goal")
         with self._lock:
             if self._feedback is None and not self._caller.closed:
-                self._feedback = self._caller.node.create_subscription(
-                    Watch.Impl.FeedbackMessage, self._caller.name("watch/_action/feedback"),
-                    self._on_feedback, 10, callback_group=MutuallyExclusiveCallbackGroup(),
-                )  # fmt: skip
+                self._feedback = self._caller.subscribe(
+                    Watch.Impl.FeedbackMessage, "watch/_action/feedback", self._on_feedback, QUEUE
+                )
             new = _Goal(self._caller, identity, on_feedback, self._goals.pop)
             self._goals[identity] = new
         new.send(goal)

@@ -281,9 +281,17 @@ def test_cancelling_a_watch_cancels_it_at_the_server(agent: Agent, stub: Stub) -
 
 
 def test_a_watch_that_is_cancelled_before_it_was_accepted(agent: Agent, stub: Stub) -> None:
+    client = agent.client()
+    client.watch("anything").wait(DEADLINE)  # the server was found
     before = Path(stub.log.name).read_text().splitlines().count("cancelled")
-    agent.client().watch("silent").cancel()
+    client.watch("silent").cancel()
     stub.wait_for("cancelled", before + 1)
+
+
+def test_a_watch_that_is_cancelled_before_it_was_sent(lonely: Callable[..., Agent]) -> None:
+    client = lonely().client()
+    client.watch("anything").cancel()
+    assert client.pending == 0
 
 
 def test_a_watch_without_scores_goes_on(agent: Agent, stub: Stub) -> None:
