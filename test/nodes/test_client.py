@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +12,11 @@ import pytest
 pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
 
 import rclpy
+from agent import EXECUTORS, Agent, Stub
 from builtin_interfaces.msg import Time
 from graph import DEADLINE, Probe, domain, wait
 from hypothesis import given
 from hypothesis import strategies as st
-from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
-from rclpy.parameter import Parameter
 from rclpy.time import Time as RclpyTime
 
 from vljepa_ros import calls
@@ -31,77 +25,6 @@ from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.srv import Pin
 
 SHORT = 1.0  # seconds until a server that is not there is given up
-STUB = Path(__file__).resolve().parents[1] / "stub_servers.py"
-EXECUTORS = {"single": SingleThreadedExecutor, "multi": MultiThreadedExecutor}
-
-
-class Stub:
-    """The stub servers as a process."""
-
-    def __init__(self, domain_id: int, *arguments: str) -> None:
-        self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - as long as the process
-        self.process = subprocess.Popen(
-            [sys.executable, str(STUB), *arguments], stdout=self.log, stderr=subprocess.STDOUT,
-            env={**os.environ, "ROS_DOMAIN_ID": str(domain_id)}, cwd=tempfile.gettempdir(),
-        )  # fmt: skip
-        self.wait_for("Ready.")
-
-    def wait_for(self, line: str, times: int = 1) -> None:
-        """Until it has printed the line."""
-
-        def lines() -> list[str]:
-            return Path(self.log.name).read_text().splitlines()
-
-        wait(lambda: lines().count(line) >= times, f"'{line}' of the stub: {lines()}")
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.log.close()
-
-
-class Agent:
-    """A node that a thread spins, as an agent has it."""
-
-    def __init__(self, domain_id: int, executor: str = "single", sim_time: bool = False) -> None:
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=domain_id, args=[])
-        self.node = rclpy.create_node(
-            "agent", context=self.context,
-            parameter_overrides=[Parameter("use_sim_time", value=sim_time)],
-        )  # fmt: skip
-        self.executor = EXECUTORS[executor](context=self.context)
-        self.executor.add_node(self.node)
-        self.clients: list[SemanticClient] = []
-        self.thread = threading.Thread(target=self.executor.spin)
-        self.thread.start()
-
-    def client(self, namespace: str = "", timeout: float = DEADLINE) -> SemanticClient:
-        self.clients.append(SemanticClient(self.node, namespace, timeout))
-        return self.clients[-1]
-
-    def run(self, callback: Callable[[], Any]) -> None:
-        """Run a callback, or a coroutine, once, in the executor."""
-
-        def once() -> Any:
-            timer.cancel()
-            return callback()
-
-        async def once_async() -> Any:
-            timer.cancel()
-            return await callback()
-
-        is_async = callback.__code__.co_flags & 0x80
-        timer = self.node.create_timer(0.01, once_async if is_async else once)
-
-    def close(self) -> None:
-        for client in self.clients:
-            client.destroy()
-        self.executor.shutdown()
-        self.thread.join(10)
-        assert not self.thread.is_alive()
-        self.node.destroy_node()
-        rclpy.shutdown(context=self.context)
 
 
 def impatient(agent: Agent) -> SemanticClient:
@@ -268,7 +191,7 @@ def test_a_watch_that_does_not_come_true(
 
 def test_cancelling_a_watch_cancels_it_at_the_server(agent: Agent, stub: Stub) -> None:
     client = agent.client()
-    before = Path(stub.log.name).read_text().splitlines().count("cancelled")
+    before = stub.count("cancelled")
     started = threading.Event()
     call = client.watch("after 100000", on_feedback=lambda score, stamp_ns: started.set())
     assert started.wait(DEADLINE)
@@ -283,7 +206,7 @@ def test_cancelling_a_watch_cancels_it_at_the_server(agent: Agent, stub: Stub) -
 def test_a_watch_that_is_cancelled_before_it_was_accepted(agent: Agent, stub: Stub) -> None:
     client = agent.client()
     client.watch("anything").wait(DEADLINE)  # the server was found
-    before = Path(stub.log.name).read_text().splitlines().count("cancelled")
+    before = stub.count("cancelled")
     client.watch("silent").cancel()
     stub.wait_for("cancelled", before + 1)
 
@@ -426,7 +349,7 @@ def test_destroying_takes_everything_back(agent: Agent, stub: Stub) -> None:
         return [len(list(e)) for e in (node.clients, node.subscriptions, node.timers)]
 
     before = entities()
-    cancelled = Path(stub.log.name).read_text().splitlines().count("cancelled")
+    cancelled = stub.count("cancelled")
     client, started = agent.client(), threading.Event()
     client.on_change(lambda message: None)
     asked = client.ask("never")
