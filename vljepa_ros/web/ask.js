@@ -1,6 +1,6 @@
 // The ask box: a question, possible answers or none, and the answer with its scores.
 
-import { bars, clock, find, make, note } from "./dom.js";
+import { bars, clock, find, note } from "./dom.js";
 
 export class Ask {
   constructor(connection, camera) {
@@ -18,7 +18,7 @@ export class Ask {
 
   // services: what there is in the graph.
   hint(services) {
-    if (this.busy || find("answers").children.length || find("ask-note").classList.contains("bad")) return;
+    if (this.busy || find("answer").textContent || find("ask-note").classList.contains("bad")) return;
     const open = services.decode ? "" : "The decoder node is not running: give possible answers.";
     note(find("ask-note"), services.ask ? open : "The perception node does not answer questions yet.");
   }
@@ -28,12 +28,12 @@ export class Ask {
     const candidates = find("candidates").value.split(",").map((text) => text.trim()).filter(Boolean);
     this.busy = true;
     note(find("ask-note"), "Asking …");
+    find("answer").textContent = "";
     find("answers").replaceChildren();
     try {
       const answer = await connection.request("ask", { camera, question: find("question").value, candidates });
-      const about = `${clock(answer.stamp)}, answered in ${Math.round(1000 * answer.seconds)} ms`;
-      note(find("ask-note"), `seen at ${about}`);
-      find("ask-note").prepend(make("strong", "", answer.answer));
+      note(find("ask-note"), `seen at ${clock(answer.stamp)} · ${Math.round(1000 * answer.seconds)} ms`);
+      find("answer").textContent = answer.answer;
       const rows = candidates.map((text, i) => [text, answer.scores[i]]);
       bars(find("answers"), rows.sort((a, b) => b[1] - a[1]));
     } catch (error) {
