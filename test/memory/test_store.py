@@ -406,7 +406,9 @@ def test_a_reader_cannot_write(tmp_path: Path) -> None:
 # --- the index is made of the table ---
 
 
-@pytest.mark.parametrize("damage", ["lost", "marker", "segment", "older", "foreign"])
+@pytest.mark.parametrize(
+    "damage", ["lost", "marker", "segment", "panic", "silent", "older", "foreign"]
+)
 def test_a_lost_or_torn_index_is_made_again(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -424,6 +426,12 @@ def test_a_lost_or_torn_index_is_made_again(
     elif damage == "segment":
         for file in index.rglob("segment.json"):
             file.write_text("{}")
+    elif damage == "panic":  # Rust's, which is no Exception
+        for file in index.rglob("quantized_data/status.dat"):
+            file.write_bytes(b"")
+    elif damage == "silent":  # opens, and finds nothing
+        for file in index.rglob("quantized_data/status.dat"):
+            file.unlink()
     elif damage == "older":
         shutil.rmtree(index)
         shutil.copytree(tmp_path / "older", index)
@@ -436,6 +444,25 @@ def test_a_lost_or_torn_index_is_made_again(
         check(opened.search(unit(3), limit=60), exact(opened.newest(60), unit(3), [], 0, 0), 60)
         assert opened._current
     assert len(caplog.records) == (0 if damage in ("lost", "older") else 1)
+
+
+def test_an_index_that_breaks_while_it_is_open_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> list[int]:
+        raise RuntimeError("torn")
+
+    with open_store(tmp_path / "s") as opened:
+        opened.add([moment(n) for n in range(30)])
+        monkeypatch.setattr(edge.EdgeIndex, "search", broken)
+        for new in (30, 31):
+            check(opened.search(unit(3), limit=60), exact(opened.newest(60), unit(3), [], 0, 0), 60)
+            opened.add([moment(new)])
+        assert ["its index cannot be read: torn" in r.message for r in caplog.records] == [True]
+    monkeypatch.undo()
+    with open_store(tmp_path / "s") as opened:
+        check(opened.search(unit(3), limit=60), exact(opened.newest(60), unit(3), [], 0, 0), 60)
+        assert opened._current and len(opened) == 32
 
 
 def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from .table import FILE, Table
 __all__ = ["Found", "Limits", "MomentStore", "StoreError", "default_store"]
 
 log = logging.getLogger(__name__)
+BROKEN = "Searching is slow until the store is opened again: its index cannot be read:"
 SPARE = 32 << 20  # bytes that are left free on the disk: files that are mapped need them
 FLUSH = 4096  # moments that are put into the index again after a kill, at most
 CANDIDATES = 64  # moments that are weighed by their originals, at least
@@ -132,6 +133,7 @@ class MomentStore:
             self._apply(index)
             if index.count != len(self):
                 raise ValueError(f"it has {index.count} moments, and the table {len(self)}")
+            index.check()
         except Exception as error:  # Qdrant Edge raises what it likes where files are torn
             return error
         return None
@@ -315,15 +317,19 @@ class MomentStore:
 
     def _best(self, vector: np.ndarray, bounds: Bounds, limit: int) -> list[tuple[int, float]]:
         """(key, cosine) of the nearest within the bounds, best first."""
-        if self._index is None or not self._current:
-            return _nearest(self._table.scan(bounds), vector, limit)
         wanted = min(max(4 * limit, CANDIDATES), len(self) + 1)
-        while True:
-            keys = self._index.search(vector, bounds, wanted)
+        while self._index is not None and self._current:
+            try:
+                keys = self._index.search(vector, bounds, wanted)
+            except Exception as error:
+                self._tell_once(f"{BROKEN} {error}")
+                self._index = None
+                break
             best = _nearest(self._table.scan(bounds, keys), vector, limit)
             if len(best) == limit or len(keys) < wanted:
                 return best
             wanted *= 2  # some lay just outside of the bounds
+        return _nearest(self._table.scan(bounds), vector, limit)
 
     def newest(self, limit: int = 10, cameras: Sequence[str] = ()) -> list[Moment]:
         """The moments that ended last, the newest first."""
