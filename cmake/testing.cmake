@@ -17,7 +17,7 @@ endif()
 
 find_package(ament_cmake_pytest QUIET)
 if(ament_cmake_pytest_FOUND)
-  foreach(layer cli launch nodes package perception runtime)
+  foreach(layer cli launch memory nodes package perception runtime)
     ament_add_pytest_test(${layer} test/${layer} TIMEOUT 600)
   endforeach()
 endif()

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rclpy.time import Time as RclpyTime
 
-from vljepa_ros import calls
-from vljepa_ros.client import SemanticClient, SemanticError, SemanticTimeout, _stamp
+from vljepa_ros.client import SemanticClient, SemanticError, SemanticTimeout, calls
+from vljepa_ros.client.semantics import _stamp
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.srv import Pin
 

@@ -25,7 +25,7 @@ from vljepa_ros.nodes.messages import to_ns
 from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.model import VLJepa
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SAFE, DANGER = noise(1), noise(2)
 PATIENCE = 900.0  # seconds: a busy machine must not make a stream old
 

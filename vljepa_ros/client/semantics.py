@@ -33,10 +33,8 @@ from vljepa_ros.action import Watch
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.srv import Ask, Classify, EmbedText, Pin, Recall
 
-from .calls import Call, Caller, SemanticError, SemanticTimeout
+from .calls import Call, Caller, SemanticError
 from .watches import OnFeedback, Watches
-
-__all__ = ["Call", "Listening", "SemanticClient", "SemanticError", "SemanticTimeout"]
 
 QUEUE = 100  # messages that wait for a callback, the oldest dropped when there are more
 TIMEOUT = 7.0  # seconds; longer than the nodes wait for one another, so that theirs is the sentence
