@@ -1,7 +1,8 @@
 """What the launch file brings up, run by launch_testing against the real graph.
 
 Run by test_launch.py, or by hand: `launch_test test/launch/launch_perception.py`. The model
-bundle and the ROS domain come from the environment (TEST_BUNDLE, TEST_VIDEO, ROS_DOMAIN_ID).
+bundle, the parameter file and the ROS domain come from the environment (TEST_BUNDLE, TEST_VIDEO,
+TEST_PARAMS, ROS_DOMAIN_ID).
 """
 
 import os
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT / "test"))
 
 from graph import Probe  # noqa: E402
 
-NAMES = ("/robot/perception", "/robot/decoder")
+NAMES = ("/robot/perception", "/robot/decoder", "/robot/memory")
 
 
 def generate_test_description():
@@ -33,6 +34,9 @@ def generate_test_description():
         "bundle": os.environ["TEST_BUNDLE"],
         "video": os.environ["TEST_VIDEO"],
         "cameras": "front,rear",
+        "params_file": os.environ["TEST_PARAMS"],
+        "memory": "true",
+        "web": "true",
         "use_respawn": "true",
     }
     included = IncludeLaunchDescription(
@@ -55,6 +59,10 @@ class TestGraph(unittest.TestCase):
         self.probe.wait(lambda: self.probe.of("front"), "an embedding of the video")
         cameras = self.probe.get("/robot/perception", "cameras").string_array_value
         assert list(cameras) == ["front", "rear"]
+
+    def test_what_was_seen_is_remembered_and_the_page_is_served(self, proc_output):
+        proc_output.assertWaitFor("The page is at http://127.0.0.1:", timeout=30)
+        self.probe.wait_for_health("robot/memory: store", lambda v: int(v["moments"]) > 0)
 
     def test_one_that_dies_comes_back_to_active(self, proc_info):
         self.probe.wait_for_state("/robot/decoder", "active")

@@ -30,8 +30,12 @@ def test_the_launch_file(tmp_path: Path) -> None:
     folder.mkdir()
     for k in range(100):
         cv2.imwrite(str(folder / f"{k}.png"), noise(k // 10)[..., ::-1])
+    params = tmp_path / "params.yaml"
+    params.write_text("/**/web:\n  ros__parameters: {port: 0}\n")
     environment = {
         **os.environ,
+        "TEST_PARAMS": str(params),
+        "VLJEPA_MEMORY": str(tmp_path / "memory"),
         "TEST_BUNDLE": str(make_bundle(tmp_path / "tiny")),
         "TEST_VIDEO": str(folder),
         "ROS_DOMAIN_ID": str(domain()),
