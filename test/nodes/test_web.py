@@ -480,7 +480,8 @@ def test_too_large_and_too_many_are_sentences(stream: Stream, web: str) -> None:
         assert not answer["ok"] and "at most 32" in answer["error"]
         assert page.ask("ask", question="a", candidates=["b", "c"])["ok"]  # it goes on
         page.send_text("x" * 400_000)
-        assert page.closed() == 1009  # too large even for a sentence
+        # Too large even for a sentence; 1006 where the rest of it meets a closed connection.
+        assert page.closed() in (1009, 1006)
 
 
 def test_too_fast_is_a_sentence(web: str) -> None:

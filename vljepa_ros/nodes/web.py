@@ -59,7 +59,7 @@ class WebNode(Node):
         self.finished = threading.Event()
         self.on_finished: Callable[[], None] = self.finished.set
         self.exit_code = 0
-        self.port = 0  # that it listens on; 0: not yet
+        self.url = ""  # of the page, with a token that was made up; empty: it does not listen yet
         self._problems = declare(self, SPECS)
         for sentence in unknown(self):
             self.get_logger().warning(sentence)
@@ -113,10 +113,10 @@ class WebNode(Node):
         if not given and not is_loopback(host):
             token = secrets.token_urlsafe(24)
         self._server = WebServer(host, port, token, self._bridge, self._fail)
-        self.port = self._server.port
         self._listen()
         asked = "?token=<the parameter 'token'>" if given else f"?token={token}" if token else ""
-        self.get_logger().info(f"The page is at http://{_address(host)}:{self.port}/{asked}")
+        self.url = f"http://{_address(host)}:{self._server.port}/{asked}"
+        self.get_logger().info(f"The page is at {self.url}")
 
     def _listen(self) -> None:
         """Subscribe to what the pages show."""
