@@ -6,6 +6,7 @@ with a deadline that only a broken node reaches.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import signal
@@ -65,6 +66,7 @@ class NodeProcess:
             env={**os.environ, "ROS_DOMAIN_ID": str(domain_id), "PYTHONUNBUFFERED": "1"},
             cwd=tempfile.gettempdir(),
         )
+        atexit.register(self.process.kill)  # where a test fails before it ends the process
 
     @property
     def log(self) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from rich.console import Console
 
 from vljepa_ros.cli.up import Graph, check_params
 from vljepa_ros.cli.view import CameraView, Said, StreamView, bar, clock, sparkline
+from vljepa_ros.memory.store import MomentStore
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.runtime.errors import VLJepaError
 
@@ -140,6 +143,58 @@ def test_what_is_wrong_is_one_sentence(bundle: Path, arguments: list[str], words
     assert run.returncode == 1
     assert words in run.stdout + run.stderr
     assert "Traceback" not in run.stderr
+
+
+def params(folder: Path, port: int = 0) -> Path:
+    """The memory in `folder`, and the page on a port."""
+    file = folder / "params.yaml"
+    file.write_text(
+        f"/**/memory:\n  ros__parameters: {{store: '{folder / 'memory'}'}}\n"
+        f"/**/web:\n  ros__parameters: {{port: {port}}}\n"
+    )
+    return file
+
+
+def test_memory_and_page_come_up_beside(bundle: Path, folder: Path, tmp_path: Path) -> None:
+    run = subprocess.run(
+        [*COMMAND, "--memory", "--web", "--params", str(params(tmp_path)), "--bundle", str(bundle),
+         "--video", str(folder)],
+        env=environment(), cwd=tempfile.gettempdir(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "The page is at http://127.0.0.1:" in run.stdout
+    with MomentStore(tmp_path / "memory", read_only=True) as store:
+        assert len(store) >= 1
+
+
+def test_a_page_that_cannot_be_served_is_an_error(bundle: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        file = params(tmp_path, taken.getsockname()[1])
+        run = subprocess.run(
+            [*COMMAND, "--web", "--params", str(file), "--bundle", str(bundle)],
+            env=environment(), cwd=tempfile.gettempdir(), capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
+    assert run.returncode == 1
+    assert "something listens there already" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_looped_video_is_played_again(bundle: Path, folder: Path) -> None:
+    """20 images are 2 s; the 30th embedding comes after them."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [*COMMAND, "--no-tui", "--bundle", str(bundle), "--video", str(folder), "--loop"],
+            env=environment(), cwd=tempfile.gettempdir(), stdout=output, stderr=output,
+        )  # fmt: skip
+        changes = re.compile(r"^00:0([3-9])\.\d  camera: a change", re.M)
+
+        def printed() -> str:
+            return os.pread(output.fileno(), 1 << 20, 0).decode()
+
+        wait(lambda: changes.search(printed()), "a change after the video's end")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
 
 
 @pytest.mark.parametrize("content", ["hello", "perception: {rate: 2.0}", ""])

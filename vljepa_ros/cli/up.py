@@ -161,10 +161,12 @@ class Graph:
         """
         if plain:
             self._print = console.print
-        while not stop.is_set() and any(node.state != "active" for node in self.models):
-            if any(node.failure for node in self.models):  # which they have logged
+        while not stop.is_set() and not self._is_up():
+            if self._has_failed():  # which is logged
                 return 1
             stop.wait(0.02)
+        for page in self.pages:
+            console.print(f"The page is at {page.url}")
         player = self._play(video) if video.source and not stop.is_set() else None
         shown = time.monotonic()
         while not stop.wait(1 / REFRESH):
@@ -176,6 +178,16 @@ class Graph:
                 shown = time.monotonic()
                 self._print(self.view.status())
         return 0
+
+    def _is_up(self) -> bool:
+        return all(node.state == "active" for node in self.models) and all(
+            page.url for page in self.pages
+        )
+
+    def _has_failed(self) -> bool:
+        return any(node.failure for node in self.models) or any(
+            page.exit_code for page in self.pages
+        )
 
     def end(self) -> None:
         """End the nodes, all at once."""
