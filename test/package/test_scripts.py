@@ -102,7 +102,8 @@ class Machine:
             chmod +x .venv/bin/python && touch .venv/bin/activate""",
         )
         self.put("chmod", f'exec {shutil.which("chmod")} "$@"')
-        for folder in "msg srv action cmake vljepa_ros launch config engines videos".split():
+        inputs = "msg srv action cmake vljepa_ros launch config engines examples videos"
+        for folder in inputs.split():
             (self.checkout / folder).mkdir()
         for file in ("CMakeLists.txt", "package.xml", "msg/A.msg"):
             (self.checkout / file).touch()
