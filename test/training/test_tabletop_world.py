@@ -1,5 +1,8 @@
 """The simulated world: determinism, and truth that agrees with itself."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -339,3 +342,14 @@ def test_composition_episodes_prefer_kept_combinations():
 
 def test_every_skill_is_planned_somewhere():
     assert set(plan._PRODUCES) == set(plan._WEIGHTS)
+
+
+@pytest.mark.skipif(shutil.which("vljepa") is None, reason="the package is not installed")
+def test_the_installed_command_simulates_with_several_processes(tmp_path):
+    """Each of them reads the script that was run once more."""
+    subprocess.run(
+        [str(shutil.which("vljepa")), "data", "--split", "stills", "--episodes", "2",
+         "--seconds", "0.25", "--workers", "2", "--folder", str(tmp_path)],
+        check=True, timeout=100, capture_output=True,
+    )  # fmt: skip
+    assert len(store.episode_paths(tmp_path, "stills")) == 2
