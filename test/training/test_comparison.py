@@ -280,7 +280,7 @@ def test_compare_from_episodes_to_json_and_plot(
 ):
     monkeypatch.setattr("vljepa_ros.training.learners.FIRST_STEPS", 2)
     monkeypatch.setattr("vljepa_ros.training.learners.NEXT_STEPS", 1)
-    monkeypatch.setattr(comparison, "ClipDataset", lambda *_: Greys())
+    monkeypatch.setattr(comparison, "ClipDataset", lambda *_, **__: Greys())
     monkeypatch.setattr(comparison, "held_out", lambda *_: shown)
     monkeypatch.setattr(comparison.store, "needed", lambda *_: [])
     names = {text: name for text, (name, _) in SAID.items()}

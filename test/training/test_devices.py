@@ -33,9 +33,9 @@ def test_two_processes_share_their_negatives_and_end_with_the_same_weights(tmp_p
     )
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / "run" / f"rank{rank}.pt") for rank in (0, 1)]
-    # three clips with two questions each a process, two steps of images and two of video
-    assert ranks[0]["seen"] == [(12, 0, 6)] * 4
-    assert ranks[1]["seen"] == [(12, 6, 12)] * 4
+    # three clips with three questions each a process: two steps of images, two of video and stills
+    assert ranks[0]["seen"] == [(18, 0, 9)] * 6
+    assert ranks[1]["seen"] == [(18, 9, 18)] * 6
     assert len(ranks[0]["last"]) == 5  # four stages and the whole
     assert ranks[0]["last"] == ranks[1]["last"]
     weights = load_file(tmp_path / "run" / "weights.safetensors")

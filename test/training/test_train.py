@@ -29,7 +29,7 @@ from vljepa_ros.training.train import Recipe
 STEPS = 103  # checkpoints are kept every 100 steps
 RECIPE = Recipe(
     text_steps=2, text_batch=4, image_steps=STEPS, video_steps=2, decoder_steps=2, image_batch=2,
-    video_batch=2,
+    video_batch=2, video_stills=2,
     decoder_batch=4, decoder_clips=40, workers=0,
 )  # fmt: skip
 pytestmark = pytest.mark.timeout(600)  # a busy machine exports for minutes

@@ -33,7 +33,7 @@ def watched(predicted, texts, meanings, temperature, own):
 stages.info_nce = watched
 recipe = training.Recipe(
     text_steps=2, image_steps=2, video_steps=2, decoder_steps=1, text_batch=3, image_batch=3,
-    video_batch=3, decoder_batch=4, decoder_clips=4, workers=0, devices=2,
+    video_batch=3, video_stills=3, decoder_batch=4, decoder_clips=4, workers=0, devices=2,
 )  # fmt: skip
 save = training._save
 last: list[float] = []

@@ -27,7 +27,11 @@ from vljepa_ros.training.tabletop.vocabulary import KINDS
 EPISODE_RATE = 8  # frames per second on disk
 STRIDE = 2  # of a clip at 4 Hz
 REWORDED = 0.4  # the share of sentences that are said in other words
-STILL_QUESTIONS = ("count", "exists", "where", "scene")  # can be answered from one picture
+# Can be answered from one picture.
+STILL_QUESTIONS = ("count", "exists", "where", "scene", "colour", "posture")
+ASKED = 3  # questions of one clip: the X-encoder's run is what costs
+ZOOM, ASPECT, TURN, SHIFT = (0.88, 1.35), 0.08, 0.12, 0.04  # of views: factors, rad, image widths
+OFTENER = {"colour": 2.0, "where": 1.5, "moving": 1.5}  # which thing is meant is hard to learn
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,14 @@ class ClipDataset(IterableDataset):
     strings, one per question asked of the clip) and `state` (see `cell_state`).
     """
 
-    def __init__(self, root: Path, shape: ClipShape, seed: int, still_images: bool = False):
+    def __init__(
+        self, root: Path, shape: ClipShape, seed: int, still_images: bool = False,
+        asked: int = ASKED,
+    ):  # fmt: skip
         self.paths = store.needed(root, "train")
         if still_images:
             self.paths += store.episode_paths(root, "stills")
-        self.shape, self.seed, self.still_images = shape, seed, still_images
+        self.shape, self.seed, self.still_images, self.asked = shape, seed, still_images, asked
         self.loaded: dict[int, Episode] = {}  # frames stay jpeg: less than 1 MB an episode
         if still_images:
             return
@@ -128,36 +135,48 @@ class ClipDataset(IterableDataset):
     def _questions(
         self, episode: Episode, newest: int, rng: np.random.Generator
     ) -> list[tuple[str, str, str]]:
-        """Two questions of one clip: (query, answer as worded, meaning)."""
+        """`asked` questions of one clip: (query, answer as worded, meaning)."""
         t = float(episode.stamps[newest])
         event = store.current_event(episode, t)
         others = language.questions(store.moment(episode, t), event, rng)[1:]
         if self.still_images:
-            others = [q for q in others if q[2] in STILL_QUESTIONS]
-            picks = rng.choice(len(others), 2, replace=len(others) < 2)
-            return [(others[i][0], others[i][1], others[i][1]) for i in picks]
+            return self._drawn([q for q in others if q[2] in STILL_QUESTIONS], self.asked, rng)
         said = language.describe(event, episode.object_names, rng)
         if rng.random() < REWORDED:
             said = language.reword(said, int(rng.integers(language.REWORDED)) + 1)
         what = (language.DEFAULT_QUERY, said, language.describe(event, episode.object_names))
-        query, answer, _ = others[rng.integers(len(others))]
-        return [what, (query, answer, answer)]
+        return [what, *self._drawn(others, self.asked - 1, rng)]
+
+    @staticmethod
+    def _drawn(
+        found: list[tuple[str, str, str]], count: int, rng: np.random.Generator
+    ) -> list[tuple[str, str, str]]:
+        """`count` of the (query, answer, type) triples; again only where there are too few."""
+        weights = np.array([OFTENER.get(kind, 1.0) for _, _, kind in found])
+        picks = rng.choice(
+            len(found), count, replace=len(found) < count, p=weights / weights.sum()
+        )
+        return [(found[i][0], found[i][1], found[i][1]) for i in picks]
 
 
 @dataclass(frozen=True)
 class View:
-    """A mirrored, zoomed and shifted view of an episode: other scenes from the same simulation.
+    """A mirrored, zoomed, turned and shifted view: other scenes from the same simulation.
 
-    A point of the square image at `uv` (0..1) comes to `(uv - 0.5) * scale + 0.5 + shift`.
+    A point of the square image at `uv` (0..1) comes to `linear @ (uv - 0.5) + 0.5 + shift`.
     """
 
-    scale: np.ndarray  # [2], x negative: mirrored
+    linear: np.ndarray  # [2, 2]
     shift: np.ndarray  # [2]
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> View:
-        zoom = rng.uniform(0.92, 1.12)
-        return cls(np.array([rng.choice((-zoom, zoom)), zoom]), rng.uniform(-0.04, 0.04, 2))
+        zoom, aspect = np.exp(rng.uniform(*np.log(ZOOM))), np.exp(rng.uniform(-ASPECT, ASPECT))
+        angle = rng.uniform(-TURN, TURN)
+        turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        scale = np.diag([rng.choice((-1, 1)) * zoom * aspect, zoom / aspect])
+        reach = SHIFT + 0.3 * max(0.0, zoom - 1)  # a larger picture may be cut elsewhere
+        return cls(turned @ scale, rng.uniform(-reach, reach, 2))
 
     def picture(self, image: np.ndarray) -> np.ndarray:
         """The view of one frame, uint8 `[S, S, 3]`; what lies outside is its border's colour."""
@@ -171,9 +190,9 @@ class View:
         """The same episode with every place and motion in the image as this view shows it."""
         arrays = dict(episode.arrays)
         for name in ("object_uv", "gripper_uv", "hand_uv"):
-            arrays[name] = (arrays[name] - 0.5) * self.scale + 0.5 + self.shift
+            arrays[name] = (arrays[name] - 0.5) @ self.linear.T + 0.5 + self.shift
         for name in ("object_motion", "gripper_motion"):
-            arrays[name] = arrays[name] * self.scale
+            arrays[name] = arrays[name] @ self.linear.T
         inside = np.all((arrays["object_uv"] > 0) & (arrays["object_uv"] < 1), axis=-1)
         arrays["object_visible"] = arrays["object_visible"] & inside
         return Episode(arrays, episode.meta)
@@ -184,8 +203,9 @@ class View:
 
     def _matrix(self, size: int) -> np.ndarray:
         """Of the affine map of pixels; pixel i is centred at (i + 0.5) / size."""
-        moved = (0.5 - (0.5 - 0.5 / size) * self.scale + self.shift) * size - 0.5
-        return np.array([[self.scale[0], 0, moved[0]], [0, self.scale[1], moved[1]]])
+        half = np.full(2, 0.5)
+        moved = (half + self.shift - self.linear @ (half - 0.5 / size)) * size - 0.5
+        return np.column_stack([self.linear, moved])
 
 
 def augment(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:

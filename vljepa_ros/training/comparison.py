@@ -109,7 +109,7 @@ def _compare(model: VLJepa, data: Path, out: Path, plan: Plan) -> dict[str, Any]
     model.eval()
     shape = clip_shape(model.config)
     cache = VisualCache(out, plan.clips, model, plan.seed)
-    cache.fill(model, ClipDataset(data, shape, plan.seed))
+    cache.fill(model, ClipDataset(data, shape, plan.seed, asked=QUESTIONS))
     paths = store.needed(data, "test")
     shown = held_out(model, paths, shape.frames, HELD_OUT, HELD_OUT_SEED)
     torch.manual_seed(plan.seed)

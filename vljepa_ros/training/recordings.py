@@ -348,7 +348,7 @@ class RecordedClips(IterableDataset):
         line = lines[rng.integers(len(lines))]
         newest = self.recordings.newest(line)
         clip = self.recordings.cut(line, newest[rng.integers(len(newest))])
-        view = View(np.full(2, rng.uniform(0.92, 1.12)), rng.uniform(-0.04, 0.04, 2))
+        view = View(np.eye(2) * rng.uniform(0.92, 1.12), rng.uniform(-0.04, 0.04, 2))
         return item(augment(np.stack([view.picture(frame) for frame in clip]), rng), line)
 
 

@@ -21,6 +21,7 @@ from vljepa_ros.training.tabletop.vocabulary import COLOURS, SHAPES
 from vljepa_ros.training.texts import BEGIN, END, PAD, Sentences, tokens
 
 FURTHER_NEGATIVES = 128
+STILLS_SHARE = 0.5  # of the loss on stills, beside that on video
 WARM_UP = 200
 TEXTS_AT_ONCE = 128
 TEXT_TEMPERATURE = 0.05
@@ -56,18 +57,26 @@ class JointStage(lightning.LightningModule):
         return self.log_temperature.exp().clamp(min=0.02)
 
     def training_step(self, batch: dict[str, Any], _index: int) -> Tensor:
+        """The loss of a batch of clips, or of two: `{"video": …, "stills": …}`."""
+        if "video" not in batch:
+            return self.loss(batch)
+        return self.loss(batch["video"]) + STILLS_SHARE * self.loss(batch["stills"], "stills ")
+
+    def loss(self, batch: dict[str, Any], name: str = "") -> Tensor:
+        """The loss of clips; `name` goes before what is logged."""
         visual = self.model.x_encoder(batch["frames"])
         predicted = self.predict(visual, batch["queries"])
         contrast, hits = self.contrast(predicted, batch["answers"], batch["meanings"])
         first, *others = hits.view(len(visual), -1).mean(0)  # of a clip's questions
         said = {"contrast": contrast, "first": first, "temperature": self.temperature}
         if others:
-            said["second"] = others[0]
+            said["others"] = torch.stack(others).mean()
         loss = contrast
         if self.state_head is not None:
             said["state"] = self.state_head(visual.float(), batch["state"])
             loss = loss + self.state_weight * said["state"]
-        self.log_dict(said, prog_bar=True, batch_size=len(visual))
+        named = {name + key: value for key, value in said.items()}
+        self.log_dict(named, prog_bar=True, batch_size=len(visual))
         return loss
 
     def predict(self, visual: Tensor, queries: list[str]) -> Tensor:

@@ -47,6 +47,7 @@ class Recipe:
     text_batch: int = 128
     image_batch: int = 96
     video_batch: int = 48
+    video_stills: int = 24  # stills in a batch of video, so that what one picture tells is kept
     decoder_batch: int = 256
     decoder_clips: int = 4000
     text_rate: float = 5e-5  # 0.05 of the rate of the rest, as in the paper
@@ -142,13 +143,21 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
         stage.state_head.load_state_dict(heads)
     # One that goes on draws other clips, and so does every process.
     seed = recipe.seed + 1_000_003 * _steps_done(folder) + 7919 * _rank()
-    clips = ClipDataset(data, clip_shape(model.config, image), seed, image)
-    batch = recipe.image_batch if image else recipe.video_batch
-    loader = DataLoader(
-        clips, batch, num_workers=recipe.workers, collate_fn=collate,
-        multiprocessing_context="spawn" if recipe.workers else None,
-    )  # fmt: skip
-    _fit(stage, loader, folder, recipe)
+
+    def loader(still: bool, batch: int) -> DataLoader:
+        clips = ClipDataset(data, clip_shape(model.config, still), seed + still, still)
+        return DataLoader(
+            clips, batch, num_workers=recipe.workers, collate_fn=collate,
+            multiprocessing_context="spawn" if recipe.workers else None,
+        )  # fmt: skip
+
+    loaders: Any = loader(True, recipe.image_batch)
+    if not image:
+        loaders = {
+            "video": loader(False, recipe.video_batch),
+            "stills": loader(True, recipe.video_stills),
+        }
+    _fit(stage, loaders, folder, recipe)
     torch.save(stage.state_head.state_dict(), folder / "heads.pt")
     _save(model, folder)
 
@@ -263,7 +272,7 @@ def _steps_done(folder: Path) -> int:
     return int(torch.load(last, map_location="cpu", weights_only=True)["global_step"])
 
 
-def _fit(stage: Any, loader: DataLoader, folder: Path, recipe: Recipe) -> None:
+def _fit(stage: Any, loader: Any, folder: Path, recipe: Recipe) -> None:
     keep = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=100)
     trainer = lightning.Trainer(
         max_steps=stage.steps, precision="bf16-mixed", accelerator="auto", devices=recipe.devices,

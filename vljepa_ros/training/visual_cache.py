@@ -29,7 +29,7 @@ CHUNK = 32  # clips that are encoded, and kept, at a time
 
 @dataclass(frozen=True)
 class Batch:
-    """B clips: merged visual tokens fp32 `[B, N, C]` and 2·B questions and answers, clip by clip.
+    """B clips: merged visual tokens fp32 `[B, N, C]` and their questions and answers, clip by clip.
 
     `samples` are clips with one question each.
     """
