@@ -7,7 +7,7 @@ It drives (geometry_msgs/Twist on `cmd_vel`) until what the camera sees meets th
 `condition`; then it stands, logs the answers to its questions, and drives on after `pause` seconds.
 Where nobody watches for it, or the camera has stopped, it stands, too.
 
-    python examples/patrol.py --ros-args -p condition:="a hand covers the blue cube"
+    python examples/patrol.py --ros-args -p condition:="the yellow mug falls off the table"
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from vljepa_ros.client import SemanticClient, SemanticError
 
 CONTROL = 0.1  # seconds between two commands to the wheels
 BLIND = 1.0  # seconds without a score after which the robot no longer trusts its eyes
-CONDITION = "the orange can rolls across the table"
+CONDITION = "a hand covers the blue cube"
 WHY = "What is happening?"
 POSSIBLE = [
-    CONDITION, "the gripper pushes the orange can", "a hand passes over the table",
+    CONDITION, "the hand uncovers the blue cube", "a hand passes over the table",
     "nothing is moving",
 ]  # fmt: skip
 

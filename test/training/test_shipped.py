@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from vljepa_ros.perception import offline
+from vljepa_ros.perception.perceiver import Perceiver
 from vljepa_ros.perception.settings import Settings
+from vljepa_ros.perception.video import VideoSource
+from vljepa_ros.perception.watches import Conditions
 from vljepa_ros.runtime.bundle import load_bundle, verify_bundle
 from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.training.evaluation.agents import judge_agents
 from vljepa_ros.training.evaluation.shipped import judge_stream
 
 ROOT = Path(__file__).parents[2]
@@ -17,10 +22,19 @@ BUNDLE = ROOT / "engines" / "tabletop"
 
 
 @pytest.fixture(scope="module")
-def judged() -> dict:
+def model() -> VLJepa:
     parts = ("x_encoder", "predictor", "y_encoder", "y_decoder")
-    model = VLJepa(load_bundle(BUNDLE), "onnxruntime-cpu", parts=parts)
+    return VLJepa(load_bundle(BUNDLE), "onnxruntime-cpu", parts=parts)
+
+
+@pytest.fixture(scope="module")
+def judged(model: VLJepa) -> dict:
     return judge_stream(model, VIDEO, VIDEO.with_suffix(".json"), Settings())
+
+
+@pytest.fixture(scope="module")
+def agents(model: VLJepa) -> dict:
+    return judge_agents(model, VIDEO)
 
 
 def test_every_file_is_what_the_manifest_says() -> None:
@@ -41,3 +55,50 @@ def test_the_manifest_carries_these_very_figures(judged: dict) -> None:
     assert claimed["decodes"] == judged["decodes"]
     assert claimed["kind_right"] == pytest.approx(judged["kind_right"])
     assert claimed["right"] == pytest.approx(judged["right"])
+
+
+def test_questions_with_four_candidates_are_mostly_answered_right(agents: dict) -> None:
+    assert agents["ask"]["questions"] > 500
+    assert agents["ask"]["right"] >= 0.85
+
+
+def test_the_right_moment_is_recalled_first_or_nearly(agents: dict) -> None:
+    assert agents["recall"]["first"] >= 0.8
+    assert agents["recall"]["first_three"] >= 0.95
+
+
+def test_watches_fire_in_time_and_seldom_without_cause(agents: dict) -> None:
+    """What fires without cause names another thing of the colour of what truly happens."""
+    assert agents["watch"]["fired_in_time"] >= 0.65
+    assert agents["watch"]["fired_never"] <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("condition", "within"),
+    [("a hand covers the blue cube", (2.2, 3.2)), ("the yellow mug tips over", (84.12, 85.12)),
+     ("the yellow mug falls off the table", (85.12, 86.12)),
+     ("the red book falls off the table", None), ("the green bottle tips over", None),
+     ("the orange can falls off the table", None)],
+)  # fmt: skip
+def test_a_watch_fires_within_a_second_or_not_at_all(
+    model: VLJepa, condition: str, within: tuple[float, float] | None
+) -> None:
+    watch = Conditions(model)
+    for _ in watch.add("it", condition, 0.0):
+        pass
+    perceiver = Perceiver(model, ["camera"], Settings())
+    fired = [
+        (step.stamp_ns - offline.SECOND_NS) / 1e9
+        for step in offline.run(VideoSource(str(VIDEO)), perceiver)
+        if watch.judge(step.embedding)[0].holds
+    ]
+    if within is None:
+        assert fired == []
+    else:
+        assert within[0] <= fired[0] <= within[1]
+
+
+def test_the_manifest_carries_the_agents_figures(agents: dict) -> None:
+    claimed = load_bundle(BUNDLE).evaluation["shipped_stream"]
+    for name, figures in agents.items():
+        assert claimed[name] == pytest.approx(figures, abs=0.011), name
