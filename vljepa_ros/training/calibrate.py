@@ -32,7 +32,7 @@ F1, DELAY, FALSE_ALARMS = 0.8, 0.7, 1.0  # wanted; s, a minute
 MARGIN = 0.97  # of what is wanted, because other streams are a little different
 FINALISTS = 24  # whose words are decoded
 WATCH_THRESHOLDS = np.arange(0.30, 0.96, 0.01)  # cosines
-FIRED_NEVER = 0.05  # at most, of the conditions that never hold in a stream of two minutes
+FIRED_NEVER = 0.05  # at most, of the conditions that never hold in a stream
 
 Parts = tuple[float, int, int, float]  # threshold, candidate, min_segment, hysteresis
 
