@@ -99,7 +99,8 @@ class Graph:
         def kept() -> bool:
             self.show(1, 2)
             found = moments(self.store) if (self.store / "moments.sqlite").exists() else []
-            return any(m.text and m.thumbnail and m.start_ns > begin for m in found)
+            words = any(to_ns(u.segment_start) > begin for u in self.probe.utterances)
+            return words and any(m.text and m.thumbnail and m.start_ns > begin for m in found)
 
         self.probe.wait(kept, "a moment")
 
@@ -128,10 +129,17 @@ def test_what_was_seen_is_recalled(graph: Graph, bundle: Path) -> None:
     own = [c for c in probe.changes if to_ns(c.previous_segment_start) > begin]
     assert own
     starts = {to_ns(c.previous_segment_start) for c in own}
-    probe.wait(lambda: starts <= {m.start_ns for m in moments(graph.store)}, "the closed segments")
+
+    def worded() -> bool:
+        found = {m.start_ns: m for m in moments(graph.store) if m.text}
+        said = {u.segment_id for u in probe.utterances}
+        return starts <= set(found) and all(found[at].segment_id in said for at in starts)
+
+    probe.wait(worded, "the closed segments and their words")
     closed = moments(graph.store)
     assert probe.transition("memory", "deactivate")  # what is open becomes a moment
     kept = moments(graph.store)
+    assert probe.transition("memory", "activate")
     assert [m.id for m in kept[:-1]] == [m.id for m in closed]
     # The moments are those of the stream, as this test heard it too.
     of = {m.start_ns: m for m in kept}
@@ -159,7 +167,6 @@ def test_what_was_seen_is_recalled(graph: Graph, bundle: Path) -> None:
     picture = cv2.imdecode(np.frombuffer(kept[-1].thumbnail, np.uint8), cv2.IMREAD_COLOR)
     assert np.abs(picture[..., ::-1].astype(int) - noise(6)).mean() < 12
     assert len(graph.recall().moments) == min(5, len(kept))  # the default
-    assert probe.transition("memory", "activate")
 
 
 def test_a_bag_of_what_was_seen_gives_the_same_moments(
