@@ -133,7 +133,7 @@ COLOURED = """
 def test_it_shows_the_stream(graph: Graph, page: Browser) -> None:
     graph.show(page, f"{SAID} > 1 && {PICTURE}")
     page.wait_for_text("#state-text", "live")
-    assert page.js("document.getElementById('picture').naturalWidth") == 64
+    page.wait("document.getElementById('picture').naturalWidth === 64")  # 0 as the next one loads
     said = page.js("document.querySelector('#said li span').textContent")
     assert said and page.text("#now") == said
     assert "tiny-1.0.0" in page.text("#model")
