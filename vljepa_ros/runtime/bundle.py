@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BundleError, VLJepaError
+from .graphs import GraphSpec, TensorSpec, Variant, read_graph
 from .locate import find_bundle
 from .manifest import (
     MANIFEST,
@@ -33,6 +34,7 @@ __all__ = [
     "TensorSpec",
     "TextSpec",
     "Thresholds",
+    "Variant",
     "find_bundle",
     "load_bundle",
     "verify_bundle",
@@ -40,41 +42,7 @@ __all__ = [
 ]
 
 RESAMPLE = ("area", "bilinear")  # see preprocess.prepare
-DTYPES = ("float32", "float16", "int64", "int32", "uint8", "int8", "bool")
-
-# Inputs and outputs by graph, as (name, dtype, number of dimensions).
-GRAPHS: dict[str, tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]] = {
-    "x_encoder": ([("frames", "uint8", 5)], [("visual_tokens", "float32", 3)]),
-    "predictor": (
-        [("visual_tokens", "float32", 3), ("query_ids", "int64", 2), ("query_mask", "int64", 2)],
-        [("embedding", "float32", 3)],
-    ),
-    "y_encoder": ([("ids", "int64", 2), ("mask", "int64", 2)], [("embedding", "float32", 2)]),
-    "y_decoder": (
-        [("embedding", "float32", 2), ("ids", "int64", 2), ("past", "float32", 5)],
-        [("logits", "float32", 2), ("present", "float32", 5)],
-    ),
-}
 REQUIRED = ("x_encoder", "predictor", "y_encoder")
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph: NumPy dtype name; a string in the shape is any size."""
-
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One ONNX graph of a bundle."""
-
-    name: str
-    path: Path
-    sha256: str
-    inputs: dict[str, TensorSpec]
-    outputs: dict[str, TensorSpec]
 
 
 @dataclass(frozen=True)
@@ -226,7 +194,11 @@ def verify_bundle(path: str | Path) -> list[str]:
         return problems
     checks: list[Callable[[], object]] = [
         *(partial(TextTokenizer, *tokenizer) for tokenizer in _tokenizers(bundle)),
-        *(partial(open_engine, graph, "onnxruntime-cpu") for graph in bundle.graphs.values()),
+        *(
+            partial(open_engine, graph, "onnxruntime-cpu", precision=precision)
+            for graph in bundle.graphs.values()
+            for precision in ("fp32", *(v for v in graph.variants if v == "int8"))
+        ),
     ]
     for check in checks:
         try:
@@ -264,6 +236,7 @@ def _parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
     clip, query, y_encoder = root.section("clip"), root.section("query"), root.section("y_encoder")
     thresholds, change = root.section("thresholds"), root.section("change")
     graphs = root.section("graphs")
+    tolerance = root.section("tolerance").positive("cosine", float)
     bundle = Bundle(
         path=folder,
         name=name,
@@ -300,8 +273,11 @@ def _parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
             change.positive("min_segment", int),
             change.positive("hysteresis", float),
         ),
-        tolerance=root.section("tolerance").positive("cosine", float),
-        graphs={key: _graph(graphs.section(key), key) for key in graphs.values},
+        tolerance=tolerance,
+        graphs={
+            key: read_graph(graphs.section(key), key, _longest(root), tolerance)
+            for key in graphs.values
+        },
         source=manifest.get("source", {}),
         evaluation=manifest.get("evaluation", {}),
         manifest=manifest,
@@ -340,38 +316,12 @@ def _decoder(section: Section) -> DecoderSpec:
     )
 
 
-def _graph(section: Section, name: str) -> GraphSpec:
-    if name not in GRAPHS:
-        raise BundleError(
-            f"{section.file}: unknown graph '{name}'; graphs are {', '.join(GRAPHS)}."
-        )
-    inputs, outputs = (
-        {key: _tensor(section.section(side).section(key)) for key in section.section(side).values}
-        for side in ("inputs", "outputs")
-    )
-    for side, specs, wanted in (("inputs", inputs, GRAPHS[name][0]),
-                                ("outputs", outputs, GRAPHS[name][1])):  # fmt: skip
-        found = [(key, spec.dtype, len(spec.shape)) for key, spec in specs.items()]
-        if sorted(found) != sorted(wanted):
-            raise BundleError(
-                f"{section.file}: 'graphs.{name}.{side}' must be (name, dtype, dimensions) "
-                f"{wanted}, not {found}."
-            )
-    return GraphSpec(name, section.inside("file"), section.get("sha256", str), inputs, outputs)
-
-
-def _tensor(section: Section) -> TensorSpec:
-    dtype, shape = section.get("dtype", str), section.get("shape", list)
-    if dtype not in DTYPES:
-        raise BundleError(
-            f"{section.file}: '{section.where}.dtype' is '{dtype}'; use one of {', '.join(DTYPES)}."
-        )
-    if not all(isinstance(d, str) or (type(d) is int and d > 0) for d in shape):
-        raise BundleError(
-            f"{section.file}: '{section.where}.shape' must hold sizes above 0 or names, "
-            f"not {shape}."
-        )
-    return TensorSpec(dtype, tuple(shape))
+def _longest(root: Section) -> dict[str, int]:
+    """The largest value of each open size that counts tokens."""
+    sizes = {"L": root.section("query").positive("length", int)}
+    if "decoder" in root.values:
+        sizes["S"] = root.section("decoder").positive("length", int)
+    return sizes
 
 
 def _check_geometry(bundle: Bundle) -> None:

@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from . import ort
-from .bundle import GraphSpec, TensorSpec
-from .errors import EngineError
+from . import ort, trt
+from .errors import BuildError, DeviceError, EngineError, PrecisionError
+from .graphs import GraphSpec, TensorSpec
+from .tensors import Input, Tensor
 
 log = logging.getLogger(__name__)
 
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "fp8", "int8")
+
+Report = Callable[[str, float], None]
+"""Is told the phase of a build, in words, and how much of it is done, 0..1."""
+
 
 class Engine(Protocol):
-    """A graph that is ready to run. `run` is not re-entrant: one thread owns an engine."""
+    """A graph that is ready to run. `run` is not re-entrant: one thread owns an engine.
+
+    `most`: the largest value of each open size that `run` takes; where none is given, any.
+    """
 
     name: str  # the graph's name
     backend: str
@@ -30,9 +39,18 @@ class Engine(Protocol):
     device: str
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
+    most: dict[str, int]
 
-    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name, fresh arrays. EngineError where an input does not match its spec."""
+    def run(self, **inputs: Input) -> dict[str, np.ndarray]:
+        """Outputs by name, fresh arrays.
+
+        EngineError where an input does not match its spec; DeviceError where the device no longer
+        works.
+        """
+        ...
+
+    def run_keeping(self, **inputs: Input) -> dict[str, Tensor]:
+        """The same, with the outputs left where the backend has them."""
         ...
 
     def close(self) -> None:
@@ -52,27 +70,43 @@ class BackendReport:
 
 @dataclass(frozen=True)
 class _Backend:
-    """A row of the table: `missing` says (reason, fix) or None where the backend can run."""
+    """A row of the table.
+
+    `missing` says (reason, fix) or None where the backend can run; `builds` whether it would have
+    to build an engine before it could open it.
+    """
 
     name: str
     missing: Callable[[], tuple[str, str] | None]
-    open: Callable[[GraphSpec, int], Engine] | None
+    open: Callable[[GraphSpec, int, str, Report | None], Engine]
+    builds: Callable[[GraphSpec, str], bool] = lambda graph, precision: False
 
 
-def _not_built() -> tuple[str, str]:
-    return (
-        "the TensorRT backend is not part of this version",
-        "nothing to install: use onnxruntime-cuda or onnxruntime-cpu",
+def _tensorrt(library: str) -> _Backend:
+    return _Backend(
+        library,
+        functools.partial(trt.missing, library),
+        lambda graph, _threads, precision, report: trt.open_trt(graph, library, precision, report),
+        lambda graph, precision: trt.to_build(graph, library, precision),
+    )
+
+
+def _onnxruntime(name: str, missing: Callable[[], tuple[str, str] | None], cuda: bool) -> _Backend:
+    return _Backend(
+        name,
+        missing,
+        lambda graph, threads, precision, _: ort.OrtEngine(graph, threads, precision, cuda=cuda),
     )
 
 
 # In order of preference.
 _BACKENDS = (
-    _Backend("tensorrt", _not_built, None),
-    _Backend("tensorrt_rtx", _not_built, None),
-    _Backend("onnxruntime-cuda", ort.cuda_missing, functools.partial(ort.OrtEngine, cuda=True)),
-    _Backend("onnxruntime-cpu", ort.cpu_missing, functools.partial(ort.OrtEngine, cuda=False)),
+    _tensorrt("tensorrt"),
+    _tensorrt("tensorrt_rtx"),
+    _onnxruntime("onnxruntime-cuda", ort.cuda_missing, cuda=True),
+    _onnxruntime("onnxruntime-cpu", ort.cpu_missing, cuda=False),
 )
+BACKENDS = tuple(backend.name for backend in _BACKENDS)
 
 _reported: set[str] = set()
 
@@ -86,30 +120,29 @@ def backends() -> list[BackendReport]:
     return reports
 
 
-def open_engine(graph: GraphSpec, backend: str = "auto", threads: int = 0) -> Engine:
+def open_engine(
+    graph: GraphSpec,
+    backend: str = "auto",
+    threads: int = 0,
+    precision: str = "auto",
+    report: Report | None = None,
+    but: Collection[str] = (),
+) -> Engine:
     """Open `graph` with the named backend, or with the first of `backends()` that works.
 
-    `threads`: CPU threads for one run; 0 leaves the choice to the backend. Raises EngineError
-    where the backend is unknown or unavailable, or the graph does not load or does not have the
-    inputs and outputs that `graph` declares.
+    `threads`: CPU threads for one run; 0 leaves the choice to the backend. `precision`: one of
+    PRECISIONS; auto is what the backend runs fastest within the bundle's tolerance. A backend that
+    has to build the engine first does so now, which takes minutes, and tells `report`. `but`:
+    passed over by auto, which also takes another precision where a backend does not have the one
+    asked for. Raises EngineError where the backend is unknown or unavailable, does not have the
+    precision, or the graph does not load or does not have the inputs and outputs that `graph`
+    declares.
     """
-    names = [b.name for b in _BACKENDS]
-    if backend != "auto" and backend not in names:
-        raise EngineError(f"Unknown backend '{backend}'; use auto or one of {', '.join(names)}.")
     passed_over: list[str] = []
-    for candidate in _BACKENDS:
-        if backend not in ("auto", candidate.name):
-            continue
-        missing = candidate.missing()
-        if missing is not None or candidate.open is None:
-            reason, fix = missing or _not_built()
-            if backend != "auto":
-                raise EngineError(f"The backend {backend} is not available: {reason}; {fix}.")
-            passed_over.append(f"{candidate.name} ({reason})")
-            continue
+    for candidate in _candidates(backend, precision, but, passed_over):
         try:
-            engine = candidate.open(graph, threads)
-        except ort.DeviceError as error:
+            engine = _open(candidate, graph, threads, precision, report, strict=backend != "auto")
+        except (DeviceError, BuildError) as error:
             if backend != "auto":
                 raise
             _report_once(logging.WARNING, f"{candidate.name} failed and is passed over: {error}")
@@ -121,6 +154,50 @@ def open_engine(graph: GraphSpec, backend: str = "auto", threads: int = 0) -> En
             )
         return engine
     raise EngineError(f"No backend can run '{graph.name}': {'; '.join(passed_over)}.")
+
+
+def _open(
+    backend: _Backend, graph: GraphSpec, threads: int, precision: str, report: Report | None,
+    strict: bool,
+) -> Engine:  # fmt: skip
+    """Open with one backend; unless `strict`, in a precision that it has rather than not at all."""
+    try:
+        return backend.open(graph, threads, precision, report)
+    except PrecisionError as error:
+        if strict:
+            raise
+        _report_once(logging.WARNING, f"{backend.name}: {error} It runs in the backend's own.")
+        return backend.open(graph, threads, "auto", report)
+
+
+def must_build(graph: GraphSpec, backend: str = "auto", precision: str = "auto") -> bool:
+    """Whether `open_engine` would build an engine first. EngineError as there."""
+    for candidate in _candidates(backend, precision, (), []):
+        return candidate.builds(graph, precision)
+    return False
+
+
+def _candidates(
+    backend: str, precision: str, but: Collection[str], passed_over: list[str]
+) -> Iterator[_Backend]:
+    """The backends that may run a graph; those that cannot go to `passed_over`, with reasons."""
+    if backend not in ("auto", *BACKENDS):
+        raise EngineError(f"Unknown backend '{backend}'; use auto or one of {', '.join(BACKENDS)}.")
+    if precision not in PRECISIONS:
+        raise EngineError(
+            f"Unknown precision '{precision}'; use one of {', '.join(PRECISIONS)}."
+        )
+    for candidate in _BACKENDS:
+        if backend not in ("auto", candidate.name) or candidate.name in but:
+            continue
+        missing = candidate.missing()
+        if missing is None:
+            yield candidate
+        elif backend == "auto":
+            passed_over.append(f"{candidate.name} ({missing[0]})")
+        else:
+            reason, fix = missing
+            raise EngineError(f"The backend {backend} is not available: {reason}; {fix}.")
 
 
 def _report_once(level: int, message: str) -> None:

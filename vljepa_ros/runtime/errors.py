@@ -13,3 +13,19 @@ class BundleError(VLJepaError):
 
 class EngineError(VLJepaError):
     """An engine cannot be opened on this machine, or was given inputs that it does not take."""
+
+
+class DeviceError(EngineError):
+    """The device failed, at the start or in a run: out of memory, lost, or it never worked."""
+
+
+class PrecisionError(EngineError):
+    """A backend does not have a graph in the precision that was asked for."""
+
+
+class BuildError(EngineError):
+    """An engine cannot be built from its graph."""
+
+
+class TensorsLostError(EngineError):
+    """What a device kept went with it; it is to be computed again."""

@@ -114,12 +114,16 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def listed_files(manifest: dict[str, Any], file: Path) -> Iterator[tuple[Path, str]]:
-    """Path and sha256 of every file that the manifest lists: graphs first, then `files`."""
+    """Path and sha256 of every file that the manifest lists: graphs with variants, then `files`."""
     root = Section(manifest, file)
     graphs = root.section("graphs")
     for name in graphs.values:
         graph = graphs.section(name)
         yield graph.inside("file"), graph.get("sha256", str)
+        variants = Section(graph.values.get("variants", {}), file, f"{graph.where}.variants")
+        for precision in variants.values:
+            variant = variants.section(precision)
+            yield variant.inside("file"), variant.get("sha256", str)
     files = Section(manifest.get("files", {}), file, "files")
     for name in files.values:
         yield inside(file, name), files.get(name, str)
@@ -153,15 +157,17 @@ def file_problem(path: Path, sha256: str) -> str | None:
 def write_manifest(path: Path, manifest: dict[str, Any]) -> Path:
     """Write `manifest` as the manifest of the bundle in the folder `path`, with current hashes.
 
-    Fills `graphs.<name>.sha256` and the values of `files` from the files, which must exist, and
-    replaces `bundle.yaml` in one step. Returns the manifest's path. The dict passed in is kept.
+    Fills `sha256` of graphs and variants, and the values of `files`, from the files, which must
+    exist, and replaces `bundle.yaml` in one step. Returns the manifest's path. The dict passed in
+    is kept.
     """
     file = path / MANIFEST
     manifest = copy.deepcopy(manifest)
     manifest["schema"] = SCHEMA
     try:
         for graph in manifest["graphs"].values():
-            graph["sha256"] = sha256_of(inside(file, graph["file"]))
+            for one in (graph, *graph.get("variants", {}).values()):
+                one["sha256"] = sha256_of(inside(file, one["file"]))
         for name in manifest.get("files", {}):
             manifest["files"][name] = sha256_of(inside(file, name))
     except FileNotFoundError as error:

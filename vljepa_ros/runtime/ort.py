@@ -13,19 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from .bundle import GraphSpec, TensorSpec
-from .errors import EngineError
-from .tensors import check_declared, check_inputs
+from .errors import DeviceError, EngineError, PrecisionError
+from .graphs import GraphSpec, TensorSpec
+from .tensors import Input, Tensor, check_declared, check_inputs, stacked
 
 _DTYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64",
     "tensor(int32)": "int32", "tensor(uint8)": "uint8", "tensor(int8)": "int8",
     "tensor(bool)": "bool",
 }  # fmt: skip
-
-
-class DeviceError(EngineError):
-    """The backend's device does not work here, though its library is installed."""
 
 
 def cpu_missing() -> tuple[str, str] | None:
@@ -55,8 +51,12 @@ def cuda_missing() -> tuple[str, str] | None:
 class OrtEngine:
     """An ONNX Runtime session for one graph."""
 
-    def __init__(self, graph: GraphSpec, threads: int = 0, *, cuda: bool = False) -> None:
+    def __init__(
+        self, graph: GraphSpec, threads: int = 0, precision: str = "auto", *, cuda: bool = False
+    ) -> None:
+        graph = _in_precision(graph, precision)
         self.name = graph.name
+        self.most: dict[str, int] = {}
         self.backend = "onnxruntime-cuda" if cuda else "onnxruntime-cpu"
         self.device = "cuda" if cuda else "cpu"
         self.inputs, self.outputs = graph.inputs, graph.outputs
@@ -70,20 +70,39 @@ class OrtEngine:
         self.precision = metadata.get("precision", "fp32")
         self._output_names = list(graph.outputs)
 
-    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name. EngineError where an input does not match, or the run fails."""
+    def run(self, **inputs: Input) -> dict[str, np.ndarray]:
+        """Outputs by name.
+
+        EngineError where an input does not match, or the run fails; DeviceError where CUDA does.
+        """
         if self._session is None:
             raise EngineError(f"The engine of '{self.name}' is closed.")
         check_inputs(self.name, self.inputs, inputs)
         try:
-            outputs = self._session.run(self._output_names, inputs)
+            arrays = {name: stacked(value) for name, value in inputs.items()}
+            outputs = self._session.run(self._output_names, arrays)
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            raise EngineError(f"'{self.name}' failed on {self.backend}: {_line(error)}.") from error
+            kind = EngineError if self.device == "cpu" else DeviceError
+            raise kind(f"'{self.name}' failed on {self.backend}: {_line(error)}.") from error
         return dict(zip(self._output_names, outputs, strict=True))
+
+    def run_keeping(self, **inputs: Input) -> dict[str, Tensor]:
+        """The same: the session's outputs are arrays."""
+        return dict(self.run(**inputs))
 
     def close(self) -> None:
         """Release the session."""
         self._session = None
+
+
+def _in_precision(graph: GraphSpec, precision: str) -> GraphSpec:
+    if precision in ("auto", "fp32"):
+        return graph
+    if precision not in graph.variants:
+        raise PrecisionError(
+            f"The bundle has no '{graph.name}' in {precision} for ONNX Runtime; use precision auto."
+        )
+    return graph.at(precision)
 
 
 def _open_session(graph: GraphSpec, threads: int, cuda: bool) -> Any:

@@ -1,8 +1,12 @@
-"""Checks of tensors against their specs, shared by every backend."""
+"""Tensors as engines take them, and their checks, shared by every backend.
+
+Invariant: what passed `check_inputs` has the names, dtypes and shapes that the graph declares.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -10,8 +14,56 @@ from .bundle import TensorSpec
 from .errors import EngineError
 
 
+class Resident(Protocol):
+    """A tensor that a backend keeps on its device. NumPy gets a copy of it: `np.asarray(it)`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __len__(self) -> int:
+        """The size of the first axis."""
+        ...
+
+    def __getitem__(self, row: int, /) -> Resident:
+        """One row, without the first axis."""
+        ...
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        """A copy on the host."""
+        ...
+
+
+Tensor: TypeAlias = np.ndarray | Resident
+# What an engine takes for one input; a sequence is stacked along a new first axis.
+Input: TypeAlias = Tensor | Sequence[Tensor] | Sequence[Sequence[np.ndarray]]
+
+
+def shape_of(value: Input) -> tuple[int, ...]:
+    """The shape of an input, of a sequence when it is stacked; ValueError where it cannot be."""
+    if not isinstance(value, (list, tuple)):
+        return tuple(value.shape)  # type: ignore[union-attr]
+    shapes = {shape_of(row) for row in value}
+    if len(shapes) != 1:
+        raise ValueError(f"rows of the shapes {sorted(shapes)} cannot be stacked")
+    return (len(value), *shapes.pop())
+
+
+def dtype_of(value: Input) -> np.dtype:
+    """The dtype of an input, of a sequence that of its first row."""
+    while isinstance(value, (list, tuple)):
+        value = value[0]
+    return value.dtype  # type: ignore[union-attr]
+
+
+def stacked(value: Input) -> np.ndarray:
+    """An input as one array on the host."""
+    if isinstance(value, (list, tuple)):
+        return np.stack([stacked(row) for row in value])
+    return np.asarray(value)
+
+
 def check_inputs(
-    graph: str, specs: Mapping[str, TensorSpec], inputs: Mapping[str, np.ndarray]
+    graph: str, specs: Mapping[str, TensorSpec], inputs: Mapping[str, Input]
 ) -> None:
     """EngineError unless `inputs` has the names, dtypes and shapes of `specs`.
 
@@ -21,19 +73,21 @@ def check_inputs(
         raise EngineError(f"'{graph}' takes {sorted(specs)}, and was given {sorted(inputs)}.")
     sizes: dict[str, int] = {}
     for name, spec in specs.items():
-        array = inputs[name]
-        if array.dtype != spec.dtype:
-            raise EngineError(
-                f"'{name}' of '{graph}' must be {spec.dtype}, and was given {array.dtype}."
-            )
-        fits = len(array.shape) == len(spec.shape) and all(
+        try:
+            shape = shape_of(inputs[name])
+        except ValueError as error:
+            raise EngineError(f"'{name}' of '{graph}': {error}.") from None
+        dtype = dtype_of(inputs[name])
+        if dtype != spec.dtype:
+            raise EngineError(f"'{name}' of '{graph}' must be {spec.dtype}, and was given {dtype}.")
+        fits = len(shape) == len(spec.shape) and all(
             size == (sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
-            for size, wanted in zip(array.shape, spec.shape, strict=True)
+            for size, wanted in zip(shape, spec.shape, strict=True)
         )
         if not fits:
             raise EngineError(
                 f"'{name}' of '{graph}' must have shape {_text(spec.shape)}, "
-                f"and was given {_text(array.shape)}."
+                f"and was given {_text(shape)}."
             )
 
 
