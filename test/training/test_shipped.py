@@ -57,6 +57,15 @@ def test_the_manifest_carries_these_very_figures(judged: dict) -> None:
     assert claimed["right"] == pytest.approx(judged["right"])
 
 
+def test_the_gate_saves_most_encodes_where_nothing_happens_and_loses_no_change(
+    judged: dict,
+) -> None:
+    gate = judged["gate"]
+    assert gate["quiet_steps"] > 100  # of 353
+    assert gate["skipped_when_quiet"] >= 0.84
+    assert gate["found_with_gate"] == gate["changes_without_gate"] == judged["decodes"]
+
+
 def test_questions_with_four_candidates_are_mostly_answered_right(agents: dict) -> None:
     assert agents["ask"]["questions"] > 500
     assert agents["ask"]["right"] >= 0.85

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.training.tabletop import language
 
 UNIFORM_RATE = 1.0  # decodes per second that selective decoding is compared with
+FOUND_WITHIN = 0.25  # s, one step: a change that the gate moves farther counts as lost
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,11 @@ def judge_stream(model: VLJepa, video: Path, truth: Path, settings: Settings) ->
     """The shipped stream: what was said, whether it was true, and how much was saved."""
     known = json.loads(truth.read_text())
     steps, said = speak(model, video, settings)
-    start = offline.SECOND_NS
     spoken = []
     for step, text in said:
-        at = (step.stamp_ns - start) / 1e9
+        at = _seconds(step.stamp_ns)
         change: Change = step.change  # type: ignore[assignment]
-        opened = (change.segment_start_ns - start) / 1e9
+        opened = _seconds(change.segment_start_ns)
         told, kind_right, right = judge(text, opened, at, known["events"])
         spoken.append(Spoken(at, opened, text, told, change.score, kind_right, right))
     uniform = known["seconds"] * UNIFORM_RATE
@@ -91,5 +91,49 @@ def judge_stream(model: VLJepa, video: Path, truth: Path, settings: Settings) ->
         "kind_right": round(float(np.mean([s.kind_right for s in spoken])), 3),
         "right": round(float(np.mean([s.right for s in spoken])), 3),
         "encodes_skipped": round(float(np.mean([s.reused for s in steps])), 3),
+        "gate": judge_gate(model, video, known["events"], settings, steps, said),
         "spoken": [vars(s) for s in spoken],
     }
+
+
+def judge_gate(
+    model: VLJepa,
+    video: Path,
+    events: Sequence[dict[str, Any]],
+    settings: Settings,
+    steps: Sequence[Step],
+    said: Sequence[tuple[Step, str]],
+) -> dict[str, Any]:
+    """What the gate saves where nothing happens, and whether a change is lost by it.
+
+    `steps` and `said` are what `speak` returned with the gate; the stream is run again without
+    it. A step is quiet where its whole clip lies in one event `still`: in no frame that the model
+    sees does another event hold, or anything move that the truth calls moving. It settles where
+    only its newest frame does. A change is found if the gated stream reports one within
+    `FOUND_WITHIN` s of it that is put into the same words.
+    """
+    _, ungated = speak(model, video, replace(settings, gate_threshold=0.0))
+    still = [(e["start"], e["end"]) for e in events if e["kind"] == "still"]
+    quiet, settling = list[bool](), list[bool]()
+    for step in steps:
+        first, last = _seconds(step.window_start_ns), _seconds(step.stamp_ns)
+        inside = [start for start, end in still if start <= last < end]
+        if inside:
+            (quiet if inside[0] <= first else settling).append(step.reused)
+    found = [
+        any(abs(step.stamp_ns - s.stamp_ns) <= FOUND_WITHIN * 1e9 and text == t for s, t in said)
+        for step, text in ungated
+    ]
+    return {
+        "quiet_steps": len(quiet),
+        "skipped_when_quiet": round(float(np.mean(quiet)), 3),
+        "settling_steps": len(settling),
+        "skipped_when_settling": round(float(np.mean(settling)), 3),
+        "changes_without_gate": len(ungated),
+        "found_with_gate": sum(found),
+    }
+
+
+def _seconds(stamp_ns: int) -> float:
+    """Of the stream."""
+    return (stamp_ns - offline.SECOND_NS) / 1e9
