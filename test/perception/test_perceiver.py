@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from device import Device, OnDevice, installed
 
 from vljepa_ros.perception.change import ChangeDetector
 from vljepa_ros.perception.perceiver import Perceiver, Step
@@ -15,7 +16,8 @@ from vljepa_ros.perception.settings import Settings, SettingsError
 from vljepa_ros.perception.window import Verdict
 from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.errors import EngineError
-from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.runtime.model import Clips, VLJepa
+from vljepa_ros.runtime.tensors import Tensor
 
 SECOND = 10**9
 START = 1000 * SECOND
@@ -249,16 +251,20 @@ class Broken(VLJepa):
 
     poison: str | None = None
 
-    def encode(self, clips: np.ndarray) -> np.ndarray:
+    def encode_keeping(self, clips: Clips) -> list[Tensor]:
         if self.poison == "fail":
             raise EngineError("'x_encoder' failed on purpose.")
-        tokens = super().encode(clips)
+        rows = super().encode_keeping(clips)
         if self.poison == "tokens":
-            tokens[clips[:, -1, 0, 0, 0] > 0] = np.nan  # the red ones
-        return tokens
+            for tokens, clip in zip(rows, clips, strict=True):
+                if clip[-1][0, 0, 0] > 0:  # the red ones
+                    np.asarray(tokens)[:] = np.nan
+        return rows
 
-    def predict(self, visual_tokens: np.ndarray, queries: object) -> np.ndarray:
-        embeddings = super().predict(visual_tokens, queries)  # type: ignore[arg-type]
+    def predict(
+        self, visual_tokens: np.ndarray | Sequence[Tensor], queries: Sequence[str]
+    ) -> np.ndarray:
+        embeddings = super().predict(visual_tokens, queries)
         if self.poison == "query":
             embeddings[:, 1] = np.inf
         return embeddings
@@ -322,8 +328,54 @@ def test_the_last_visual_tokens_are_kept_for_questions(model: VLJepa) -> None:
     seen = perceiver.seen("camera")
     assert seen is not None and seen.stamp_ns == steps[-1].stamp_ns
     assert seen.frame_id == "camera_frame"
-    answer = model.predict(seen.tokens[None], [steps[-1].query])[0, 0]
+    answer = model.predict([seen.tokens], [steps[-1].query])[0, 0]
     np.testing.assert_allclose(answer, steps[-1].embedding, atol=1e-6)
+
+
+MOTION = [RED] * 8 + [GREEN, BLUE, RED] * 4 + [BLUE] * 12
+
+
+def same(steps: list[Step], wanted: list[Step]) -> None:
+    """The steps are those that are wanted, but for what the gate had encoded anew."""
+    assert [(s.stamp_ns, s.sequence, s.segment_id) for s in steps] == [
+        (s.stamp_ns, s.sequence, s.segment_id) for s in wanted
+    ]
+    assert [bool(s.change) for s in steps] == [bool(s.change) for s in wanted]
+    for step, other in zip(steps, wanted, strict=True):
+        np.testing.assert_allclose(step.embedding, other.embedding, atol=1e-5)
+
+
+def test_a_device_that_fails_costs_no_step(model: VLJepa) -> None:
+    """Visual tokens went with it while the gate holds them: they are made again."""
+    wanted = feed(perceive(model), MOTION)
+    for lost_at in (5, 12):
+        device = Device()
+        with installed(device):
+            perceiver = perceive(VLJepa(model.bundle, threads=1))
+            steps = feed(perceiver, MOTION[:lost_at])
+            assert isinstance(perceiver.seen("camera").tokens, OnDevice)  # type: ignore[union-attr]
+            device.lost = True
+            steps += feed(perceiver, MOTION[lost_at:], start=START + lost_at * SECOND // 4)
+        assert {e.backend for e in perceiver.model.info} == {"onnxruntime-cpu"}
+        same(steps, wanted)
+        counters = perceiver.counters("camera")
+        assert counters.encodes + counters.reused == len(wanted)
+
+
+def test_another_model_takes_over_between_two_steps(model: VLJepa) -> None:
+    wanted = feed(perceive(model), MOTION)
+    with installed(Device()):
+        perceiver = perceive(model)
+        steps = feed(perceiver, MOTION[:7])
+        other = VLJepa(model.bundle, threads=1)
+        perceiver.replace_model(other)
+        assert perceiver.seen("camera") is not None  # what was seen can be asked about at once
+        steps += feed(perceiver, MOTION[7:], start=START + 7 * SECOND // 4)
+        assert isinstance(perceiver.seen("camera").tokens, OnDevice)  # type: ignore[union-attr]
+        perceiver.replace_model(model)
+        assert isinstance(perceiver.seen("camera").tokens, np.ndarray)  # type: ignore[union-attr]
+    same(steps, wanted)
+    assert not steps[7 - 3].reused  # the first one after it is encoded
 
 
 def test_every_stage_is_timed(model: VLJepa) -> None:

@@ -137,7 +137,7 @@ class Asked:
         assert isinstance(outcome, Answer)
         model, seen = self.perceiver.model, self.perceiver.seen(question.camera)
         assert seen is not None
-        embedding = model.predict(seen.tokens[None], [question.text])[0, 0]
+        embedding = model.predict([seen.tokens], [question.text])[0, 0]
         np.testing.assert_allclose(outcome.embedding, embedding, atol=1e-5)
         cosines = model.embed_text(question.candidates) @ embedding
         if question.candidates:

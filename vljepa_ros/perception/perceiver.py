@@ -12,12 +12,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from vljepa_ros.runtime.errors import TensorsLostError
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.runtime.preprocess import prepare
+from vljepa_ros.runtime.tensors import Tensor
 
 from .change import ChangeDetector
 from .gate import NoveltyGate, block_means
@@ -66,9 +68,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Seen:
-    """The visual tokens, float32 `[N, Dv]`, that stand for a camera's newest clip."""
+    """The visual tokens, float32 `[N, Dv]`, that stand for a camera's newest clip.
 
-    tokens: np.ndarray
+    They are where the model's backend has them; `np.asarray` copies them to the host.
+    """
+
+    tokens: Tensor
     stamp_ns: int
     frame_id: str
 
@@ -114,7 +119,7 @@ class _Camera:
     streams: dict[str, _Stream] = field(default_factory=dict)
     frame_id: str = ""
     stepped: int | None = None  # stamp of the last step
-    tokens: np.ndarray | None = None
+    tokens: Tensor | None = None
     seen: Seen | None = None
     latest: Step | None = None  # of the first standing query
 
@@ -211,12 +216,12 @@ class Perceiver:
 
         The clips that are new are encoded in one run, and predicted in one. A step whose embedding
         is not finite is dropped, counted and logged. EngineError where an engine fails; the next
-        step then tries again.
+        step then tries again. Where a device fails, the model goes on with the next backend, and
+        so does the step.
         """
         queries = self._settings.queries_of(self.bundle)
         clips = {name: self._cameras[name].window.clip() for name in cameras}
-        self._encode(clips)
-        fresh = self._predict(cameras, queries)
+        fresh = self._encode_and_predict(clips, queries)
         started = time.monotonic()
         steps = [
             self._advance(name, query, clips[name], (name, query) not in fresh)
@@ -228,6 +233,19 @@ class Perceiver:
         for step in self.first(found):
             self._cameras[step.camera].latest = step
         return found
+
+    def replace_model(self, model: VLJepa) -> None:
+        """Go on with another model of the same bundle; called by the worker, between two steps.
+
+        Windows, segments and sequences stay. What was encoded stays, too, on the host, so that
+        questions can be answered at once; the next clip of each camera is encoded anew.
+        """
+        for state in self._cameras.values():
+            state.gate.restart()
+            if state.tokens is not None and state.seen is not None:
+                state.tokens = np.asarray(state.tokens)
+                state.seen = replace(state.seen, tokens=state.tokens)
+        self.model = model
 
     def first(self, steps: Sequence[Step]) -> list[Step]:
         """Those of the steps that `step` returned last that answer the first standing query."""
@@ -267,15 +285,37 @@ class Perceiver:
         for stream in state.streams.values():
             stream.restart()
 
-    def _encode(self, clips: dict[str, Clip]) -> None:
-        """Encode the clips that are new, in one run."""
+    def _encode_and_predict(
+        self, clips: dict[str, Clip], queries: Sequence[str]
+    ) -> set[tuple[str, str]]:
+        """Encode and predict what is new; those (camera, query) that were predicted."""
+        while True:  # each time round the model has left a backend for the next one
+            try:
+                new = self._encode(clips)
+                fresh = self._predict(list(clips), queries)
+            except TensorsLostError:
+                self._forget_tokens()
+                continue
+            for name in clips:
+                counters = self._cameras[name].counters
+                counters.encodes += name in new
+                counters.reused += name not in new
+            return fresh
+
+    def _forget_tokens(self) -> None:
+        """The visual tokens are gone: have the next clip of each camera encoded."""
+        for state in self._cameras.values():
+            state.gate.restart()
+            state.tokens = state.seen = None
+
+    def _encode(self, clips: dict[str, Clip]) -> list[str]:
+        """Encode the clips that are new, in one run; returns their cameras."""
         started = time.monotonic()
         new = [name for name, clip in clips.items() if self._cameras[name].gate.is_new(clip)]
         started = self.stages.lap("gate", started)
         if new:
-            pictures = [picture for name in new for picture in clips[name].pictures]
-            batch = np.stack(pictures).reshape(len(new), -1, *pictures[0].shape)
-            for name, tokens in zip(new, self.model.encode(batch), strict=True):
+            encoded = self.model.encode_keeping([clips[name].pictures for name in new])
+            for name, tokens in zip(new, encoded, strict=True):
                 state = self._cameras[name]
                 state.tokens = tokens
                 state.gate.accept(clips[name])
@@ -284,10 +324,9 @@ class Perceiver:
             self.stages.lap("encode", started)
         for name, clip in clips.items():
             state = self._cameras[name]
-            state.counters.encodes += name in new
-            state.counters.reused += name not in new
             assert state.tokens is not None  # a camera's first clip is always new
             state.seen = Seen(state.tokens, clip.end_ns, state.frame_id)
+        return new
 
     def _predict(self, cameras: Sequence[str], queries: Sequence[str]) -> set[tuple[str, str]]:
         """Predict what has no embedding, in one run; returns those (camera, query)."""
@@ -300,7 +339,8 @@ class Perceiver:
         behind = [name for name in cameras if any((name, query) in fresh for query in queries)]
         if behind:
             started = time.monotonic()
-            tokens = np.stack([self._cameras[name].tokens for name in behind])  # type: ignore[misc]
+            states = [self._cameras[name] for name in behind]
+            tokens = [state.tokens for state in states if state.tokens is not None]
             embeddings = self.model.predict(tokens, queries)
             for name, row in zip(behind, embeddings, strict=True):
                 for query, embedding in zip(queries, row, strict=True):
@@ -338,7 +378,7 @@ class Perceiver:
         state = self._cameras[name]
         stream = state.streams[query]
         stream.embedding = None
-        if not np.isfinite(state.tokens).all():  # type: ignore[arg-type]
+        if not np.isfinite(np.asarray(state.tokens)).all():
             state.gate.restart()
         state.counters.errors += 1
         if not stream.failing:  # once, until it is well again

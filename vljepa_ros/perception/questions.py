@@ -209,7 +209,7 @@ class QuestionQueue:
         if seen is None:
             raise not_ready(camera, {n: perceiver.seen(n) is not None for n in perceiver.cameras})
         texts = list(dict.fromkeys(question.text for question in batch))
-        embeddings = perceiver.model.predict(seen.tokens[None], texts)[0]
+        embeddings = perceiver.model.predict([seen.tokens], texts)[0]
         if not np.isfinite(embeddings).all():
             raise QuestionError(
                 f"The answer holds values that are not finite; verify the bundle "

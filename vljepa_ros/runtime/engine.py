@@ -127,19 +127,23 @@ def open_engine(
     precision: str = "auto",
     report: Report | None = None,
     but: Collection[str] = (),
+    build: bool = True,
 ) -> Engine:
     """Open `graph` with the named backend, or with the first of `backends()` that works.
 
     `threads`: CPU threads for one run; 0 leaves the choice to the backend. `precision`: one of
     PRECISIONS; auto is what the backend runs fastest within the bundle's tolerance. A backend that
-    has to build the engine first does so now, which takes minutes, and tells `report`. `but`:
-    passed over by auto, which also takes another precision where a backend does not have the one
-    asked for. Raises EngineError where the backend is unknown or unavailable, does not have the
-    precision, or the graph does not load or does not have the inputs and outputs that `graph`
-    declares.
+    has to build the engine first does so now, which takes minutes, and tells `report`; without
+    `build` it is passed over. `but`: backends passed over by auto, which also takes another
+    precision where a backend does not have the one asked for. Raises EngineError where the backend
+    is unknown or unavailable, does not have the precision, or the graph does not load or does not
+    have the inputs and outputs that `graph` declares.
     """
     passed_over: list[str] = []
     for candidate in _candidates(backend, precision, but, passed_over):
+        if not build and candidate.builds(graph, precision):
+            passed_over.append(f"{candidate.name} (its engine is not built yet)")
+            continue
         try:
             engine = _open(candidate, graph, threads, precision, report, strict=backend != "auto")
         except (DeviceError, BuildError) as error:

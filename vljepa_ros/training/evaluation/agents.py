@@ -121,7 +121,7 @@ def _answered(model: VLJepa, perceiver: Perceiver, asked: dict[str, Any]) -> boo
     """Whether the nearest candidate is the true answer, as the service `ask` chooses it."""
     seen = perceiver.seen(CAMERA)
     assert seen is not None  # a step was taken
-    embedding = model.predict(seen.tokens[None], [asked["question"]])[0, 0]
+    embedding = model.predict([seen.tokens], [asked["question"]])[0, 0]
     chosen = int(np.argmax(model.embed_text(asked["candidates"]) @ embedding))
     return bool(asked["candidates"][chosen] == asked["answer"])
 
