@@ -13,11 +13,13 @@ when the question was answered.
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any
 
 import rclpy
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 
 from vljepa_ros.client import SemanticClient, SemanticError
 from vljepa_ros.msg import Utterance
@@ -64,16 +66,22 @@ def seconds(stamp: Any) -> float:
 
 def main() -> None:
     """Narrate until Ctrl-C."""
-    rclpy.init()
+    # Ctrl-C is only noted here, and looked at between two callbacks. As a KeyboardInterrupt it
+    # could come while rclpy makes a message, in C++, and would come out as another kind of error.
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stopped.append(number))
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node = Narrator()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
     try:
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        while not stopped:
+            executor.spin_once(timeout_sec=0.1)
     finally:
         node.log.close()
         node.destroy_node()
-        rclpy.try_shutdown()
+        rclpy.shutdown()
 
 
 if __name__ == "__main__":

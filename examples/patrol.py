@@ -12,6 +12,7 @@ Where nobody watches for it, or the camera has stopped, it stands, too.
 
 from __future__ import annotations
 
+import signal
 import time
 
 import rclpy
@@ -102,15 +103,19 @@ class Patrol(Node):
 
 def main() -> None:
     """Patrol until Ctrl-C, and leave the robot standing."""
+    # Ctrl-C is only noted here, and looked at between two callbacks. As a KeyboardInterrupt it
+    # could come while rclpy makes a message, in C++, and would come out as another kind of error.
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stopped.append(number))
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # it is still to speak after Ctrl-C
     node = Patrol()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     executor.create_task(node.patrol)
     try:
-        executor.spin()
-    except KeyboardInterrupt:
-        pass
+        while not stopped:
+            executor.spin_once(timeout_sec=0.1)
     finally:
         node.stand()
         node.semantics.destroy()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +36,16 @@ SOON = ("--timeout", str(DEADLINE))
 class Command:
     """`vljepa ...` as a process beside the graph."""
 
-    def __init__(self, domain_id: int, *arguments: str, terminal: int | None = None) -> None:
+    def __init__(
+        self,
+        domain_id: int,
+        *arguments: str,
+        terminal: int | None = None,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
         self.out, self.err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments], stdout=self.out if terminal is None else terminal,
+            [*command, *arguments], stdout=self.out if terminal is None else terminal,
             stderr=self.err, stdin=subprocess.DEVNULL, cwd=tempfile.gettempdir(),
             env={**os.environ, "ROS_DOMAIN_ID": str(domain_id), "TERM": "xterm", "COLUMNS": "90"},
         )  # fmt: skip
@@ -204,6 +210,15 @@ def test_a_signal_cancels_the_watch(
     code, _, err = command.result()
     assert (code, err) == (1, f"Stopped before '{likely}' was true.\n")
     probe.wait_for_health("perception: watches", lambda values: values["standing"] == "0")
+
+
+def test_ctrl_c_while_the_answer_is_made(camera: Stream, domain_id: int) -> None:
+    interrupted = [sys.executable, str(Path(__file__).parents[1] / "interrupted.py")]
+    command = [*interrupted, "vljepa_ros.srv.Ask.Response", "vljepa"]
+    code, out, err = Command(domain_id, "ask", "what is red?", *SOON, command=command).result()
+    if code:  # else it had come
+        assert (code, out, err) == (1, "", "Stopped before there was an answer.\n")
+    assert "Traceback" not in err
 
 
 def test_a_terminal_gets_a_bar(camera: Stream, domain_id: int, likely: str) -> None:

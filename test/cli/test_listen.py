@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import graph
@@ -28,9 +29,12 @@ DEADLINE = 30.0  # seconds; only a failure takes so long
 class Listen:
     """A running `vljepa listen`, whose output is read line by line."""
 
-    def __init__(self, domain: int, *options: str) -> None:
+    def __init__(self, domain: int, *options: str, interrupted: str = "") -> None:
+        command = ["-c", "from vljepa_ros.cli import main; main()"]
+        if interrupted:  # a message type; Ctrl-C comes while rclpy makes the first of it
+            command = [str(Path(graph.__file__).with_name("interrupted.py")), interrupted, "vljepa"]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from vljepa_ros.cli import main; main()", "listen", *options],
+            [sys.executable, *command, "listen", *options],
             env={**os.environ, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
@@ -79,8 +83,8 @@ def node(domain: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
 def listen(domain: int) -> Iterator[Callable[..., Listen]]:
     started: list[Listen] = []
 
-    def start(*options: str) -> Listen:
-        started.append(Listen(domain, *options))
+    def start(*options: str, interrupted: str = "") -> Listen:
+        started.append(Listen(domain, *options, interrupted=interrupted))
         return started[-1]
 
     yield start
@@ -161,3 +165,17 @@ def test_it_says_that_nobody_publishes_and_ends_on_a_signal(
         assert code == 0
         assert seconds < 3
         assert listener.lines.empty()
+
+
+def test_ctrl_c_while_a_message_is_made(node: Node, listen: Callable[..., Listen]) -> None:
+    publisher = node.create_publisher(Utterance, "utterances", 10)
+    listener = listen(interrupted="vljepa_ros.msg.Utterance")
+
+    def over() -> bool:
+        publisher.publish(Utterance(text="a hand"))
+        return listener.process.poll() is not None
+
+    graph.wait(over, "it to end")
+    assert listener.process.returncode == 0
+    while not listener.lines.empty():
+        assert "a hand" in listener.lines.get()

@@ -21,23 +21,32 @@ from bundles import make_bundle
 from geometry_msgs.msg import Twist
 from graph import NodeProcess, Probe, Stream, domain, noise, wait
 
+from vljepa_ros.action import Watch
+from vljepa_ros.msg import Utterance
 from vljepa_ros.nodes.messages import to_ns
 from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.model import VLJepa
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+INTERRUPTED = Path(__file__).resolve().parents[1] / "interrupted.py"
 SAFE, DANGER = noise(1), noise(2)
 PATIENCE = 900.0  # seconds: a busy machine must not make a stream old
 
 
 class Example:
-    """A script of examples/, with parameters."""
+    """A script of examples/, with parameters.
 
-    def __init__(self, name: str, domain_id: int, **parameters: Any) -> None:
+    `interrupted`: a message type; Ctrl-C comes while rclpy makes the first of it.
+    """
+
+    def __init__(
+        self, name: str, domain_id: int, interrupted: str = "", **parameters: Any
+    ) -> None:
         given = [part for k, v in parameters.items() for part in ("-p", f"{k}:={v}")]
+        prefix = [str(INTERRUPTED), interrupted] if interrupted else []
         self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - as long as the process
         self.process = subprocess.Popen(
-            [sys.executable, str(EXAMPLES / f"{name}.py"), "--ros-args", *given],
+            [sys.executable, *prefix, str(EXAMPLES / f"{name}.py"), "--ros-args", *given],
             stdout=self.log, stderr=subprocess.STDOUT, cwd=tempfile.gettempdir(),
             env={**os.environ, "ROS_DOMAIN_ID": str(domain_id), "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
@@ -51,13 +60,24 @@ class Example:
         try:
             assert self.process.poll() is None, self.text
             self.process.send_signal(signal.SIGINT)
+            self.ended()
+        finally:
+            self.close()
+
+    def ended(self) -> None:
+        """It ends well, without another Ctrl-C."""
+        try:
             assert self.process.wait(20) == 0, self.text
             assert "Traceback" not in self.text
             assert "never retrieved" not in self.text
         finally:
-            self.process.kill()
-            self.process.wait()
-            self.log.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let nothing be left."""
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +216,30 @@ def test_narrator_keeps_a_log(
         assert [line["time"] for line in written] == sorted(line["time"] for line in written)
     finally:
         narrator.end()
+
+
+@pytest.mark.parametrize(
+    ("name", "topic", "kind", "type_name"),
+    [("patrol", "watch/_action/feedback", Watch.Impl.FeedbackMessage,
+      "vljepa_ros.action.Watch.Impl.FeedbackMessage"),
+     ("narrator", "utterances", Utterance, "vljepa_ros.msg.Utterance")],
+)  # fmt: skip
+def test_ctrl_c_while_a_message_is_made(
+    name: str, topic: str, kind: Any, type_name: str, tmp_path: Path
+) -> None:
+    alone = domain()
+    probe = Probe(alone)
+    publisher = probe.node.create_publisher(kind, topic, 10)
+    parameters = {"log": tmp_path / "log.jsonl"} if name == "narrator" else {}
+    example = Example(name, alone, interrupted=type_name, **parameters)
+    try:
+
+        def over() -> bool:
+            publisher.publish(kind())
+            return example.process.poll() is not None
+
+        probe.wait(over, f"it to end:\n{example.text}")
+        example.ended()
+    finally:
+        example.close()
+        probe.close()

@@ -6,18 +6,15 @@ Invariant: the answer goes to stdout; that there is none is one sentence on stde
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 import typer
 from rich.live import Live as Screen
 from rich.text import Text
 
-from ..runtime.errors import VLJepaError
-from .live import TIMEOUT, Live, live, ns
+from .live import TIMEOUT, live, ns
 from .output import console
 from .times import clock
 from .view import BAR
@@ -82,22 +79,9 @@ def watch(
     as_json: bool = JSON,
 ) -> None:
     """Wait until a condition is true: exit code 0, as soon as it is; 1 if it does not become so."""
-    stopped: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
     with live("watch", namespace, TIMEOUT) as graph, _Score(shown=not as_json) as score:
         call = graph.client.watch(text, camera, threshold, timeout, score.show)
-        while not call.done() and not stopped:
-            graph.spin()
-        if not call.done():
-            call.cancel()
-            _see_off(graph)
-            raise VLJepaError(f"Stopped before '{text}' was true.")
-        moment = call.result()
+        moment = graph.result(call, f"'{text}' was true")
     if as_json:
         _print_json(
             text=text, camera=moment.camera, score=round(moment.score, 4),
@@ -139,13 +123,6 @@ class _Score:
         elif self._lines and time.monotonic() - self._printed >= INTERVAL:
             self._printed = time.monotonic()
             console.print(f"{clock(stamp_ns)}  {score:.2f}")
-
-
-def _see_off(graph: Live) -> None:
-    """Until the node has heard of the cancellation."""
-    end = time.monotonic() + TIMEOUT
-    while graph.client.pending and time.monotonic() < end:
-        graph.spin()
 
 
 def _scored(scores: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:

@@ -6,13 +6,14 @@ Invariant: it only subscribes; nothing on the robot notices more than one more s
 from __future__ import annotations
 
 import os
+import threading
 import time
 from datetime import datetime
 from typing import Any
 
 import typer
 
-from ..nodes.process import set_transport
+from ..nodes.process import Signals, init_ros, set_transport
 from ..runtime.errors import VLJepaError
 from .output import console, notice
 
@@ -27,9 +28,10 @@ def listen(
 ) -> None:
     """Print what the robot notices and says, as it comes, until Ctrl-C."""
     set_transport()
+    signals = Signals()
+    stopped = threading.Event()
     try:
         import rclpy
-        from rclpy.signals import SignalHandlerOptions
 
         import vljepa_ros.msg  # noqa: F401
     except ImportError as error:
@@ -38,12 +40,12 @@ def listen(
             "or source your workspace's set-up file, then try again."
         ) from error
 
-    # The command's own handlers stay: they end it with exit code 0.
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    init_ros([])
+    signals.on_stop(stopped.set)
     node = rclpy.create_node("listen")
     listener = Listener(node, namespace, embeddings)
     try:
-        while True:
+        while not stopped.is_set():
             listener.look_around()
             rclpy.spin_once(node, timeout_sec=LOOK_AROUND)
     finally:

@@ -1,10 +1,14 @@
 """Questions to a running graph from a command of its own.
 
-Invariant: the command ends: with the answer, or within its timeout with a sentence.
+Invariant: the command ends: with the answer, or with a sentence: within its timeout, or soon after
+SIGINT or SIGTERM. These are noted, and looked at between two callbacks: raised as exceptions, they
+could come while rclpy makes a message, in C++, and would come out of it as errors of another kind.
 """
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,21 +27,32 @@ SPIN = 0.1  # seconds until a signal is seen
 class Live:
     """A node of the command's own, spun by whoever waits."""
 
-    def __init__(self, node: Any, client: SemanticClient) -> None:
+    def __init__(self, node: Any, client: SemanticClient, stopped: list[int]) -> None:
         self.client = client
         self._node = node
+        self._stopped = stopped  # the signals that have come
 
-    def spin(self) -> None:
+    def result(self, call: Call, what: str = "there was an answer") -> Any:
+        """The result of a call; VLJepaError where it has none, or is stopped before `what`."""
+        while not call.done() and not self._stopped:
+            self._spin()
+        if not call.done():
+            call.cancel()
+            self._see_off()
+            raise VLJepaError(f"Stopped before {what}.")
+        return call.result()
+
+    def _see_off(self) -> None:
+        """Until the node has heard of the cancellation, or a second signal comes."""
+        end = time.monotonic() + TIMEOUT
+        while self.client.pending and len(self._stopped) < 2 and time.monotonic() < end:
+            self._spin()
+
+    def _spin(self) -> None:
         """Let what has come be handled; returns after `SPIN` seconds at the latest."""
         import rclpy
 
         rclpy.spin_once(self._node, timeout_sec=SPIN)
-
-    def result(self, call: Call) -> Any:
-        """The result of a call; VLJepaError where it has none."""
-        while not call.done():
-            self.spin()
-        return call.result()
 
 
 @contextmanager
@@ -53,17 +68,33 @@ def live(command: str, namespace: str, timeout: float) -> Iterator[Live]:
             f"vljepa {command} needs ROS 2 and the built package ({error}): run "
             "`. scripts/env.sh`, or source your workspace's set-up file, then try again."
         ) from error
-    init_ros([])
-    node = rclpy.create_node(f"vljepa_{command}", start_parameter_services=False)
-    try:
-        client = SemanticClient(node, namespace, timeout)
+    with _noted() as stopped:
+        init_ros([])
+        node = rclpy.create_node(f"vljepa_{command}", start_parameter_services=False)
         try:
-            yield Live(node, client)
+            client = SemanticClient(node, namespace, timeout)
+            try:
+                yield Live(node, client, stopped)
+            finally:
+                client.destroy()
         finally:
-            client.destroy()
+            node.destroy_node()
+            rclpy.try_shutdown()
+
+
+@contextmanager
+def _noted() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM, as they come; they interrupt nothing."""
+    noted: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: noted.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield noted
     finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def recall_live(
