@@ -137,6 +137,8 @@ class _Typing:
         self.low, self.wide = low, onnx.TensorProto.FLOAT
         self.stored = {tensor.name: tensor for tensor in self.graph.initializer}
         self.floats = self._float_names()
+        self.outputs = [value.name for value in self.graph.output if value.name in self.floats]
+        self._rename_inside({name: f"{name}_typed" for name in self.outputs})
         self.kept_wide = self._kept_wide()
         self.types = {name: tensor.data_type for name, tensor in self.stored.items()}
         self.types |= {value.name: self.wide for value in self.graph.input}
@@ -146,12 +148,10 @@ class _Typing:
         self.nodes: list[Any] = []
 
     def rewrite(self) -> None:
-        outputs = [value.name for value in self.graph.output if value.name in self.floats]
-        self._rename_inside({name: f"{name}_typed" for name in outputs})
         for node in self.graph.node:
             if not self._is_widening(node):
                 self._rewrite_node(node)
-        for name in outputs:
+        for name in self.outputs:
             self.nodes.append(self._cast(self._as(f"{name}_typed", self.wide), name, self.wide))
         used = {name for node in self.nodes for name in node.input}
         stored = [tensor for tensor in self.graph.initializer if tensor.name in used]
@@ -183,20 +183,20 @@ class _Typing:
         floats = (proto.FLOAT, proto.FLOAT16, proto.BFLOAT16)
         return {name for name, kind in kinds.items() if kind in floats}
 
-    def _kept_wide(self) -> set[int]:
-        """The nodes, by id, from an attention's first product to its softmax, and before angles."""
+    def _kept_wide(self) -> set[str]:
+        """What is computed from an attention's first product to its softmax, and before angles."""
         makers = {name: node for node in self.graph.node for name in node.output}
-        found: set[int] = set()
+        found: set[str] = set()
         for node in self.graph.node:
             if node.op_type in ("Softmax", "Cos", "Sin"):
                 waiting = list(node.input)
                 while waiting:
                     name = waiting.pop()
                     maker = makers.get(name)
-                    if maker is None or name not in self.floats or id(maker) in found:
+                    if maker is None or name not in self.floats or name in found:
                         continue
                     if maker.op_type == "MatMul" or maker.op_type in PASSING:
-                        found.add(id(maker))
+                        found.add(name)
                     if maker.op_type in PASSING:
                         waiting += maker.input
         return found
@@ -220,7 +220,7 @@ class _Typing:
     def _rewrite_node(self, node: Any) -> None:
         kind = self._type_of(node)
         constant = all(name in self.constant for name in node.input if name)
-        scores = id(node) in self.kept_wide and node.op_type == "MatMul"
+        scores = node.output[0] in self.kept_wide and node.op_type == "MatMul"
         for index, name in enumerate(node.input):
             if name in self.floats:
                 if scores:  # tensor cores multiply low operands, and what they sum is fp32
@@ -236,7 +236,7 @@ class _Typing:
 
     def _type_of(self, node: Any) -> int:
         """The type that a node computes in."""
-        if node.op_type in WIDE or id(node) in self.kept_wide:
+        if node.op_type in WIDE or node.output[0] in self.kept_wide:
             return self.wide
         if node.op_type in NARROW:
             return self.low
