@@ -24,6 +24,7 @@ from rclpy.qos import QoSProfile
 from rclpy.service import Service
 from rclpy.task import Future
 
+from vljepa_ros.runtime.engine import BACKENDS, PRECISIONS
 from vljepa_ros.runtime.errors import VLJepaError
 
 from . import diagnostics
@@ -33,12 +34,18 @@ from .worker import Worker
 
 AUTOSTART = Spec("autostart", True, "Configure and activate the node when it starts.")
 BUNDLE = Spec("bundle", "tabletop", "Model bundle: a folder, a shipped name, or a Hub id.")
-BACKEND = Spec(
-    "backend", "auto", "What runs the engines.",
-    choices=("auto", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt_rtx"),
+BACKEND = Spec("backend", "auto", "What runs the engines.", choices=("auto", *BACKENDS))
+PRECISION = Spec(
+    "precision", "auto", "Precision of the engines; auto: the fastest that the bundle vouches for.",
+    choices=PRECISIONS,
 )  # fmt: skip
 THREADS = Spec("threads", 0, "Threads per engine on the CPU; 0: the backend's choice.",
                low=0, high=256)  # fmt: skip
+SERVE_WHILE_BUILDING = Spec(
+    "serve_while_building", True,
+    "Run on another backend while TensorRT builds its engines; else be configured only then.",
+)  # fmt: skip
+ENGINES = (BUNDLE, BACKEND, PRECISION, THREADS, SERVE_WHILE_BUILDING)
 # rclpy takes one request of a service at a time: by default, all but 10 of a burst would be lost.
 BURST = QoSProfile(depth=1000)
 
@@ -70,7 +77,7 @@ class ModelNode(LifecycleNode):
         # What waits for the worker must not hold up the rest of its group.
         self.waiting_services = ReentrantCallbackGroup()
         self.worker: Worker | None = None
-        self._publisher = diagnostics.publisher(self)
+        self.diagnostics = diagnostics.publisher(self)
         self._timer = self.create_timer(1.0, self._diagnose, clock=self.steady)
         self._starter = self.create_timer(0.0, self._autostart, clock=self.steady)
 
@@ -298,4 +305,4 @@ class ModelNode(LifecycleNode):
 
     def _diagnose(self) -> None:
         own = diagnostics.node_status(self.get_fully_qualified_name(), self.state, self.failure)
-        diagnostics.publish(self._publisher, self, [own, *self.statuses()])
+        diagnostics.publish(self.diagnostics, self, [own, *self.statuses()])

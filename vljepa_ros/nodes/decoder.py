@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from vljepa_ros.msg import SemanticChange, Utterance
-from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.srv import Decode
 
-from .base import AUTOSTART, BACKEND, BUNDLE, THREADS, ModelNode
-from .diagnostics import ERROR, WARN, Status, engine_statuses
+from .base import AUTOSTART, ENGINES, ModelNode
+from .diagnostics import ERROR, WARN, Status
+from .engines import Engines
 
 QUEUE = 64  # changes
 
@@ -28,10 +28,10 @@ QUEUE = 64  # changes
 class DecoderNode(ModelNode):
     """Y-decoder and Y-encoder; `decode`."""
 
-    specs = (AUTOSTART, BUNDLE, BACKEND, THREADS)
+    specs = (AUTOSTART, *ENGINES)
 
     def __init__(self, **options: Any) -> None:
-        self.model: VLJepa | None = None
+        self.engines = Engines(self, ("y_decoder", "y_encoder"), lambda model: None)
         self.decoded: Counter[str] = Counter()  # utterances by camera
         self.dropped = 0  # changes that the queue had no room for
         self.refused = 0  # changes that cannot be decoded
@@ -46,11 +46,7 @@ class DecoderNode(ModelNode):
 
     def load(self) -> None:
         """Open the engines."""
-        values = self.values()
-        self.model = VLJepa(
-            load_bundle(values["bundle"]), values["backend"], values["threads"],
-            parts=("y_decoder", "y_encoder"),
-        )  # fmt: skip
+        self.engines.open()
 
     def setup(self) -> None:
         """Make the publisher."""
@@ -80,9 +76,12 @@ class DecoderNode(ModelNode):
 
     def unload(self) -> None:
         """Close the engines."""
-        if self.model is not None:
-            self.model.close()
-        self.model = None
+        self.engines.close()
+
+    @property
+    def model(self) -> VLJepa | None:
+        """The engines that run now."""
+        return self.engines.model
 
     # -------------------------------------------------------------- changes
 
@@ -134,18 +133,26 @@ class DecoderNode(ModelNode):
         return True
 
     async def _decode(self, request: Decode.Request, response: Decode.Response) -> Decode.Response:
-        model, embedding = self.model, np.asarray(request.embedding)
+        embedding = np.asarray(request.embedding)
         try:
-            if model is None:
-                raise VLJepaError(f"{self.get_fully_qualified_name()} is not configured.")
+            if self.state != "active":
+                name = self.get_fully_qualified_name()
+                raise VLJepaError(f"{name} is {self.state}; activate it, then ask again.")
             response.text, response.confidence = await self.in_worker(
-                lambda: _words(model, request.model_id or model.bundle.model_id, embedding)
+                lambda: self._answer(request.model_id, embedding)
             )
         except VLJepaError as error:
             response.message = str(error)
             return response
         response.success = True
         return response
+
+    def _answer(self, model_id: str, embedding: np.ndarray) -> tuple[str, float]:
+        """The words of a request, by the engines that run when its turn comes."""
+        model = self.model
+        if model is None:
+            raise VLJepaError(f"{self.get_fully_qualified_name()} is not configured.")
+        return _words(model, model_id or model.bundle.model_id, embedding)
 
     def _warn_once(self, problem: str) -> None:
         """Warn of a problem, once."""
@@ -157,8 +164,7 @@ class DecoderNode(ModelNode):
 
     def statuses(self) -> list[Status]:
         """A line for the queue, for each camera that was heard, and for each engine."""
-        model = self.model
-        if model is None:
+        if self.model is None:
             return []
         queue = Status("changes")
         queue.values = {
@@ -177,7 +183,7 @@ class DecoderNode(ModelNode):
             Status(f"camera {name}", values={"decodes": count})
             for name, count in sorted(self.decoded.items())
         ]
-        return [queue, *cameras, *engine_statuses(model)]
+        return [queue, *cameras, *self.engines.statuses()]
 
 
 def _words(model: VLJepa, model_id: str, embedding: np.ndarray) -> tuple[str, float]:

@@ -21,14 +21,14 @@ from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.questions import QuestionError, QuestionQueue, find_camera, not_ready
 from vljepa_ros.perception.stages import Stages
 from vljepa_ros.perception.thumbnails import thumbnail
-from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.model import VLJepa
 
 from . import overlay
 from .base import ModelNode
 from .cameras import Camera, Frame, lost_frames
-from .diagnostics import ERROR, STALE, WARN, Rate, Status, engine_statuses
+from .diagnostics import ERROR, STALE, WARN, Rate, Status
+from .engines import Engines
 from .labels import StandingLabels
 from .messages import (
     change_message,
@@ -71,12 +71,13 @@ class PerceptionNode(ModelNode):
     spare = camera_specs("camera")  # in the shipped file, where the cameras have other names
 
     def __init__(self, **options: Any) -> None:
-        self.model: VLJepa | None = None
+        self.engines = Engines(self, ("x_encoder", "predictor", "y_encoder"), self._go_on_with)
         self.perceiver: Perceiver | None = None
         self.queue: QuestionQueue | None = None
         self.cameras: dict[str, Camera] = {}
         self.stages = StepStages()
         self._words: dict[str, str] = {}
+        self._faults = 0  # of the model, that are announced
         self.rates: dict[str, tuple[float, float]] = {}  # in and out, Hz, by camera
         self._meters: dict[str, tuple[Rate, Rate]] = {}
         self._counted: dict[str, Counter[str]] = {}
@@ -100,9 +101,8 @@ class PerceptionNode(ModelNode):
         values = self.values()
         check_names(values["cameras"])
         self._labels.check(values)
-        bundle = load_bundle(values["bundle"])
-        self.model = VLJepa(bundle, values["backend"], values["threads"])
-        self.perceiver = Perceiver(self.model, values["cameras"], settings(values))
+        model = self.engines.open()
+        self.perceiver = Perceiver(model, values["cameras"], settings(values))
         self.perceiver.stages = self.stages
         self.queue = QuestionQueue(self.perceiver)
 
@@ -171,9 +171,19 @@ class PerceptionNode(ModelNode):
         if self.queue is not None:
             self.queue.clear()
         self.queue = self.perceiver = None
-        if self.model is not None:
-            self.model.close()
-        self.model = None
+        self.engines.close()
+
+    @property
+    def model(self) -> VLJepa | None:
+        """The engines that run now."""
+        return self.engines.model
+
+    def _go_on_with(self, model: VLJepa) -> None:
+        """Other engines take over, in the worker's thread; the stream goes on."""
+        self._faults = 0
+        if self.perceiver is not None:
+            self.perceiver.replace_model(model)
+            self._announce()
 
     def apply(self, changed: dict[str, Any]) -> None:
         """Take over settings while running."""
@@ -214,6 +224,9 @@ class PerceptionNode(ModelNode):
             else:
                 self._publish(perceiver, steps, frames)
                 self.stages.lap("step", started)
+            if len(perceiver.model.faults) > self._faults:  # other engines run now
+                self._faults = len(perceiver.model.faults)
+                self._announce()
         return False
 
     def _take(
@@ -332,8 +345,8 @@ class PerceptionNode(ModelNode):
 
     def statuses(self) -> list[Status]:
         """A line for each camera while active, for each engine, and for the stages."""
-        model, perceiver = self.model, self.perceiver
-        if model is None or perceiver is None:
+        perceiver = self.perceiver
+        if perceiver is None:
             return []
         lines = []
         if self.state == "active":
@@ -343,7 +356,7 @@ class PerceptionNode(ModelNode):
             stages.values[f"{stage} p50 (ms)"] = p50 * 1e3
             stages.values[f"{stage} p99 (ms)"] = p99 * 1e3
         agents = (self.questions.status(), self.watches.status())
-        return [*lines, *agents, *engine_statuses(model), stages]
+        return [*lines, *agents, *self.engines.statuses(), stages]
 
     def _camera_status(self, perceiver: Perceiver, camera: Camera) -> Status:
         counters = perceiver.counters(camera.name)

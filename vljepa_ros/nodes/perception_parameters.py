@@ -8,14 +8,12 @@ from typing import Any
 
 from vljepa_ros.perception.settings import Settings
 
-from .base import AUTOSTART, BACKEND, BUNDLE, THREADS
+from .base import AUTOSTART, ENGINES
 from .parameters import ParameterError, Spec
 
 COMMON = (
     AUTOSTART,
-    BUNDLE,
-    BACKEND,
-    THREADS,
+    *ENGINES,
     Spec("cameras", ["camera"], "Names of the cameras."),
     Spec("rate", 0.0, "Steps per second and camera; 0: the bundle's sample rate.",
          live=True, low=0, high=1000),
