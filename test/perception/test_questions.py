@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device import Device, installed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -117,7 +118,7 @@ class Asked:
             return predict(tokens, queries)
 
         monkeypatch.setattr(perceiver.model, "predict", counted)
-        monkeypatch.setattr(perceiver.model, "encode", None)  # never
+        monkeypatch.setattr(perceiver.model, "encode_keeping", None)  # never
 
     def put(
         self, text: str, camera: str = "front", candidates: tuple[str, ...] = CANDIDATES
@@ -163,6 +164,35 @@ def test_questions_on_one_camera_share_a_run(asked: Asked) -> None:
     assert [len(run) for run in asked.runs] == [BATCH, 1]
     for question, outcome in list(asked.outcomes):
         asked.check(question, outcome)
+
+
+def test_a_question_in_flight_when_the_device_fails_is_refused_and_the_next_one_is_not(
+    tiny_bundle: Path,
+) -> None:
+    device = Device()
+    with installed(device):
+        model = VLJepa(load_bundle(tiny_bundle, verify=False), threads=1)
+        perceiver = Perceiver(model, ["front"], Settings())
+        queue, outcomes = QuestionQueue(perceiver), list[Any]()
+        question = Question("front", "what falls ?", CANDIDATES, outcomes.append)
+
+        def see(frames: range) -> None:
+            for k in frames:
+                stamp = SECOND + k * SECOND // 4
+                picture = np.full((32, 32, 3), 99, np.uint8)  # the gate finds nothing new
+                assert perceiver.due("front", stamp).due
+                if perceiver.take("front", stamp, "", picture):
+                    perceiver.step(["front"])
+
+        see(range(8))
+        device.lost = True
+        queue.put(question)
+        list(queue.answer())
+        assert isinstance(outcomes[0], QuestionError) and "ask again" in str(outcomes[0])
+        see(range(8, 9))
+        queue.put(question)
+        list(queue.answer())
+        assert isinstance(outcomes[1], Answer) and len(outcomes) == 2
 
 
 def test_the_same_question_of_many_callers_is_predicted_once(asked: Asked) -> None:

@@ -234,17 +234,26 @@ class Perceiver:
             self._cameras[step.camera].latest = step
         return found
 
+    def forget_tokens(self) -> None:
+        """The visual tokens are gone: have the next clip of each camera encoded."""
+        for state in self._cameras.values():
+            state.gate.restart()
+            state.tokens = state.seen = None
+
     def replace_model(self, model: VLJepa) -> None:
         """Go on with another model of the same bundle; called by the worker, between two steps.
 
         Windows, segments and sequences stay. What was encoded stays, too, on the host, so that
         questions can be answered at once; the next clip of each camera is encoded anew.
         """
-        for state in self._cameras.values():
-            state.gate.restart()
-            if state.tokens is not None and state.seen is not None:
-                state.tokens = np.asarray(state.tokens)
-                state.seen = replace(state.seen, tokens=state.tokens)
+        try:
+            for state in self._cameras.values():
+                state.gate.restart()
+                if state.tokens is not None and state.seen is not None:
+                    state.tokens = np.asarray(state.tokens)
+                    state.seen = replace(state.seen, tokens=state.tokens)
+        except TensorsLostError:
+            self.forget_tokens()
         self.model = model
 
     def first(self, steps: Sequence[Step]) -> list[Step]:
@@ -294,19 +303,13 @@ class Perceiver:
                 new = self._encode(clips)
                 fresh = self._predict(list(clips), queries)
             except TensorsLostError:
-                self._forget_tokens()
+                self.forget_tokens()
                 continue
             for name in clips:
                 counters = self._cameras[name].counters
                 counters.encodes += name in new
                 counters.reused += name not in new
             return fresh
-
-    def _forget_tokens(self) -> None:
-        """The visual tokens are gone: have the next clip of each camera encoded."""
-        for state in self._cameras.values():
-            state.gate.restart()
-            state.tokens = state.seen = None
 
     def _encode(self, clips: dict[str, Clip]) -> list[str]:
         """Encode the clips that are new, in one run; returns their cameras."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vljepa_ros.runtime.errors import VLJepaError
+from vljepa_ros.runtime.errors import TensorsLostError, VLJepaError
 
 from .perceiver import Perceiver
 
@@ -209,7 +209,13 @@ class QuestionQueue:
         if seen is None:
             raise not_ready(camera, {n: perceiver.seen(n) is not None for n in perceiver.cameras})
         texts = list(dict.fromkeys(question.text for question in batch))
-        embeddings = perceiver.model.predict([seen.tokens], texts)[0]
+        try:
+            embeddings = perceiver.model.predict([seen.tokens], texts)[0]
+        except TensorsLostError:
+            perceiver.forget_tokens()
+            raise QuestionError(
+                f"The device that had what camera '{camera}' saw failed; ask again."
+            ) from None
         if not np.isfinite(embeddings).all():
             raise QuestionError(
                 f"The answer holds values that are not finite; verify the bundle "
