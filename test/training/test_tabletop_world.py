@@ -8,7 +8,7 @@ import pytest
 
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.training.tabletop import plan, skills, store
-from vljepa_ros.training.tabletop.camera import CELLS, HAND, Camera, project
+from vljepa_ros.training.tabletop.camera import CELLS, HAND, Camera, Divider, project
 from vljepa_ros.training.tabletop.episode import (
     FRAME_RATE,
     SPLITS,
@@ -234,6 +234,46 @@ def test_cells_show_what_the_picture_shows():
         cells = camera.owners()
         assert (cells == HAND).sum() > 3
         assert (cells == 1).sum() < 0.3 * len(lines)
+
+
+def seen(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A world at its begin, from contexts of its own: the picture, and the geom of each pixel."""
+    import mujoco  # only now: it reads how it is to draw, which the package has set
+
+    world = begin(seed)
+    view = mujoco.Renderer(world.model, size, size)
+    view.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = True
+    view.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+    view.scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = False
+    view.update_scene(world.data, "view")
+    picture = view.render()
+    view.close()
+    parts = mujoco.Renderer(world.model, size, size)
+    parts.enable_segmentation_rendering()
+    parts.update_scene(world.data, "view")
+    drawn = parts.render()
+    parts.close()
+    return picture, np.where(drawn[..., 1] == mujoco.mjtObj.mjOBJ_GEOM, drawn[..., 0], -1)
+
+
+def test_a_picture_does_not_depend_on_what_was_drawn_before():
+    wanted = {(seed, size): seen(seed, size) for seed in (1, 2, 3) for size in (64, 256)}
+    worlds = {seed: begin(seed) for seed in (1, 2, 3)}
+    cameras = {
+        (seed, size): (Camera(worlds[seed], size, size, shadows=True),
+                       Divider(worlds[seed], size, size))
+        for seed, size in wanted
+    }  # fmt: skip
+    for key in [*wanted, *reversed(wanted)]:
+        camera, divider = cameras[key]
+        np.testing.assert_array_equal(camera.picture(), wanted[key][0])
+        np.testing.assert_array_equal(divider.geoms(), wanted[key][1])
+    for key, (camera, divider) in cameras.items():  # and while others are closed
+        worlds[key[0]].data.mocap_pos[0] += 1e-4  # so that it draws again
+        assert camera.picture().any()
+        np.testing.assert_array_equal(divider.geoms() >= 0, wanted[key][1] >= 0)
+        camera.close()
+        divider.close()
 
 
 def test_a_book_pushed_over_the_edge_falls_off():
