@@ -44,8 +44,8 @@ def index(
     from ..perception.settings import Settings
     from ..perception.stream_file import StreamFile
     from ..runtime.bundle import load_bundle
-    from ..runtime.model import VLJepa
     from .indexing import Indexer, find_recordings
+    from .models import open_model
 
     found = find_recordings(
         recordings or [], topic or [], camera or [], to_ns("--start", start) or SECOND_NS
@@ -62,7 +62,7 @@ def index(
         stack.callback(kept.close)
         before = len(kept)
         parts = ("x_encoder", "predictor", "y_encoder", "y_decoder")
-        model = VLJepa(loaded, backend, parts=parts if words else parts[:3])
+        model = open_model(loaded, backend, parts if words else parts[:3])
         stack.callback(model.close)
         queries = tuple(settings.queries_of(loaded))
         file = stack.enter_context(StreamFile(export, model, queries)) if export else None

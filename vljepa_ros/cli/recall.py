@@ -19,7 +19,7 @@ from ..memory.fleet import COLLECTION, FleetStore
 from ..memory.store import Found, MomentStore
 from ..runtime.bundle import load_bundle
 from ..runtime.errors import VLJepaError
-from ..runtime.model import VLJepa
+from .models import open_model
 from .output import console, notice
 from .times import clock, to_ns
 
@@ -90,7 +90,7 @@ class _Text:
                 f"{where} holds moments of {model_id}, and the bundle {self.bundle.path} is {own}; "
                 "give the one that they were made with (--bundle)."
             )
-        model = VLJepa(self.bundle, self.backend, parts=("y_encoder",))
+        model = open_model(self.bundle, self.backend, ("y_encoder",))
         try:
             return model.embed_text([self.text])[0]
         finally:
