@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import typer
 
+from ..runtime.errors import VLJepaError
 from .checks import BROKEN, NOTE, WORKS, Check, run_checks
 from .output import console
 
@@ -19,7 +20,7 @@ def doctor(
 ) -> None:
     """Check this machine; exit code 1 if the robot could not run on it."""
     checks = list(run_checks(bundle))
-    backends = _backends()
+    backends = _backends(bundle)
     would_run = next((b.name for b in backends if b.state == WORKS), None)
     healthy = would_run is not None and all(check.state != BROKEN for check in checks)
     if as_json:
@@ -40,16 +41,34 @@ def doctor(
     raise typer.Exit(0 if healthy else 1)
 
 
-def _backends() -> list[Check]:
+def _backends(bundle: str) -> list[Check]:
     """The backends as findings; the first that works is the one that would run."""
     from ..runtime.engine import backends
 
     return [
-        Check(b.backend, WORKS, "can run")
+        Check(b.backend, WORKS, *_unbuilt(b.backend, bundle))
         if b.available
         else Check(b.backend, NOTE, b.reason, b.fix)
         for b in backends()
     ]
+
+
+def _unbuilt(backend: str, source: str) -> tuple[str, str]:
+    """What is to be said of a backend that can run, and what to do beforehand."""
+    from ..runtime.bundle import load_bundle
+    from ..runtime.engine import must_build
+
+    try:
+        graphs = load_bundle(source, verify=False).graphs.values()
+        missing = [graph.name for graph in graphs if must_build(graph, backend)]
+    except VLJepaError:  # the bundle's own check says more
+        return "can run", ""
+    if not missing:
+        return "can run", ""
+    return (
+        f"can run; its engines are still to be built ({', '.join(missing)})",
+        f"vljepa engines build --backend {backend}; else they are built at the first start",
+    )
 
 
 def _print(title: str, checks: list[Check]) -> None:
