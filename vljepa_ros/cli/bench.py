@@ -22,6 +22,7 @@ from rich.table import Table
 
 from ..nodes.process import Signals, Spinner, set_transport
 from ..runtime.errors import VLJepaError
+from .bench_engines import engines
 from .bench_memory import memory
 from .bench_services import services
 from .output import console
@@ -51,6 +52,7 @@ class Load:
     cameras: tuple[str, ...]
 
 
+app.command()(engines)
 app.command()(services)
 app.command()(memory)
 
