@@ -13,6 +13,7 @@ named above.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,7 @@ def _undo_tables(onnx: Any, graph: Any, source: Path) -> None:
             continue
         (product,) = users[first[0].output[0]]
         scale = next(stored[other] for other in product.input if other in stored)
-        values = onnx.numpy_helper.to_array(table, str(source.parent)).astype(np.float32)
-        values *= onnx.numpy_helper.to_array(scale, str(source.parent))
+        values = _values(onnx, table, source) * _values(onnx, scale, source)
         half = onnx.numpy_helper.from_array(values.astype(np.float16), f"{product.output[0]}_half")
         graph.initializer.append(half)
         graph.initializer.remove(table)
@@ -124,6 +124,18 @@ def _drop_nan_guards(graph: Any) -> None:
             softmax.output[0] = guard.output[0]
             graph.node.remove(guard)
             graph.node.remove(asks)
+
+
+def _values(onnx: Any, tensor: Any, source: Path) -> np.ndarray:
+    """A constant's values. The package `onnx` reads no file that is a link, as the Hub's are."""
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    if not where:
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    values = np.fromfile(
+        source.parent / where["location"], onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type),
+        math.prod(tensor.dims), offset=int(where.get("offset", 0)),
+    )  # fmt: skip
+    return values.reshape(tensor.dims)
 
 
 class _Typing:
@@ -167,7 +179,10 @@ class _Typing:
     def _float_names(self) -> set[str]:
         """The names of all float values. BuildError where the type of a value is unknown."""
         proto = self.onnx.TensorProto
-        graph = self.onnx.shape_inference.infer_shapes(self.model).graph
+        try:
+            graph = self.onnx.shape_inference.infer_shapes(self.model).graph
+        except Exception as error:  # of several kinds, without a public base class
+            raise BuildError(f"{self.source} cannot be typed: {error}.") from error
         kinds = {
             value.name: value.type.tensor_type.elem_type
             for value in (*graph.value_info, *graph.input, *graph.output)
@@ -278,7 +293,7 @@ class _Typing:
 
     def _narrowed(self, tensor: Any, name: str) -> Any:
         """A small fp32 constant in the low precision: some constants may not be computed."""
-        values = self.onnx.numpy_helper.to_array(tensor)
+        values = _values(self.onnx, tensor, self.source)
         if self.low == self.onnx.TensorProto.FLOAT16:
             content = values.clip(-FP16_MOST, FP16_MOST).astype(np.float16)
         else:  # to the nearest, ties to even
