@@ -93,7 +93,7 @@ def test_the_order_of_preference_is_the_design_s() -> None:
     assert reports[-1].available and not reports[-1].reason
     for report in reports:
         assert report.available or (report.reason and report.fix)
-    assert "being written" in reports[0].reason
+    assert "tensorrt is not installed" in reports[0].reason
 
 
 def test_an_unknown_backend_is_refused(bundle: Bundle) -> None:
@@ -102,7 +102,7 @@ def test_an_unknown_backend_is_refused(bundle: Bundle) -> None:
 
 
 def test_an_unavailable_backend_is_never_replaced(bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match=r"tensorrt is not available.*being written"):
+    with pytest.raises(EngineError, match=r"tensorrt is not available.*not installed"):
         open_engine(bundle.graphs["predictor"], "tensorrt")
 
 

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "memory": ("memory", "app"),
     "doctor": ("doctor", "doctor"),
     "bundle": ("bundle", "app"),
+    "engines": ("engines", "app"),
     "bench": ("bench", "app"),
     "data": ("training", "data"),
     "train": ("training", "train"),

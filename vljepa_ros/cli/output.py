@@ -5,14 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
-_errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def notice(text: str) -> None:
     """A line on stderr that is no result: progress, or a hint."""
-    _errors.print(text, style="yellow")
+    errors.print(text, style="yellow")
 
 
 def error_line(text: str) -> None:
     """One sentence in red on stderr."""
-    _errors.print(text, style="red")
+    errors.print(text, style="red")

@@ -50,9 +50,13 @@ def build(request: Request, report: Callable[[str, float], None]) -> None:
     """Build the plan and write it to the request's target. BuildError where that fails."""
     trt, logger = library.load(request.library), library.logger(request.library)
     report("reading the graph", 0.0)
-    builder = trt.Builder(logger)
-    if builder is None:
-        raise BuildError(f"{request.library} does not start ({logger.last}).")
+    try:
+        builder = trt.Builder(logger)
+    except Exception as error:  # pybind11's, where the library gives none
+        raise BuildError(
+            f"The builder of {request.library} does not start ({logger.last or error}); look at "
+            "what nvidia-smi says."
+        ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     _parse(request, parser)

@@ -34,12 +34,14 @@ POLL = 0.2  # seconds between two looks at whether another process has finished 
 class Key:
     """All that an engine depends on. Two engines with the same key are interchangeable.
 
-    `sha256`: of the ONNX file, of a variant's for a variant. `gpu` and `capability` are what the
-    engine runs on, `version` the library that loads it, each less exact where `options` say so.
+    `sha256`: of the ONNX file, of a variant's for a variant; `weights`: of the weights that lie
+    beside it, empty where it has them all. `gpu` and `capability` are what the engine runs on,
+    `version` the library that loads it, each less exact where `options` say so.
     """
 
     graph: str
     sha256: str
+    weights: str
     library: str
     version: str
     gpu: str

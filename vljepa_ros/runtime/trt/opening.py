@@ -6,13 +6,16 @@ tolerance; one that does not is kept with its figure and refused, not built agai
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from ..errors import BuildError, EngineError, PrecisionError
+from ..errors import BuildError, DeviceError, EngineError, PrecisionError
 from ..graphs import GraphSpec
+from ..manifest import sha256_of
 from . import cache, cuda
 from . import library as libraries
 from .build import ANY_GPU, ANY_VERSION, Request
@@ -25,6 +28,7 @@ from .numerics import least_cosine
 log = logging.getLogger(__name__)
 
 Report = Callable[[str, float], None]
+T = TypeVar("T")
 
 AUTO = ("fp16", "fp32")  # in order of preference
 NEEDS = {"bf16": (8, 0), "fp8": (8, 9)}  # the least compute capability
@@ -51,31 +55,48 @@ def to_build(graph: GraphSpec, library: str, precision: str) -> bool:
 def open_trt(graph: GraphSpec, library: str, precision: str, report: Report | None) -> TrtEngine:
     """Open a graph's engine, see the package's `open_trt`."""
     gpu = cuda.device()
-    *preferred, last = _precisions(graph, precision, gpu)
-    for one in preferred:
-        try:
-            return _open(graph, library, one, gpu, report or _silent)
-        except InexactError as error:
-            log.warning("%s It is tried in the next precision.", error)
-    return _open(graph, library, last, gpu, report or _silent)
+
+    def attempt(one: str) -> TrtEngine:
+        key = _key(graph, library, one, gpu, ())
+        return _open(graph, _cached(graph, library, one, gpu), key, report or _silent)[1]
+
+    return _in_turn(_precisions(graph, precision, gpu), attempt)
 
 
 class InexactError(BuildError):
     """An engine whose numbers are too far from its graph's."""
 
 
-def ensure_built(
+def prepare(
     graph: GraphSpec, library: str, precision: str, report: Report,
     options: tuple[str, ...] = (), workspace_mib: int = WORKSPACE_MIB,
-) -> Entry:  # fmt: skip
-    """An engine of the cache, built if it is not there; also where there is no GPU to run it.
+) -> tuple[Entry, TrtEngine | None]:  # fmt: skip
+    """An engine of the cache, built if it is not there, and open where there is a GPU.
 
     `options`: of ANY_GPU and ANY_VERSION; TensorRT for RTX needs ANY_GPU where there is no GPU.
-    Raises BuildError, PrecisionError and EngineError as `open_trt` does.
+    Raises what `open_trt` does.
     """
     gpu = cuda.device() if cuda.missing() is None else None
-    key = _key(graph, library, _precisions(graph, precision, gpu)[0], gpu, options)
-    return cache.find(key) or _build(graph, key, report, workspace_mib)
+
+    def attempt(one: str) -> tuple[Entry, TrtEngine | None]:
+        key = _key(graph, library, one, gpu, options)
+        entry = cache.find(key)
+        if gpu is not None:
+            return _open(graph, entry, key, report, workspace_mib)
+        return entry or _build(graph, key, report, workspace_mib), None
+
+    return _in_turn(_precisions(graph, precision, gpu), attempt)
+
+
+def _in_turn(precisions: tuple[str, ...], attempt: Callable[[str], T]) -> T:
+    """What `attempt` makes of the first precision that is exact enough."""
+    *preferred, last = precisions
+    for one in preferred:
+        try:
+            return attempt(one)
+        except InexactError as error:
+            log.warning("%s It is tried in the next precision.", error)
+    return attempt(last)
 
 
 def _silent(phase: str, done: float) -> None:
@@ -128,10 +149,26 @@ def _key(
     if ANY_GPU not in options:
         assert gpu is not None
         name, capability = gpu.name, _dotted(gpu.capability)
+    source = _source(graph, precision)
     return Key(
-        graph.name, _source(graph, precision).sha256, library, version, name, capability,
+        graph.name, source.sha256, _weights(source.path), library, version, name, capability,
         precision, dict(graph.profile), tuple(sorted(options)),
     )  # fmt: skip
+
+
+def _weights(path: Path) -> str:
+    """The sha256 of the weights that an ONNX file leaves to a file beside it; empty if none."""
+    for file in (path.with_suffix(".data"), path.with_name(f"{path.name}.data")):
+        if file.is_file():
+            stat = file.stat()
+            return _hashed(file, stat.st_size, stat.st_mtime_ns)
+    return ""
+
+
+@functools.lru_cache
+def _hashed(file: Path, size: int, changed: int) -> str:
+    """A file's sha256, had once as long as it does not change."""
+    return sha256_of(file)
 
 
 def _keys(graph: GraphSpec, library: str, precision: str, gpu: Device) -> Iterator[Key]:
@@ -149,24 +186,26 @@ def _cached(graph: GraphSpec, library: str, precision: str, gpu: Device) -> Entr
 
 
 def _open(
-    graph: GraphSpec, library: str, precision: str, gpu: Device, report: Report
-) -> TrtEngine:
-    """Open an engine in one precision; a plan that does not load is built again, once."""
-    entry = _cached(graph, library, precision, gpu)
+    graph: GraphSpec, entry: Entry | None, key: Key, report: Report,
+    workspace_mib: int = WORKSPACE_MIB,
+) -> tuple[Entry, TrtEngine]:  # fmt: skip
+    """Open a cached engine; one of `key` is built where there is none, or none that loads."""
     if entry is not None:
-        _refuse_if_too_far(entry, graph)
         try:
             return _loaded(graph, entry, report)
         except StalePlanError as error:
             log.warning("%s is built again: %s", entry.plan, error)
             cache.discard(entry)
-    entry = _build(graph, _key(graph, library, precision, gpu, ()), report, WORKSPACE_MIB)
-    _refuse_if_too_far(entry, graph)
-    return _loaded(graph, entry, report)
+    entry = _build(graph, key, report, workspace_mib)
+    try:
+        return _loaded(graph, entry, report)
+    except StalePlanError as error:  # though it was built just now
+        raise DeviceError(str(error)) from error
 
 
-def _loaded(graph: GraphSpec, entry: Entry, report: Report) -> TrtEngine:
+def _loaded(graph: GraphSpec, entry: Entry, report: Report) -> tuple[Entry, TrtEngine]:
     """The engine of a cache entry, compared with its graph if it was not yet."""
+    _refuse_if_too_far(entry, graph)
     key = entry.key
     engine = TrtEngine(
         graph, key.library, key.precision, entry.plan.read_bytes(),
@@ -183,7 +222,7 @@ def _loaded(graph: GraphSpec, entry: Entry, report: Report) -> TrtEngine:
     except BaseException:
         engine.close()
         raise
-    return engine
+    return entry, engine
 
 
 def _tolerance(graph: GraphSpec, precision: str) -> float:

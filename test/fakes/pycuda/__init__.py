@@ -1,0 +1,3 @@
+"""A stand-in for PyCUDA; see ../README.md."""
+
+VERSION = (2026, 1)

@@ -1,0 +1,225 @@
+"""`vljepa engines`: build TensorRT engines before the robot needs them, look at them, remove them.
+
+Invariant: an engine that `build` reports as compared is exact within the bundle's tolerance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..runtime.errors import EngineError
+from .output import console, errors, notice
+
+if TYPE_CHECKING:
+    from ..runtime.trt.cache import Entry, Listed
+
+app = typer.Typer(
+    help="Build the GPU's engines ahead, look at those that are built, remove them.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+LIBRARIES = ("tensorrt", "tensorrt_rtx")
+PART = typer.Option(None, help="Only this graph, e.g. x_encoder; again for more.")
+INSPECT = typer.Option(None, help="Write what the library made of each graph to this JSON file.")
+SAID = 0.1  # of a build, between two lines of progress
+
+
+@app.command()
+def build(
+    bundle: str = typer.Option("tabletop", help="A folder, a shipped bundle's name, or a Hub id."),
+    backend: str = typer.Option("auto", help="tensorrt or tensorrt_rtx; auto: what is here."),
+    precision: str = typer.Option("auto", help="fp16, bf16, fp32, int8 or fp8; auto: fp16."),
+    part: list[str] = PART,
+    any_gpu: bool = typer.Option(
+        False, "--any-gpu", help="For every GPU from Ampere on, if a little slower on each."
+    ),
+    any_version: bool = typer.Option(
+        False, "--any-version", help="Also for later versions of the same major (tensorrt)."
+    ),
+    workspace: int = typer.Option(1024, min=1, help="Memory a layer may use, in MiB."),
+    inspect: Path | None = INSPECT,
+) -> None:
+    """Build the engines of a bundle that are not in the cache, and compare them with the CPU.
+
+    Nodes build what is missing themselves, which takes minutes; this does it before.
+    """
+    from ..runtime.bundle import load_bundle
+    from ..runtime.engine import PRECISIONS
+    from ..runtime.trt import build as options
+    from ..runtime.trt.cuda import missing
+
+    if precision not in PRECISIONS:
+        raise EngineError(
+            f"Unknown precision '{precision}'; use one of {', '.join(PRECISIONS)}."
+        )
+    loaded = load_bundle(bundle)
+    graphs = _graphs(loaded.graphs, part)
+    library = _library(backend)
+    no_gpu = missing()
+    if no_gpu is not None and inspect is not None:
+        raise EngineError(f"--inspect looks at engines on the GPU, and {no_gpu[0]}; {no_gpu[1]}.")
+    if no_gpu is not None and library == "tensorrt_rtx" and not any_gpu:
+        notice(f"No GPU can be used here ({no_gpu[0]}): engines for any GPU, not compared yet.")
+        any_gpu = True
+    wanted = [options.ANY_GPU] * any_gpu + [options.ANY_VERSION] * any_version
+    inspected = {}
+    for graph in graphs:
+        entry, layers = _build_one(graph, library, precision, tuple(wanted), workspace, inspect)
+        inspected[graph.name] = layers
+        console.print(_line(entry))
+    if inspect is not None:
+        _write(inspect, json.dumps(inspected, indent=2))
+
+
+def _graphs(graphs: dict[str, Any], parts: list[str] | None) -> list[Any]:
+    for part in parts or ():
+        if part not in graphs:
+            raise EngineError(f"The bundle has no '{part}'; its graphs are {', '.join(graphs)}.")
+    return [graph for name, graph in graphs.items() if not parts or name in parts]
+
+
+def _library(backend: str) -> str:
+    """The library to build with; EngineError where it is not here."""
+    from ..runtime.trt import missing
+    from ..runtime.trt.library import library_missing, load
+
+    if backend in LIBRARIES:
+        load(backend)
+        return backend
+    if backend != "auto":
+        raise EngineError(f"'{backend}' builds no engines; use auto, {' or '.join(LIBRARIES)}.")
+    for library in LIBRARIES:
+        if missing(library) is None:
+            return library
+    if library_missing("tensorrt_rtx") is None:  # which builds without a GPU
+        return "tensorrt_rtx"
+    reasons = [": ".join(missing(library) or ("", "")) for library in LIBRARIES]
+    raise EngineError(f"No engine can be built here: {'; '.join(reasons)}.")
+
+
+def _build_one(
+    graph: Any, library: str, precision: str, options: tuple[str, ...], workspace: int,
+    inspect: Path | None,
+) -> tuple[Entry, Any]:  # fmt: skip
+    """Build an engine, or find it built; and what the library made of it, if asked."""
+    from ..runtime.trt.opening import prepare
+
+    with _progress(graph.name) as report:
+        entry, engine = prepare(graph, library, precision, report, options, workspace)
+    if engine is None:
+        return entry, None
+    try:
+        return entry, json.loads(engine.inspect()) if inspect is not None else None
+    finally:
+        engine.close()
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[str, float], None]]:
+    """Tell how far a build is: a bar in a terminal, now and then a line elsewhere."""
+    if errors.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+                   TimeElapsedColumn())  # fmt: skip
+        with Progress(*columns, console=errors, transient=True) as bar:
+            task = bar.add_task(name, total=1.0)
+            yield lambda phase, done: bar.update(
+                task, completed=done, description=f"{name}: {phase}"
+            )
+        return
+    last: tuple[str, float] = ("", 0.0)
+
+    def line(phase: str, done: float) -> None:
+        nonlocal last
+        if abs(done - last[1]) >= SAID or (done == 0 and phase != last[0]):
+            last = (phase, done)
+            notice(f"{name}: {phase}, {done:.0%}")
+
+    yield line
+
+
+def _line(entry: Entry) -> str:
+    key = entry.key
+    compared = "not compared" if entry.cosine is None else f"cosine {entry.cosine:.5f}"
+    return (
+        f"{key.graph}  {key.precision}  {key.library} {key.version}  {key.gpu}  {compared}  "
+        f"{entry.size / 2**20:.1f} MiB  built in {entry.build_seconds:g} s  {entry.plan}"
+    )
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise EngineError(f"{file} cannot be written: {error.strerror}.") from error
+
+
+@app.command("list")
+def list_engines(
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Show every built engine, what it was built for, and what is wrong with it, if anything is."""
+    from ..runtime.trt.cache import described, folder, listed
+
+    found = listed()
+    if as_json:
+        rows = [
+            {"file": str(one.sidecar), "problem": one.problem}
+            | (described(one.entry) if one.entry else {})
+            for one in found
+        ]
+        console.print(json.dumps(rows, indent=2))
+        return
+    if not found:
+        console.print(f"No engine is built yet in {folder()}: vljepa engines build.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("graph", "precision", "library", "GPU", "cosine", "MiB", "built", ""):
+        table.add_column(title, justify="right" if title in ("cosine", "MiB") else "left")
+    for one in found:
+        table.add_row(*_row(one))
+    console.print(table)
+
+
+def _row(one: Listed) -> tuple[str, ...]:
+    if one.entry is None:
+        return (one.sidecar.name, *[""] * 6, one.problem)
+    entry, key = one.entry, one.entry.key
+    return (
+        key.graph, key.precision, f"{key.library} {key.version}", key.gpu,
+        "-" if entry.cosine is None else f"{entry.cosine:.5f}", f"{entry.size / 2**20:.1f}",
+        entry.built_at[:16].replace("T", " "), one.problem,
+    )  # fmt: skip
+
+
+@app.command()
+def clean(
+    everything: bool = typer.Option(False, "--all", help="Also engines that can still be used."),
+) -> None:
+    """Remove engines that are damaged or of another version of their library."""
+    from ..runtime.trt.cache import clean as clean_cache
+    from ..runtime.trt.cache import folder
+
+    removed = clean_cache(_useless, everything)
+    plans = sum(file.suffix == ".plan" for file in removed)
+    console.print(f"{plans} engines removed ({len(removed)} files) from {folder()}.")
+
+
+def _useless(one: Listed) -> bool:
+    """Whether an engine is damaged, or of a version of its library that is not the one here."""
+    from ..runtime.trt.library import library_missing, load
+
+    if one.entry is None or one.problem:
+        return True
+    key = one.entry.key
+    if library_missing(key.library) is not None:
+        return False  # it may be kept for another machine
+    here = str(load(key.library).__version__)
+    return here != key.version and here.split(".")[0] != key.version
