@@ -7,6 +7,7 @@ with a deadline that only a broken node reaches.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import itertools
 import os
 import signal
@@ -17,7 +18,7 @@ import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -39,12 +40,30 @@ from vljepa_ros.runtime.bundle import write_manifest
 DEADLINE = 30.0  # seconds
 AGAIN = 8.0  # seconds; longer than a node waits for another before it answers
 SECOND = 1_000_000_000
-_domains = itertools.count(os.getpid())
+_leases: dict[int, IO[bytes]] = {}  # of this process, the one that was given longest ago first
 
 
 def domain() -> int:
-    """A ROS domain of its own, 1..100 (101 is the last that Linux has safe ports for)."""
-    return 1 + next(_domains) * 37 % 100
+    """A ROS domain of its own, 1..100 (101 is the last that Linux has safe ports for).
+
+    No other test process of this machine has it: while this one lives, it locks a file for each.
+    """
+    folder = Path(tempfile.gettempdir()) / "vljepa_test_domains"
+    folder.mkdir(exist_ok=True)
+    for k in range(100):
+        number = 1 + (37 * os.getpid() + k) % 100  # seldom one of a session that has just ended
+        if number not in _leases:
+            file = open(folder / str(number), "wb")  # noqa: SIM115 - as long as the process
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                continue
+            _leases[number] = file
+            return number
+    oldest = next(iter(_leases))  # whose graph has ended
+    _leases[oldest] = _leases.pop(oldest)
+    return oldest
 
 
 class NodeProcess:
