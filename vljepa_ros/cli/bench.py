@@ -1,8 +1,9 @@
 """`vljepa bench`: how fast the parts are on this machine. Speed is measured here, never in a test.
 
-`vljepa bench node` runs the perception node as it is and feeds it from another process;
-`vljepa bench services` asks it, too (cli/bench_services.py); `vljepa bench memory` fills the moment
-store (cli/bench_memory.py).
+`vljepa bench node` runs the perception node as it is and feeds it from another process, with the
+decoder in a third; `vljepa bench services` asks it, too (cli/bench_services.py); `vljepa bench
+engines` and `vljepa bench cost` run the networks alone (cli/bench_engines.py, cli/bench_cost.py);
+`vljepa bench memory` fills the moment store (cli/bench_memory.py).
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ import typer
 from rich.table import Table
 
 from ..nodes.process import Signals, Spinner, set_transport
+from ..perception.stages import KEPT
 from ..runtime.errors import VLJepaError
+from .bench_cost import cost
 from .bench_engines import engines
+from .bench_footprint import Footprint
 from .bench_memory import memory
 from .bench_services import services
 from .output import console
@@ -52,6 +56,7 @@ class Load:
     cameras: tuple[str, ...]
 
 
+app.command()(cost)
 app.command()(engines)
 app.command()(services)
 app.command()(memory)
@@ -67,7 +72,7 @@ def node(
     bundle: str = typer.Option("tabletop", help="Model bundle."),
     backend: str = typer.Option("auto", help="What runs the engines."),
     threads: int = typer.Option(0, help="Threads per engine on the CPU; 0: the backend's choice."),
-    steps: int = typer.Option(1000, min=10, max=2000, help="Steps to measure."),
+    steps: int = typer.Option(1000, min=10, max=1_000_000, help="Steps to measure."),
     size: str = typer.Option("640x480", help="Width x height of the images."),
     fps: float = typer.Option(30.0, min=0.1, help="Frames per second of each camera."),
     rate: float = typer.Option(0.0, help="Steps per second of each camera; 0: one per frame."),
@@ -77,7 +82,7 @@ def node(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """The perception node, fed by another process: what is lost, added, and where time goes."""
+    """The perception node, fed by another process, and a decoder: losses, times, memory."""
     set_transport()
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))  # away from a live robot
     try:
@@ -105,6 +110,7 @@ def node(
     publisher = subprocess.Popen(
         [sys.executable, "-m", "vljepa_ros.cli.bench_publisher", *map(str, words)]
     )
+    decoder = _decoder(bundle, backend, threads)
     stop = threading.Event()
     Signals().on_stop(stop.set)
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
@@ -118,9 +124,11 @@ def node(
     )
     spinner = Spinner(perception)
     try:
-        report = _measure(perception, publisher, load, steps, stop)
+        report = _measure(perception, publisher, decoder, load, steps, stop)
     finally:
         publisher.kill()
+        if decoder is not None:
+            decoder.kill()
         spinner.end()
         rclpy.try_shutdown()
     if as_json:
@@ -129,10 +137,24 @@ def node(
         _print(report)
 
 
+def _decoder(bundle: str, backend: str, threads: int) -> Any:
+    """A decoder node's process; None for a bundle without a decoder."""
+    from ..runtime.bundle import load_bundle
+
+    if load_bundle(bundle).decoder is None:
+        return None
+    words = {"bundle": bundle, "backend": backend, "threads": threads}
+    given = [word for name, value in words.items() for word in ("-p", f"{name}:={value}")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "vljepa_ros.nodes.decoder_node", "--ros-args", *given],
+        stdout=subprocess.DEVNULL,
+    )
+
+
 def _measure(
-    perception: Any, publisher: Any, load: Load, steps: int, stop: threading.Event
+    perception: Any, publisher: Any, decoder: Any, load: Load, steps: int, stop: threading.Event
 ) -> dict[str, Any]:
-    """Wait until the node is served, let it run for `steps` steps, and report."""
+    """Wait until node and decoder work, let them run for `steps` steps, and report."""
 
     def running() -> bool:
         return perception.state == "active" and perception.stages.steps > 0
@@ -140,21 +162,32 @@ def _measure(
     while not running():
         if perception.failure or publisher.poll() is not None or stop.wait(0.05):
             raise VLJepaError(perception.failure or "The benchmark was stopped before it began.")
+    asker = _Asker(perception)
+    processes = {"perception": os.getpid()}
+    if decoder is not None:
+        processes["decoder"] = decoder.pid
+    while decoder is not None and not asker.utterances:
+        if decoder.poll() is not None or publisher.poll() is not None or stop.wait(0.1):
+            raise VLJepaError("The decoder said nothing before the benchmark was over.")
+        asker.ask()
     stop.wait(WARM_UP)
     perception.measure()
-    asker = _Asker(perception)
+    footprint = Footprint(processes)
+    decoded = asker.utterances
     cameras = list(perception.cameras.values())
     before = [_count(camera) for camera in cameras]
     began, answers = time.monotonic(), list[float]()
     try:
         while not stop.is_set() and perception.stages.steps < steps and publisher.poll() is None:
             answers.append(asker.ask())
+            footprint.sample()
             stop.wait(0.5)
     finally:
         asker.close()
     took = time.monotonic() - began
     after = [_count(camera) for camera in cameras]
-    return _report(perception, load, before, after, took, answers)
+    report = _report(perception, load, before, after, took, answers)
+    return {**report, "utterances": asker.utterances - decoded, "memory": footprint.report()}
 
 
 def _report(
@@ -182,6 +215,7 @@ def _report(
         "engines": {e.name: f"{e.backend} ({e.precision})" for e in perception.model.info},
         "seconds": took,
         "steps": perception.stages.steps,
+        "stages_of_last": min(perception.stages.steps, KEPT),
         "frames": {
             "sent": sent,
             "lost": sent - received,
@@ -205,9 +239,19 @@ def _print(report: dict[str, Any]) -> None:
         table.add_row(name, f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}")
     frames, answer = report["frames"], report["parameter_answer_ms"]
     console.print(table)
+    memory = Table(title="Resident memory (MB)", title_justify="left")
+    for heading in ("process", "at the start", "at the end", "most", "largest drift"):
+        memory.add_column(heading, justify="left" if heading == "process" else "right")
+    for name, row in report["memory"].items():
+        memory.add_row(
+            name, *(f"{row[key]:.1f}" for key in ("start_mb", "end_mb", "most_mb")),
+            f"{100 * row['largest_drift']:.2f} %",
+        )  # fmt: skip
+    console.print(memory)
     console.print(
         f"{report['cameras']} x {report['size']} at {report['fps']:.1f} Hz, {report['model_id']}: "
-        f"{report['steps']} steps in {report['seconds']:.1f} s.\n"
+        f"{report['steps']} steps in {report['seconds']:.1f} s, of which the times are of the last "
+        f"{report['stages_of_last']}; {report['utterances']} utterances.\n"
         f"{frames['sent']} frames sent, {frames['lost']} lost between the processes, "
         f"{frames['dropped']} dropped for newer ones.\n"
         f"Frame age when inference began: p99 {report['stages']['age']['p99_ms']:.1f} ms; one step "
@@ -217,24 +261,31 @@ def _print(report: dict[str, Any]) -> None:
 
 
 class _Asker:
-    """Asks the node for a parameter over its service, from a node of its own."""
+    """Asks the node for a parameter, and hears the decoder, from a node of its own."""
 
     def __init__(self, perception: Any) -> None:
         import rclpy
         from rcl_interfaces.srv import GetParameters
         from rclpy.executors import SingleThreadedExecutor
 
+        from vljepa_ros.msg import Utterance
+
         self._node = rclpy.create_node("bench", start_parameter_services=False)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
         name = f"{perception.get_fully_qualified_name()}/get_parameters"
         self._client = self._node.create_client(GetParameters, name)
+        self.utterances = 0  # heard so far
+        self._node.create_subscription(Utterance, "utterances", self._heard, 10)
         self._request = GetParameters.Request(names=["rate"])
         if not self._client.wait_for_service(10.0):
             raise VLJepaError(f"The service {name} does not answer.")
 
+    def _heard(self, _: Any) -> None:
+        self.utterances += 1
+
     def ask(self) -> float:
-        """Seconds to the answer."""
+        """Seconds to the answer; takes in what was said meanwhile."""
         asked = time.monotonic()
         future = self._client.call_async(self._request)
         self._executor.spin_until_future_complete(future, timeout_sec=10.0)

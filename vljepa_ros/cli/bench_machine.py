@@ -59,10 +59,9 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def memory_of(process: int) -> float:
-    """Megabytes resident of a process; pages that others hold too are divided among them (PSS)."""
-    text = _read(f"/proc/{process}/smaps_rollup")
-    for line in text.splitlines():
-        if line.startswith("Pss:"):
+    """Megabytes resident of a process, shared libraries included; NaN where it has ended."""
+    for line in _read(f"/proc/{process}/status").splitlines():
+        if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
     return float("nan")
 

@@ -1,7 +1,8 @@
-"""The camera of `vljepa bench node`: rgb8 images of noise from a process of its own.
+"""The camera of `vljepa bench node`: noisy rgb8 images from a process of its own.
 
 Usage: WIDTH HEIGHT FPS SECONDS CAMERA... Frame k of every camera has the stamp start + k / FPS, so
-that who receives them can tell how many were lost.
+that who receives them can tell how many were lost. The scene changes every few seconds, so that
+there is something for the decoder to say.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import rclpy
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
-PICTURES = 4
+PICTURES = 3  # of each scene
+SCENE = 4.0  # seconds until the other one comes
+SQUARES = (1, 8)  # of one colour, along each side of a scene
 
 
 def main() -> None:
@@ -30,10 +33,15 @@ def main() -> None:
     ]
     random = np.random.default_rng(0)
     messages = []
-    for _ in range(PICTURES):
-        message = Image(width=width, height=height, encoding="rgb8", step=3 * width)
-        message.data = array("B", random.integers(0, 256, height * width * 3, np.uint8).tobytes())
-        messages.append(message)
+    for squares in SQUARES:
+        colours = random.integers(0, 192, (squares, squares, 3), np.uint8)
+        rows, columns = (np.arange(n) * squares // n for n in (height, width))
+        picture = colours[rows][:, columns]
+        for _ in range(PICTURES):
+            message = Image(width=width, height=height, encoding="rgb8", step=3 * width)
+            noise = random.integers(0, 64, picture.shape, np.uint8)
+            message.data = array("B", (picture + noise).tobytes())
+            messages.append(message)
     while any(publisher.get_subscription_count() == 0 for publisher in publishers):
         time.sleep(0.02)
     start = time.time_ns()
@@ -41,7 +49,8 @@ def main() -> None:
     while k / fps < seconds:
         stamp = start + round(k * 1e9 / fps)
         time.sleep(max(0.0, (stamp - time.time_ns()) / 1e9))
-        message = messages[k % PICTURES]
+        scene = int(k / fps / SCENE) % len(SQUARES)
+        message = messages[scene * PICTURES + k % PICTURES]
         message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 1_000_000_000)
         for publisher in publishers:
             publisher.publish(message)

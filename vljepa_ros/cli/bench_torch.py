@@ -93,7 +93,7 @@ class Saccadic(Torch):
         from transformers import VJEPA2Config, VJEPA2Model
 
         settings = import_module("saccade.config")
-        vision = model.config.x_encoder_config
+        vision: Any = model.config.x_encoder_config
         own = VJEPA2Config(**{**vision.to_dict(), "attn_implementation": "sdpa"})  # as it loads it
         backbone = VJEPA2Model(own).eval()
         backbone.encoder.load_state_dict(model.x_encoder.encoder.state_dict())
