@@ -7,8 +7,8 @@ work, and a build that fails leaves the one that serves.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vljepa_ros.runtime.bundle import Bundle, load_bundle
@@ -41,7 +41,6 @@ class Engines:
         self._replaced = replaced
         self._progress: tuple[str, float] | None = None  # what is being built, and how far
         self._said = ("", 0.0)
-        self._published = 0.0
         self._problem = ""  # why the last build beside the stream failed
 
     def open(self) -> VLJepa:
@@ -56,7 +55,8 @@ class Engines:
             if part in bundle.graphs
         )
         if not (unbuilt and values["serve_while_building"]):
-            self.model = self._build(bundle, wanted)
+            with self._telling():
+                self.model = self._build(bundle, wanted)
             return self.model
         self.model = VLJepa(bundle, "auto", wanted["threads"], self._parts, build=False)
         self._node.get_logger().info(
@@ -119,17 +119,31 @@ class Engines:
         return True
 
     def _report(self, part: str, phase: str, done: float) -> None:
-        """Tell how far a build is: to the log now and then, to /diagnostics every second."""
+        """Keep how far a build is, for /diagnostics, and tell the log now and then."""
         what = f"{part}: {phase}"
         self._progress = (what, done)
         said, last = self._said
         if what != said or done - last >= SAID or done >= 1 > last:
             self._said = (what, done)
             self._node.get_logger().info(f"Building {what}, {done:.0%}.")
-        if time.monotonic() - self._published >= 1 and self._node.state != "active":
-            # The executor may be waiting for the engines, and cannot report by itself.
-            self._published = time.monotonic()
-            publish(self._node.diagnostics, self._node, [self._building()])
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Publish the build's status every second: the executor waits, and cannot do it."""
+        ended = threading.Event()
+
+        def tell() -> None:
+            while not ended.wait(1.0):
+                if self._progress is not None:
+                    publish(self._node.diagnostics, self._node, [self._building()])
+
+        thread = threading.Thread(target=tell, name="build status", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def _building(self) -> Status:
         what, done = self._progress or ("", 0.0)
