@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from gpu import environment
 
 from vljepa_ros import __version__
 from vljepa_ros.cli.app import COMMANDS
@@ -134,6 +135,28 @@ def test_doctor_without_something_that_the_robot_needs(tiny_bundle: Path, module
 def test_doctor_without_any_backend(tiny_bundle: Path) -> None:
     code, _, report = doctor(tiny_bundle, "onnxruntime")
     assert (code, report["would_run"]) == (1, None)
+
+
+def test_doctor_says_which_engines_are_still_to_be_built(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(tmp_path).items():  # of a machine with a GPU
+        monkeypatch.setenv(name, value)
+    code, _, report = doctor(tiny_bundle)
+    assert (code, report["would_run"]) == (0, "tensorrt")
+    backends: list[dict[str, str]] = report["backends"]  # type: ignore[assignment]
+    assert "still to be built (x_encoder, predictor" in backends[0]["found"]
+    assert "vljepa engines build --backend tensorrt" in backends[0]["fix"]
+    monkeypatch.setenv("FAKE_TENSORRT_VERSION", "10.0.1")
+    _, _, report = doctor(tiny_bundle)
+    backends = report["backends"]  # type: ignore[assignment]
+    assert "tensorrt is 10.0.1" in backends[0]["found"] and "JetPack" in backends[0]["fix"]
+    assert report["would_run"] == "tensorrt_rtx"
+    monkeypatch.setenv("FAKE_GPU_COUNT", "0")
+    _, _, report = doctor(tiny_bundle)
+    backends = report["backends"]  # type: ignore[assignment]
+    assert "NVIDIA GPU" in backends[0]["found"] and "nvidia-smi" in backends[0]["fix"]
+    assert str(report["would_run"]).startswith("onnxruntime")
 
 
 def test_doctor_needs_no_torch(tiny_bundle: Path) -> None:
