@@ -76,3 +76,13 @@ def fake_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGp
     yield FakeGpu(tmp_path, monkeypatch, importlib.import_module("fakegpu"))
     forget()
     sys.modules.update(before)
+
+
+@pytest.fixture
+def quick_builds(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """The fakes, and engines built in this process: for tests that are not about the child."""
+    from vljepa_ros.runtime.trt import opening
+    from vljepa_ros.runtime.trt.build import build
+
+    monkeypatch.setattr(opening, "build_in_child", build)
+    return fake_gpu

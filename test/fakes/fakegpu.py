@@ -94,14 +94,10 @@ class Queue:
     def put(self, what: str, work: Callable[[], None]) -> None:
         self._work.append((what, work))
 
-    def drain(self, until: object = None) -> None:
-        """Do what is queued, all of it, or up to the mark `until`."""
-        while self._work:
+    def drain(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Do what is queued, all of it, or `until` something is so."""
+        while self._work and not until():
             what, work = self._work.popleft()
-            if what == "mark":
-                if work is until:
-                    return
-                continue
             Queue.order.append((what, self.handle))
             work()
 
@@ -111,15 +107,21 @@ class Mark:
 
     def __init__(self) -> None:
         self._queue: Queue | None = None
+        self._wanted = self._reached = 0
 
     def record(self, queue: Queue) -> None:
-        self._queue, self._end = queue, lambda: None
-        queue.put("mark", self._end)
+        self._queue = queue
+        self._wanted += 1
+
+        def reach(number: int = self._wanted) -> None:
+            self._reached = number
+
+        queue.put("mark", reach)
 
     def wait(self) -> None:
         if self._queue is not None:
-            queue, self._queue = self._queue, None
-            queue.drain(self._end)
+            wanted = self._wanted
+            self._queue.drain(lambda: self._reached >= wanted)
 
 
 class Libcuda:

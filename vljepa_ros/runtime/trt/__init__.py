@@ -36,10 +36,10 @@ def open_trt(
     """Open a graph's engine; where the cache has none that is valid, build it in a child process.
 
     `precision`: one of `engine.PRECISIONS`; auto is fp16, and fp32 where fp16 is not exact enough.
-    `report` is told phases and progress, 0..1; what it raises gives the build up. Raises
-    PrecisionError where the bundle or the GPU does not have the precision, BuildError where the
-    engine cannot be built or is not exact enough, DeviceError where the GPU fails, EngineError
-    where the graph is not what the manifest declares.
+    `report` is told phases and progress, 0..1, at least twice a second while it builds; what it
+    raises gives the build up and is raised here. Raises PrecisionError where the bundle or the GPU
+    does not have the precision, BuildError where the engine cannot be built or is not exact enough,
+    DeviceError where the GPU fails, EngineError where the graph is not what the manifest declares.
     """
     from .opening import open_trt
 

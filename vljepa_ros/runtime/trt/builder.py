@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import selectors
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import IO, Any
 
 from ..errors import BuildError, VLJepaError
@@ -24,34 +26,34 @@ from .build import Request, build
 log = logging.getLogger(__name__)
 
 Report = Callable[[str, float], None]
-STEP = 0.01  # of a build, between two reports
+STEP = 0.01  # of a build, between two answers of the child
+BEAT = 0.5  # seconds after which `report` is told again what it was told last
 
 
 def build_in_child(request: Request, report: Report) -> None:
     """Have a child process build; its plan is then in the request's target.
 
-    What `report` raises ends the child and is raised here. BuildError where the build fails, or
-    the child crashes.
+    `report` is called at least twice a second; what it raises ends the child and is raised here.
+    BuildError where the build fails, or the child crashes.
     """
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": paths}  # also what was put there while running
     with tempfile.TemporaryFile("w+", errors="replace") as noise:
         child = subprocess.Popen(
             [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, text=True,
-            env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, env=environment,
         )  # fmt: skip
         assert child.stdin is not None and child.stdout is not None
         try:
             ended = _follow(child.stdin, child.stdout, request, report)
-            child.stdin.close()
-            code = child.wait()
         except BaseException:
             child.kill()
             raise
         finally:
+            with suppress(BrokenPipeError):
+                child.stdin.close()  # which ends it, if it has not ended
+            code = child.wait()
             child.stdout.close()
-            child.wait()
         noise.seek(0)
         said = noise.read()
     if said.strip():
@@ -63,20 +65,39 @@ def build_in_child(request: Request, report: Report) -> None:
 
 
 def _follow(
-    stdin: IO[str], stdout: IO[str], request: Request, report: Report
+    stdin: IO[bytes], stdout: IO[bytes], request: Request, report: Report
 ) -> dict[str, Any]:
-    """Send the request and pass the child's progress on; its last line."""
+    """Send the request and pass the child's progress on; its last answer, or nothing."""
     try:
-        stdin.write(json.dumps(request.as_json()) + "\n")
+        stdin.write(json.dumps(request.as_json()).encode() + b"\n")
         stdin.flush()
     except BrokenPipeError:
         return {}  # it ended before it read; its exit code says how
-    for line in stdout:
-        message = json.loads(line)
-        if "phase" not in message:
-            return message
-        report(message["phase"], message["done"])
+    told: tuple[str, float] = ("starting the builder", 0.0)
+    for line in _lines(stdout):
+        if line is not None:
+            message = json.loads(line)
+            if "phase" not in message:
+                return message
+            told = message["phase"], message["done"]
+        report(*told)
     return {}
+
+
+def _lines(stdout: IO[bytes]) -> Iterator[bytes | None]:
+    """The lines of a child, and None whenever it has said nothing for a while."""
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ)
+        while True:
+            if not selector.select(BEAT):
+                yield None
+                continue
+            read = os.read(stdout.fileno(), 1 << 16)
+            if not read:
+                return
+            *lines, rest = (rest + read).split(b"\n")
+            yield from lines
 
 
 def _crashed(request: Request, code: int, said: str) -> str:
