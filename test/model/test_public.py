@@ -30,7 +30,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from vljepa_ros.cli.app import app
-from vljepa_ros.model import export, public
+from vljepa_ros.model import public, storage
 from vljepa_ros.model.config import open_vljepa
 from vljepa_ros.runtime.bundle import load_bundle, verify_bundle
 from vljepa_ros.runtime.errors import EngineError
@@ -419,8 +419,8 @@ def bundle(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     names = {"checkpoint": "checkpoint", "x-encoder": "vision", "llama": "llama", "gemma": "gemma"}
     given = [part for name, at in names.items() for part in (f"--{name}", str(folders[at]))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "COMPRESSED", 500)  # as small as these matrices are
-        patch.setattr(export, "INLINE", 20_000)  # so that some graphs are large ones
+        patch.setattr(storage, "COMPRESSED", 500)  # as small as these matrices are
+        patch.setattr(storage, "INLINE", 20_000)  # so that some graphs are large ones
         done = CliRunner().invoke(
             app, ["export", "--from", "open-vljepa", *given, "--out", str(out)],
             catch_exceptions=False,

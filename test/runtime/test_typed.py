@@ -16,9 +16,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from rounding import LOW, kinds_of, run_naive, run_rounded
 from torch import nn
 
-from vljepa_ros.model import export
-from vljepa_ros.model.export import export_graph, predictor_inputs, store_small
+from vljepa_ros.model import storage
+from vljepa_ros.model.export import export_graph, predictor_inputs
 from vljepa_ros.model.networks import Predictor, XEncoder
+from vljepa_ros.model.storage import store_small
 from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.engine import open_engine
 from vljepa_ros.runtime.errors import BuildError
@@ -190,7 +191,7 @@ def test_weights_in_a_file_stay_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, linked: bool
 ):
     """Links are what the Hub's cache and `colcon build --symlink-install` make of a bundle."""
-    monkeypatch.setattr(export, "INLINE", 1)
+    monkeypatch.setattr(storage, "INLINE", 1)
     path = encoder(tmp_path / "encoder.onnx", 7)
     inputs = {"ids": np.arange(120)}
     store_small(path, ["table"])

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback  # noqa: E402
 from networks import MANIFEST, scramble, tiny_config  # noqa: E402
 from safetensors.torch import load_file, save_model  # noqa: E402
 
-from vljepa_ros.model import export  # noqa: E402
+from vljepa_ros.model import export, storage  # noqa: E402
 from vljepa_ros.model.networks import VLJepa  # noqa: E402
 from vljepa_ros.model.restore import RestoreError, restore  # noqa: E402
 from vljepa_ros.runtime.bundle import load_bundle, verify_bundle, write_manifest  # noqa: E402
@@ -49,7 +49,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = random.integers(3, 300, (3, 20)), np.ones((3, 20), np.int64)
     tokenizers = dict.fromkeys(("tokenizer.json", "y_tokenizer.json"), folder / "words.json")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "COMPRESSED", 500)  # as small as these matrices are
+        patch.setattr(storage, "COMPRESSED", 500)  # as small as these matrices are
         return export.export_bundle(model, folder / "tiny", MANIFEST, tokenizers, clips, texts)
 
 
@@ -160,7 +160,7 @@ def test_a_bundle_of_other_networks_is_refused(bundle: Path, tmp_path: Path):
     config["predictor_config"]["num_hidden_layers"] = 3
     (folder / "config.json").write_text(json.dumps(config))
     rewrite(folder)
-    with pytest.raises(RestoreError, match="matrices where its network has"):
+    with pytest.raises(RestoreError, match="has nothing for 'blocks.2"):
         restore(folder)
     (folder / "config.json").unlink()
     manifest = load_bundle(folder, verify=False).manifest

@@ -14,7 +14,7 @@ import torch
 from networks import MANIFEST, scramble, tiny_config
 from safetensors.torch import load_file, save_file
 
-from vljepa_ros.model import export
+from vljepa_ros.model import export, storage
 from vljepa_ros.model.networks import VLJepa, YEncoder
 from vljepa_ros.runtime.bundle import load_bundle, verify_bundle
 from vljepa_ros.runtime.model import VLJepa as Runtime
@@ -196,7 +196,7 @@ def bundle(
     model: VLJepa, trained: Path, tiny: Path, clips: np.ndarray, patch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:  # fmt: skip
-    patch.setattr(export, "COMPRESSED", 500)  # as small as these matrices are
+    patch.setattr(storage, "COMPRESSED", 500)  # as small as these matrices are
     sentences = training.sentences_of(model)
     texts = sentences.tokenizer(["a ball rolls", "the gripper picks up the red cube"])
     tokenizers = {
@@ -290,7 +290,7 @@ def test_graphs_have_the_names_and_open_sizes_of_the_contract(bundle: Path, name
     open_sizes = {n: [d for d in s if isinstance(d, str)] for n, s in shapes.items()}
     wanted = {
         "x_encoder": {"frames": ["B"], "visual_tokens": ["B"]},
-        "predictor": {"visual_tokens": ["B"], "query_ids": ["Q"], "query_mask": ["Q"],
+        "predictor": {"visual_tokens": ["B"], "query_ids": ["Q", "L"], "query_mask": ["Q", "L"],
                       "embedding": ["B", "Q"]},
         "y_encoder": {"ids": ["B"], "mask": ["B"], "embedding": ["B"]},
         "y_decoder": {"embedding": ["B"], "ids": ["B"], "past": ["B", "S"], "logits": ["B"],

@@ -1,39 +1,35 @@
 """From torch to a bundle: one ONNX graph a network, each compared with torch.
 
 Invariant: a bundle is written only if every output of every graph has torch's numbers on the
-samples to within the bundle's tolerance. Weights go from file to file a tensor at a time, so
-graphs beyond protobuf's 2 GB export like small ones.
+samples to within the bundle's tolerance.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import set_external_data
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.export import Dim
 
 from vljepa_ros.model.config import CONFIG, VLJepaConfig
+from vljepa_ros.model.fused import fused
 from vljepa_ros.model.networks import VLJepa, YDecoder, YEncoder
+from vljepa_ros.model.storage import TABLES, store_small
 from vljepa_ros.runtime.bundle import GraphSpec, TensorSpec
 from vljepa_ros.runtime.engine import open_engine
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.manifest import write_manifest
 
 OPSET = 18
-TABLES = ("model.embeddings.word_embeddings.weight",)
 TOLERANCE = 0.999  # least cosine to torch
-COMPRESSED = 10_000  # numbers in a tensor from which small storage is worth it
-INLINE = 1 << 30  # bytes of weights beyond which they leave the graph's file; protobuf ends at 2 GB
 
 Inputs = dict[str, Tensor]
 
@@ -44,14 +40,14 @@ class ExportError(VLJepaError):
 
 def export_bundle(
     model: VLJepa, folder: Path, manifest: Mapping[str, Any], files: Mapping[str, Path],
-    clips: np.ndarray, texts: tuple[np.ndarray, np.ndarray],
+    clips: np.ndarray, texts: tuple[np.ndarray, np.ndarray], storage: str = "fp16",
 ) -> Path:  # fmt: skip
     """Write the bundle of `model` into `folder` and return it.
 
     `manifest` holds the sections that the networks do not know (name, thresholds, source, …), or
     that shall differ from what they imply; `files` what to copy under its name: tokenizers,
     licences; `clips` uint8 `[B, T, S, S, 3]` and `texts` (ids, mask), int64 `[B, L]`, are what the
-    graphs are compared with torch on, B >= 2.
+    graphs are compared with torch on, B >= 2; `storage` is how matrices are kept (`store_small`).
     A model without a Y-decoder makes a bundle without one. Raises ExportError if a graph differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +71,9 @@ def export_bundle(
         samples["y_decoder"] = _y_decoder_inputs(model.y_decoder, written)
     graphs, earned = {}, {}
     for name, network in networks.items():
-        spec, earned[name] = export_graph(name, network, samples[name], folder)
+        spec, earned[name] = export_graph(
+            name, network, samples[name], folder, storage=storage
+        )  # fmt: skip
         graphs[name] = _manifest_entry(spec)
     for name, source in files.items():
         shutil.copyfile(source, folder / name)
@@ -96,31 +94,39 @@ OUTPUTS = {
     "y_decoder": ["logits", "present"],
 }
 BATCH, QUERIES, PAST = Dim("B", min=1, max=4096), Dim("Q", min=1, max=4096), Dim("S", max=4096)
-DYNAMIC: dict[str, dict[str, dict[int, Any]]] = {
-    "x_encoder": {"frames": {0: BATCH}},
-    "predictor": {
-        "visual_tokens": {0: BATCH}, "query_ids": {0: QUERIES}, "query_mask": {0: QUERIES},
-    },
-    "y_encoder": {"ids": {0: BATCH}, "mask": {0: BATCH}},
-    "y_decoder": {"embedding": {0: BATCH}, "ids": {0: BATCH}, "past": {1: BATCH, 3: PAST}},
-}  # fmt: skip
+
+
+def _dynamic(name: str, inputs: Inputs) -> dict[str, dict[int, Any]]:
+    """The open sizes of a graph; queries may be shorter than those in `inputs`, not longer."""
+    if name == "predictor":
+        length = Dim("L", min=1, max=inputs["query_ids"].shape[1])
+        query = {0: QUERIES, 1: length}
+        return {"visual_tokens": {0: BATCH}, "query_ids": query, "query_mask": query}
+    if name == "y_decoder":
+        return {"embedding": {0: BATCH}, "ids": {0: BATCH}, "past": {1: BATCH, 3: PAST}}
+    return {key: {0: BATCH} for key in inputs}
 
 
 def export_graph(
-    name: str, network: nn.Module, inputs: Inputs, folder: Path, compared: Inputs | None = None
-) -> tuple[GraphSpec, dict[str, float]]:
+    name: str, network: nn.Module, inputs: Inputs, folder: Path, compared: Inputs | None = None,
+    storage: str = "fp16",
+) -> tuple[GraphSpec, dict[str, float]]:  # fmt: skip
     """Write `folder`/`name`.onnx and compare it with torch: its spec and figures.
 
     `name` is one of the bundle's graphs; `inputs`, of batches above 1, are what it is traced with,
-    and compared on unless `compared` is given. Raises ExportError where the graph differs.
+    and compared on unless `compared` is given. X-encoder and predictor are written in their fused
+    form (see `fused`), and compared with the network as it is. Raises ExportError where the graph
+    differs.
     """
     path = folder / f"{name}.onnx"
-    _export(network, inputs, OUTPUTS[name], DYNAMIC[name], path)
+    written = fused(network, inputs)
+    _export(written, inputs, OUTPUTS[name], _dynamic(name, inputs), path)
     head = network.projector.weight if isinstance(network, YEncoder) else None
-    sizes = [tuple(value.shape) for value in network.parameters()]
+    sizes = [tuple(value.shape) for value in written.parameters()]
+    del written
     store_small(
         path, TABLES, None if head is None else head.detach().numpy(),
-        {*sizes, *(size[::-1] for size in sizes)},
+        {*sizes, *(size[::-1] for size in sizes)}, storage,
     )  # fmt: skip
     _raw(path).unlink(missing_ok=True)
     gc.collect()  # the exporter's programs refer to themselves, and to the weights
@@ -183,75 +189,6 @@ def _name_outputs(graph: Any, outputs: list[str]) -> None:
     for value in (*graph.output, *graph.value_info, *graph.initializer):
         if value.name not in inner:
             value.name = renamed.get(value.name, value.name)
-
-
-def store_small(
-    path: Path, tables: Collection[str] = (), but: np.ndarray | None = None,
-    sizes: Collection[tuple[int, ...]] | None = None,
-) -> None:  # fmt: skip
-    """Keep the matrices of a graph as fp16, and the named tables as int8 with a float scale a row.
-
-    Engines undo it when they load, so the graph computes in fp32. With `but`, all matrices except
-    that one (or its transpose) go to a file of their own, `<graph>.data`: as long as they are
-    frozen it stays the same, and a new release of the bundle adds nothing for it to a repository.
-    The matrices of a graph with more than INLINE bytes of them go there in any case. With `sizes`,
-    the shapes of the weights, nothing else is touched: the exporter also folds rotary angles into
-    a matrix, and as fp16 an angle of 1000 is off by half a radian.
-    """
-    proto = onnx.load(path, load_external_data=False)
-    graph = proto.graph
-    large = sum(2 * math.prod(tensor.dims) for tensor in graph.initializer) > INLINE
-    data = path.with_suffix(".data")
-    kept: dict[str, list[TensorProto]] = {}
-    nodes = []
-    with data.open("wb") as file:
-        # In the order of the names, so that the data file stays the same whatever the graph.
-        for tensor in sorted(graph.initializer, key=lambda t: f"{t.name}_half"):
-            weights, name = numpy_helper.to_array(tensor, str(path.parent)), tensor.name
-            matrix = weights.dtype == np.float32 and weights.ndim > 1 and weights.size >= COMPRESSED
-            if not matrix or (sizes is not None and weights.shape not in sizes):
-                kept[name] = [_tensor_of(weights, name)]
-                continue
-            if name in tables:
-                scale = np.maximum(np.abs(weights).max(axis=1, keepdims=True), 1e-12) / 127
-                small = _tensor_of(np.round(weights / scale).astype(np.int8), f"{name}_int8")
-                kept[name] = [small, _tensor_of(scale, f"{name}_scale")]
-                nodes += [
-                    helper.make_node("Cast", [small.name], [f"{name}_wide"], to=TensorProto.FLOAT),
-                    helper.make_node("Mul", [f"{name}_wide", f"{name}_scale"], [name]),
-                ]
-            else:
-                small = _tensor_of(weights.astype(np.float16), f"{name}_half")
-                kept[name] = [small]
-                nodes.append(helper.make_node("Cast", [small.name], [name], to=TensorProto.FLOAT))
-            if large or (but is not None and not _same(weights, but)):
-                _move(small, file, data.name)
-        moved = file.tell()
-    if not moved:
-        data.unlink()
-    stored = [small for tensor in graph.initializer for small in kept[tensor.name]]
-    del graph.initializer[:]
-    graph.initializer.extend(stored)
-    rest = list(graph.node)
-    del graph.node[:]
-    graph.node.extend(nodes + rest)
-    onnx.save(proto, path)
-
-
-def _move(tensor: TensorProto, file: BinaryIO, name: str) -> None:
-    """Move a tensor's content to the end of the open file of that name."""
-    content, offset = tensor.raw_data, file.tell()
-    file.write(content)
-    set_external_data(tensor, name, offset, len(content))
-    tensor.ClearField("raw_data")
-
-
-def _same(weights: np.ndarray, other: np.ndarray) -> bool:
-    return any(np.array_equal(weights, way) for way in (other, other.T))
-
-
-def _tensor_of(values: np.ndarray, name: str) -> TensorProto:
-    return numpy_helper.from_array(np.asarray(values, order="C"), name)
 
 
 def _spec(name: str, path: Path) -> GraphSpec:

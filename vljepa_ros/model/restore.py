@@ -17,6 +17,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from torch import Tensor, nn
 
 from vljepa_ros.model.config import CONFIG, VLJepaConfig
+from vljepa_ros.model.fused import FusedPredictor, FusedXEncoder, fused
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.bundle import Bundle, GraphSpec, load_bundle
 from vljepa_ros.runtime.engine import open_engine
@@ -100,7 +101,25 @@ def _inputs(config: VLJepaConfig, bundle: Bundle) -> dict[str, Inputs]:
 
 
 def _load(network: nn.Module, path: Path, inputs: Inputs) -> None:
-    """Give a network the weights of its graph.
+    """Give a network the weights of its graph."""
+    written = fused(network, inputs)
+    state = _state(written, path, inputs)
+    for key, mine in written.state_dict().items():
+        if key not in state and key.startswith(UNUSED):
+            state[key] = np.zeros(mine.shape, np.float32)
+        if key not in state or state[key].shape != mine.shape:
+            found = "nothing" if key not in state else f"{list(state[key].shape)}"
+            raise RestoreError(
+                f"{path} has {found} for '{key}', which is {list(mine.shape)} by {CONFIG}; "
+                "start from the folder of its training instead."
+            )
+    written.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
+    if isinstance(written, (FusedXEncoder, FusedPredictor)):
+        network.load_state_dict(written.unpacked())
+
+
+def _state(network: nn.Module, path: Path, inputs: Inputs) -> dict[str, np.ndarray]:
+    """The weights that a graph has for a network.
 
     Most keep their name. The matrices of linear layers lose theirs when the exporter transposes
     them; the graph uses them in the order in which the network calls the layers.
@@ -114,23 +133,15 @@ def _load(network: nn.Module, path: Path, inputs: Inputs) -> None:
             named.add(name)
     called = [f"{name}.weight" for name in _linear_layers(network, inputs)]
     nameless = [key for key in called if key not in state and not key.startswith(UNUSED)]
+    if not nameless:  # a fused network has no such layers
+        return state
     matrices = list(_matrices(graph, stored, named))
     if len(nameless) != len(matrices):
         raise RestoreError(
             f"{path} has {len(matrices)} matrices where its network has {len(nameless)}; "
             "it was exported by another version of vljepa_ros, so start from its training instead."
         )
-    state |= zip(nameless, matrices, strict=True)
-    for key, mine in network.state_dict().items():
-        if key not in state and key.startswith(UNUSED):
-            state[key] = np.zeros(mine.shape, np.float32)
-        if key not in state or state[key].shape != mine.shape:
-            found = "nothing" if key not in state else f"{list(state[key].shape)}"
-            raise RestoreError(
-                f"{path} has {found} for '{key}', which is {list(mine.shape)} by {CONFIG}; "
-                "start from the folder of its training instead."
-            )
-    network.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
+    return state | dict(zip(nameless, matrices, strict=True))
 
 
 def _array(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
@@ -190,7 +201,7 @@ def _compare(network: nn.Module, spec: GraphSpec, inputs: Inputs) -> None:
     with torch.inference_mode():
         answer = network(**inputs)
     wanted = answer if isinstance(answer, tuple) else (answer,)
-    engine = open_engine(spec, "onnxruntime-cpu", threads=1)
+    engine = open_engine(spec, "onnxruntime-cpu", threads=1, precision="fp32")
     given = engine.run(**{name: value.numpy() for name, value in inputs.items()})
     engine.close()
     for output, value in zip(spec.outputs, wanted, strict=True):
