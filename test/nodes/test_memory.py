@@ -498,9 +498,13 @@ def test_a_full_disk_loses_nothing(alone: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(store_module, "free_bytes", lambda folder: 0)
     memory.segments(3, 4)
     memory.say(2, "said while the disk was full")
-    wait(lambda: memory.status().values["pending"] == 2, "two moments to wait")
-    status = memory.status()
-    assert status.level == ERROR and "full" in status.message
+
+    def full() -> bool:
+        status = memory.status()
+        waiting = status.values["pending"] == 2
+        return waiting and status.level == ERROR and "full" in status.message
+
+    wait(full, "two moments to wait for room")
     assert len(moments(memory.store)) == 1
     monkeypatch.setattr(store_module, "free_bytes", free)
     # What is heard goes on, and so does /diagnostics, which has it tried again.
