@@ -8,7 +8,6 @@ from typing import Any
 
 import fakegpu
 import numpy as np
-import pycuda.driver
 from fakegpu import Queue, Violation, fault, memory
 
 # By the numbers of faketrt.DataType.
@@ -26,6 +25,13 @@ class TensorLocation(enum.IntEnum):
 
 class LayerInformationFormat(enum.IntEnum):
     ONELINE, JSON = range(2)
+
+
+def needs_context() -> None:
+    """The CUDA context must be current in the thread; building needs none, nor PyCUDA."""
+    from pycuda.driver import current
+
+    current()
 
 
 def nptype(dtype: int) -> Any:
@@ -46,7 +52,7 @@ def runtime(name: str, version: str) -> dict[str, Any]:
             self.engine_host_code_allowed = False
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
-            pycuda.driver.current()
+            needs_context()
             try:
                 head, _, model = bytes(plan).partition(b"\n")
                 facts = json.loads(head)
@@ -76,7 +82,7 @@ def runtime(name: str, version: str) -> dict[str, Any]:
             self.kernels: set[str] = set()
 
         def deserialize(self, content: bytes) -> bool:
-            pycuda.driver.current()
+            needs_context()
             gpu, *kernels = bytes(content).decode(errors="replace").split("\n")
             if gpu != fakegpu.name():
                 return False
@@ -136,7 +142,7 @@ def runtime(name: str, version: str) -> dict[str, Any]:
             return [tuple(shape) for shape in self.facts["profile"][tensor]]
 
         def create_execution_context(self, config: RuntimeConfig | None = None) -> Context | None:
-            pycuda.driver.current()
+            needs_context()
             if fault("context"):
                 self.logger.log(Severity.ERROR, "Error Code 2: OutOfMemory (no details)")
                 return None
@@ -196,7 +202,7 @@ def runtime(name: str, version: str) -> dict[str, Any]:
             return True
 
         def execute_async_v3(self, handle: int) -> bool:
-            pycuda.driver.current()
+            needs_context()
             if fault("execute"):
                 self.engine.logger.log(Severity.ERROR, "Error Code 1: Cuda Driver (out of memory)")
                 return False

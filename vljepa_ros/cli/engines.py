@@ -209,7 +209,8 @@ def clean(
 
     removed = clean_cache(_useless, everything)
     plans = sum(file.suffix == ".plan" for file in removed)
-    console.print(f"{plans} engines removed ({len(removed)} files) from {folder()}.")
+    engines = "engine" if plans == 1 else "engines"
+    console.print(f"{plans} {engines} removed ({len(removed)} files) from {folder()}.")
 
 
 def _useless(one: Listed) -> bool:

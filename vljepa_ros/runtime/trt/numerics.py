@@ -28,7 +28,7 @@ def least_cosine(engine: Engine, graph: GraphSpec, report: Callable[[str, float]
     `graph` is the base graph, which ONNX Runtime runs. Cosines are of vectors along each output's
     last dimension, for the least batch and the largest. `report` is told how far it is.
     """
-    base = OrtEngine(graph)
+    base = OrtEngine(graph, precision="fp32")
     try:
         cosines = []
         cases = list(_cases(graph, base))
