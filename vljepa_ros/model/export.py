@@ -23,6 +23,7 @@ from vljepa_ros.model.config import CONFIG, VLJepaConfig
 from vljepa_ros.model.fused import fused
 from vljepa_ros.model.networks import VLJepa, YDecoder, YEncoder
 from vljepa_ros.model.storage import TABLES, store_small
+from vljepa_ros.model.scores import note_scores
 from vljepa_ros.runtime.bundle import GraphSpec, TensorSpec
 from vljepa_ros.runtime.engine import open_engine
 from vljepa_ros.runtime.errors import VLJepaError
@@ -130,8 +131,9 @@ def export_graph(
     )  # fmt: skip
     _raw(path).unlink(missing_ok=True)
     gc.collect()  # the exporter's programs refer to themselves, and to the weights
-    spec = _spec(name, path)
-    return spec, _compare(network, compared or inputs, spec)
+    spec, compared = _spec(name, path), compared or inputs
+    note_scores(path, {key: value.numpy() for key, value in compared.items()})
+    return spec, _compare(network, compared, spec)
 
 
 def predictor_inputs(config: VLJepaConfig, visual_tokens: Tensor) -> Inputs:

@@ -2,9 +2,14 @@
 
 The graphs of a bundle compute in fp32. Here every value gets a type of its own. In the low
 precision: matrix products, LayerNormalization (one node: its kernels sum in fp32), activations and
-residual additions. In fp32: pixels until they meet a weight, attention scores and their softmax
-(V-JEPA 2's scores are too large for 11 bits), rotary tables with the angles that they are made of,
-RMSNorm until its weight (squares overflow fp16), and norms and means over tokens.
+residual additions. In fp32: pixels until they meet a weight, the attention's softmax with all that
+is done to the scores, rotary tables with the angles that they are made of, RMSNorm until its weight
+(squares overflow fp16), and norms and means over tokens.
+
+The scores themselves, the product of queries and keys, are rounded once where the largest that was
+seen at export allows it (`model/scores.py` notes it in the graph): only then does TensorRT run an
+attention as one kernel, which in TensorRT for RTX 1.7 keeps them in fp32 all the same. Larger ones,
+or ones that nobody measured, stay fp32.
 
 Invariant: inputs and outputs keep names, shapes and types, weights keep the place and the bytes
 that they are stored in, and no value is wider than what it was computed from, save where fp32 is
@@ -23,6 +28,8 @@ from .errors import BuildError
 
 TYPED = ("fp32", "fp16", "bf16")
 QDQ_OPSET = 19  # from here on Q/DQ may have scales in fp16
+LARGEST_SCORE = "largest_score"  # the graph's property that says it
+LARGEST = {"fp16": 512.0, "bf16": 64.0}  # scores below are rounded by an eighth at most
 FP16_MOST = 65504.0
 
 # Results that need fp32's range or digits, whatever goes in.
@@ -37,6 +44,17 @@ PASSING = frozenset((
     "Mul", "Add", "Sub", "Div", "Neg", "Where", "Cast", "Clip", "Max", "Min", "Reshape",
     "Transpose", "Squeeze", "Unsqueeze", "Expand", "Identity",
 ))  # fmt: skip
+
+
+def score_products(graph: Any) -> list[str]:
+    """The outputs of the matrix products whose results go to a softmax."""
+    makers = {name: node for node in graph.node for name in node.output}
+    products: list[str] = []
+    for node in graph.node:
+        if node.op_type == "Softmax":
+            before = _before(node, makers)
+            products += [name for name in before if makers[name].op_type == "MatMul"]
+    return products
 
 
 def typed_graph(source: Path, precision: str) -> bytes:
@@ -54,10 +72,12 @@ def typed_graph(source: Path, precision: str) -> bytes:
     except Exception as error:  # protobuf's and the file system's
         raise BuildError(f"{source} cannot be read as ONNX: {error}.") from error
     _undo_tables(onnx, model.graph, source)
+    _undo_biases(onnx, model.graph, source)
     _drop_nan_guards(model.graph)
+    _widen_bytes(onnx, model.graph)
     if precision != "fp32":
         low = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
-        _Typing(onnx, model, source, low).rewrite()
+        _Typing(onnx, model, source, low, LARGEST[precision]).rewrite()
     onnx.helper.set_model_props(model, {"precision": precision})
     return bytes(model.SerializeToString())
 
@@ -83,6 +103,21 @@ def _users(graph: Any) -> dict[str, list[Any]]:
     return users
 
 
+def _before(end: Any, makers: dict[str, Any]) -> set[str]:
+    """What is computed for the node `end`, back to matrix products and to what is not PASSING."""
+    waiting, found = list(end.input), set()
+    while waiting:
+        name = waiting.pop()
+        maker = makers.get(name)
+        if maker is None or name in found:
+            continue
+        if maker.op_type == "MatMul" or maker.op_type in PASSING:
+            found.add(name)
+        if maker.op_type in PASSING:
+            waiting += maker.input
+    return found
+
+
 def _undo_tables(onnx: Any, graph: Any, source: Path) -> None:
     """Make embedding tables that are stored as int8 with a scale a row fp16 again.
 
@@ -106,6 +141,34 @@ def _undo_tables(onnx: Any, graph: Any, source: Path) -> None:
         graph.node.insert(0, wide)
         for node in (first[0], product):
             graph.node.remove(node)
+
+
+def _undo_biases(onnx: Any, graph: Any, source: Path) -> None:
+    """Make biases fp32 again that are stored as int32 with a scale, for ONNX Runtime's kernels."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
+        bias = stored.get(node.input[0])
+        if bias is not None and bias.data_type == onnx.TensorProto.INT32:
+            scale = _values(onnx, stored[node.input[1]], source)
+            values = (_values(onnx, bias, source) * scale).astype(np.float32)
+            graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
+            graph.node.remove(node)
+
+
+def _widen_bytes(onnx: Any, graph: Any) -> None:
+    """Cast inputs of bytes to fp32 at once: TensorRT does nothing else with them.
+
+    The casts that come later, once the bytes were put in their places, then do nothing.
+    """
+    for value in graph.input:
+        if value.type.tensor_type.elem_type != onnx.TensorProto.UINT8:
+            continue
+        for node in graph.node:
+            node.input[:] = [f"{value.name}_wide" if i == value.name else i for i in node.input]
+        wide = onnx.TensorProto.FLOAT
+        cast = onnx.helper.make_node("Cast", [value.name], [f"{value.name}_wide"], to=wide)
+        graph.node.insert(0, cast)
+        del graph.value_info[:]  # some of it is not of bytes now
 
 
 def _drop_nan_guards(graph: Any) -> None:
@@ -144,14 +207,18 @@ class _Typing:
     A value that is known when the engine is built, a constant, takes the type of whoever uses it.
     """
 
-    def __init__(self, onnx: Any, model: Any, source: Path, low: int) -> None:
+    def __init__(
+        self, onnx: Any, model: Any, source: Path, low: int, largest: float
+    ) -> None:
         self.onnx, self.model, self.graph, self.source = onnx, model, model.graph, source
         self.low, self.wide = low, onnx.TensorProto.FLOAT
         self.stored = {tensor.name: tensor for tensor in self.graph.initializer}
         self.floats = self._float_names()
         self.outputs = [value.name for value in self.graph.output if value.name in self.floats]
         self._rename_inside({name: f"{name}_typed" for name in self.outputs})
-        self.kept_wide = self._kept_wide()
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        small = float(properties.get(LARGEST_SCORE, "inf")) <= largest
+        self.kept_wide = self._kept_wide(score_products(self.graph) if small else [])
         self.types = {name: tensor.data_type for name, tensor in self.stored.items()}
         self.types |= {value.name: self.wide for value in self.graph.input}
         self.constant = set(self.stored)
@@ -198,23 +265,14 @@ class _Typing:
         floats = (proto.FLOAT, proto.FLOAT16, proto.BFLOAT16)
         return {name for name, kind in kinds.items() if kind in floats}
 
-    def _kept_wide(self) -> set[str]:
-        """What is computed from an attention's first product to its softmax, and before angles."""
+    def _kept_wide(self, rounded: list[str]) -> set[str]:
+        """What is computed between an attention's first product and its softmax, or for angles."""
         makers = {name: node for node in self.graph.node for name in node.output}
         found: set[str] = set()
         for node in self.graph.node:
             if node.op_type in ("Softmax", "Cos", "Sin"):
-                waiting = list(node.input)
-                while waiting:
-                    name = waiting.pop()
-                    maker = makers.get(name)
-                    if maker is None or name not in self.floats or name in found:
-                        continue
-                    if maker.op_type == "MatMul" or maker.op_type in PASSING:
-                        found.add(name)
-                    if maker.op_type in PASSING:
-                        waiting += maker.input
-        return found
+                found |= _before(node, makers)
+        return found.difference(rounded)
 
     def _rename_inside(self, names: dict[str, str]) -> None:
         for node in self.graph.node:
