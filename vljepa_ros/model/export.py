@@ -22,8 +22,8 @@ from torch.export import Dim
 from vljepa_ros.model.config import CONFIG, VLJepaConfig
 from vljepa_ros.model.fused import fused
 from vljepa_ros.model.networks import VLJepa, YDecoder, YEncoder
-from vljepa_ros.model.storage import TABLES, store_small
 from vljepa_ros.model.scores import note_scores
+from vljepa_ros.model.storage import TABLES, store_small
 from vljepa_ros.runtime.bundle import GraphSpec, TensorSpec
 from vljepa_ros.runtime.engine import open_engine
 from vljepa_ros.runtime.errors import VLJepaError
