@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import sys
+import time
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +19,33 @@ if importlib.util.find_spec("vljepa_ros") is None:
 # The same examples on every machine, and no verdict by the clock of a busy one.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_sessionstart() -> None:
+    free_shared_memory()
+
+
+def pytest_sessionfinish() -> None:
+    free_shared_memory()
+
+
+def free_shared_memory() -> None:
+    """Remove what processes that were killed have left of Fast DDS, 8 MB each: nobody else does.
+
+    Who lives has locked a file beside his; who has just begun may be about to.
+    """
+    for lock in Path("/dev/shm").glob("fastdds_*_el"):
+        memory = lock.with_name(lock.name.removesuffix("_el"))
+        if memory.name.startswith("fastdds_port"):  # small, and used again
+            continue
+        try:
+            with open(lock) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - lock.stat().st_mtime > 60:
+                    memory.unlink(missing_ok=True)
+                    lock.unlink(missing_ok=True)
+        except OSError:  # it is in use, or somebody else's
+            continue
 
 
 @pytest.fixture(scope="session")
