@@ -160,7 +160,7 @@ def test_a_bundle_of_other_networks_is_refused(bundle: Path, tmp_path: Path):
     config["predictor_config"]["num_hidden_layers"] = 3
     (folder / "config.json").write_text(json.dumps(config))
     rewrite(folder)
-    with pytest.raises(RestoreError, match="has nothing for 'blocks.2"):
+    with pytest.raises(RestoreError, match=r"has nothing for 'blocks\.2"):
         restore(folder)
     (folder / "config.json").unlink()
     manifest = load_bundle(folder, verify=False).manifest

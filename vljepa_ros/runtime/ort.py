@@ -9,6 +9,8 @@ with preallocated buffers gains nothing, so it is not used.
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from .errors import DeviceError, EngineError, PrecisionError
 from .graphs import GraphSpec, TensorSpec
 from .tensors import Input, Tensor, check_declared, check_inputs, stacked
 
+CPU = Path("/proc/cpuinfo")
 _DTYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64",
     "tensor(int32)": "int32", "tensor(uint8)": "uint8", "tensor(int8)": "int8",
@@ -48,19 +51,38 @@ def cuda_missing() -> tuple[str, str] | None:
     return None
 
 
+@functools.cache
+def int8_products() -> bool:
+    """Whether this CPU sums products of bytes in one instruction (VNNI, or ARM's dot products).
+
+    Without, int8 gains little: on AVX2 such sums saturate unless weights are converted.
+    """
+    try:
+        described = CPU.read_text()
+    except OSError:
+        return False
+    return not {"avx512_vnni", "avx_vnni", "asimddp"}.isdisjoint(described.split())
+
+
 class OrtEngine:
-    """An ONNX Runtime session for one graph."""
+    """An ONNX Runtime session for one graph.
+
+    `precision`: fp32, int8 where the bundle has it, or auto: int8 where the CPU is made for it.
+    """
 
     def __init__(
         self, graph: GraphSpec, threads: int = 0, precision: str = "auto", *, cuda: bool = False
     ) -> None:
+        if precision == "auto":
+            fast = not cuda and "int8" in graph.variants and int8_products()
+            precision = "int8" if fast else "fp32"
         graph = _in_precision(graph, precision)
         self.name = graph.name
         self.most: dict[str, int] = {}
         self.backend = "onnxruntime-cuda" if cuda else "onnxruntime-cpu"
         self.device = "cuda" if cuda else "cpu"
         self.inputs, self.outputs = graph.inputs, graph.outputs
-        self._session: Any = _open_session(graph, threads, cuda)
+        self._session: Any = _open_session(graph, threads, cuda, precision == "int8")
         for side, declared, nodes in (
             ("inputs", graph.inputs, self._session.get_inputs()),
             ("outputs", graph.outputs, self._session.get_outputs()),
@@ -96,16 +118,16 @@ class OrtEngine:
 
 
 def _in_precision(graph: GraphSpec, precision: str) -> GraphSpec:
-    if precision in ("auto", "fp32"):
+    if precision == "fp32":
         return graph
-    if precision not in graph.variants:
+    if precision != "int8" or precision not in graph.variants:
         raise PrecisionError(
             f"The bundle has no '{graph.name}' in {precision} for ONNX Runtime; use precision auto."
         )
     return graph.at(precision)
 
 
-def _open_session(graph: GraphSpec, threads: int, cuda: bool) -> Any:
+def _open_session(graph: GraphSpec, threads: int, cuda: bool, quantised: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -114,8 +136,10 @@ def _open_session(graph: GraphSpec, threads: int, cuda: bool) -> Any:
     # Spinning threads would burn a robot's cores between two steps.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    # Fold weights that are stored as int8 (DequantizeLinear) into float once, at load.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if quantised:  # without VNNI sums of products of bytes would saturate: weights become uint8
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    else:  # fold weights that are stored as int8 (DequantizeLinear) into float once, at load
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     providers = ["CUDAExecutionProvider"] if cuda else []
     try:
         session = onnxruntime.InferenceSession(

@@ -14,6 +14,7 @@ import numpy as np
 
 from vljepa_ros import __version__
 from vljepa_ros.model.export import export_bundle
+from vljepa_ros.model.quantise import add_int8
 from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.manifest import read_manifest, write_manifest
 from vljepa_ros.runtime.model import VLJepa as Runtime
@@ -22,6 +23,8 @@ from vljepa_ros.training.finetune import BASE, HELD_OUT, KEPT, RECIPE
 from vljepa_ros.training.recordings import meaning
 from vljepa_ros.training.retrieval_stop import by_query
 from vljepa_ros.training.train import load_checkpoint
+
+QUANTISED_ON = 128  # held-out clips: they give the range of numbers, and teach nothing
 
 
 def export_finetuned(run: Path, out: Path, version: str) -> dict[str, Any]:
@@ -48,6 +51,7 @@ def export_finetuned(run: Path, out: Path, version: str) -> dict[str, Any]:
     manifest = {**{key: about[key] for key in KEPT}, "version": version, "source": source}
     clips = frames[np.arange(max(2, min(4, len(frames)))) % len(frames)]
     export_bundle(model, out, manifest, files, clips, words(samples))
+    add_int8(out, frames[:QUANTISED_ON], [query for query, _ in texts[:QUANTISED_ON]])
     evaluation = {"recordings": judge(out, frames, texts, asked)}
     stored, _ = read_manifest(out)
     stored["evaluation"].update(evaluation)

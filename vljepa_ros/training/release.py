@@ -1,4 +1,4 @@
-"""From a finished training to a bundle: exported, calibrated, judged on a stream.
+"""From a finished training to a bundle: exported, quantised, calibrated, judged on a stream.
 
 Invariant: a released bundle's manifest carries the thresholds and the figures that were measured
 with this very bundle.
@@ -16,6 +16,7 @@ import yaml
 
 from vljepa_ros import __version__
 from vljepa_ros.model.export import export_bundle
+from vljepa_ros.model.quantise import add_int8
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.manifest import MANIFEST, write_manifest
@@ -31,6 +32,7 @@ from vljepa_ros.training.texts import sentence_encoder_folder
 
 log = logging.getLogger(__name__)
 PARTS = ("x_encoder", "predictor", "y_encoder", "y_decoder")
+QUANTISED_ON = 128  # clips
 GATE = 1.5  # grey levels; noise of a quiet camera stays below 1 in the mean of a block
 SENTENCES = ("the gripper picks up the red cube", "no", "a hand passes over the table", "a cup")
 
@@ -47,14 +49,18 @@ def release(run: Path, data: Path, out: Path, version: str, video: Path | None) 
     model = train.load_checkpoint(run)
     sample = ClipDataset(data, train.clip_shape(model.config), seed=1)
     rng = np.random.default_rng(1)
-    clips = np.stack([sample.draw(rng)["frames"] for _ in range(4)])
+    drawn = [sample.draw(rng) for _ in range(QUANTISED_ON)]
+    clips = np.stack([one["frames"] for one in drawn])
     y_tokenizer = sentence_encoder_folder() / "tokenizer.json"
     texts = TextTokenizer(y_tokenizer, model.config.text_length)(SENTENCES)
     recipe = json.loads((run / "recipe.json").read_text())
     export_bundle(
         model, out, _manifest(version, recipe),
-        {"tokenizer.json": run / "tokenizer.json", "y_tokenizer.json": y_tokenizer}, clips, texts,
+        {"tokenizer.json": run / "tokenizer.json", "y_tokenizer.json": y_tokenizer},
+        clips[:4], texts,
     )  # fmt: skip
+    asked = [str(rng.choice(one["queries"])) for one in drawn]
+    log.info("int8, least cosine of an embedding: %s", add_int8(out, clips, asked))
     bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
     found = calibrate(bundle, store.needed(data, "stream"))
     watches = calibrate_watch(bundle, store.needed(data, "stream"))

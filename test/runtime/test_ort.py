@@ -1,0 +1,86 @@
+"""ONNX Runtime: which precision runs where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from vljepa_ros.runtime import ort
+from vljepa_ros.runtime.errors import PrecisionError
+from vljepa_ros.runtime.graphs import GraphSpec, TensorSpec, Variant
+
+SIDES = {"x": TensorSpec("float32", ("B", 4))}, {"y": TensorSpec("float32", ("B", 4))}
+PROCESSORS = {
+    "AMD EPYC 9004": ("flags\t\t: fpu avx2 avx512f avx512_vnni avx512_bf16 fsrm\n", True),
+    "Intel Core Ultra": ("flags\t\t: fpu avx2 avx_vnni gfni\n", True),
+    "Jetson Orin": ("Features\t: fp asimd crc32 atomics fphp asimdhp asimdrdm asimddp\n", True),
+    "Intel Core of 2015": ("flags\t\t: fpu sse4_2 avx2 fma\nbugs\t\t: no_vnni\n", False),
+    "Raspberry Pi 4": ("Features\t: fp asimd evtstrm crc32 cpuid\n", False),
+}
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> GraphSpec:
+    """A graph that doubles, with a variant that triples, so that they can be told apart."""
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", 4]) for n in "xy")
+    for name, factor in (("fp32", 2.0), ("int8", 3.0)):
+        by = numpy_helper.from_array(np.float32(factor), "by")
+        nodes = [helper.make_node("Mul", ["x", "by"], ["y"])]
+        model = helper.make_model(
+            helper.make_graph(nodes, "g", [x], [y], [by]),
+            opset_imports=[helper.make_opsetid("", 18)], ir_version=10,
+        )  # fmt: skip
+        helper.set_model_props(model, {"precision": name})
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    variant = Variant(tmp_path / "int8.onnx", "", 1.0)
+    return GraphSpec("g", tmp_path / "fp32.onnx", "", *SIDES, variants={"int8": variant})
+
+
+@pytest.fixture(params=PROCESSORS.values(), ids=PROCESSORS)
+def made_for_int8(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[bool]:
+    described, able = request.param
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{described}")
+    monkeypatch.setattr(ort, "CPU", tmp_path / "cpuinfo")
+    ort.int8_products.cache_clear()
+    yield able
+    ort.int8_products.cache_clear()
+
+
+def factor(graph: GraphSpec, precision: str) -> tuple[str, float]:
+    engine = ort.OrtEngine(graph, 1, precision)
+    return engine.precision, float(engine.run(x=np.ones((1, 4), np.float32))["y"][0, 0])
+
+
+def test_auto_takes_int8_where_the_processor_is_made_for_it(graph: GraphSpec, made_for_int8: bool):
+    assert ort.int8_products() is made_for_int8
+    assert factor(graph, "auto") == (("int8", 3.0) if made_for_int8 else ("fp32", 2.0))
+    assert factor(replace(graph, variants={}), "auto") == ("fp32", 2.0)
+
+
+def test_the_precision_asked_for_is_taken_wherever_it_runs(graph: GraphSpec, made_for_int8: bool):
+    assert factor(graph, "fp32") == ("fp32", 2.0)
+    assert factor(graph, "int8") == ("int8", 3.0)
+
+
+def test_an_unreadable_processor_is_not_made_for_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ort, "CPU", tmp_path / "none")
+    ort.int8_products.cache_clear()
+    assert not ort.int8_products()
+    ort.int8_products.cache_clear()
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8", "fp16", "bf16"])
+def test_a_precision_that_is_not_there_is_refused(graph: GraphSpec, precision: str):
+    variants = {} if precision == "int8" else {"fp8": graph.variants["int8"]}
+    with pytest.raises(PrecisionError, match=f"has no 'g' in {precision} for ONNX Runtime"):
+        ort.OrtEngine(replace(graph, variants=variants), 1, precision)
