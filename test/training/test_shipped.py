@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vljepa_ros.perception import offline
@@ -25,6 +26,16 @@ BUNDLE = ROOT / "engines" / "tabletop"
 def model() -> VLJepa:
     parts = ("x_encoder", "predictor", "y_encoder", "y_decoder")
     return VLJepa(load_bundle(BUNDLE), "onnxruntime-cpu", parts=parts)
+
+
+@pytest.fixture(scope="module")
+def stream(model: VLJepa) -> list[tuple[float, np.ndarray]]:
+    """The seconds and the embedding of each step of the video."""
+    perceiver = Perceiver(model, ["camera"], Settings())
+    return [
+        ((step.stamp_ns - offline.SECOND_NS) / 1e9, step.embedding)
+        for step in offline.run(VideoSource(str(VIDEO)), perceiver)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,17 +101,15 @@ def test_watches_fire_in_time_and_seldom_without_cause(agents: dict) -> None:
      ("the orange can falls off the table", None)],
 )  # fmt: skip
 def test_a_watch_fires_within_a_second_or_not_at_all(
-    model: VLJepa, condition: str, within: tuple[float, float] | None
+    model: VLJepa,
+    stream: list[tuple[float, np.ndarray]],
+    condition: str,
+    within: tuple[float, float] | None,
 ) -> None:
     watch = Conditions(model)
     for _ in watch.add("it", condition, 0.0):
         pass
-    perceiver = Perceiver(model, ["camera"], Settings())
-    fired = [
-        (step.stamp_ns - offline.SECOND_NS) / 1e9
-        for step in offline.run(VideoSource(str(VIDEO)), perceiver)
-        if watch.judge(step.embedding)[0].holds
-    ]
+    fired = [seconds for seconds, embedding in stream if watch.judge(embedding)[0].holds]
     if within is None:
         assert fired == []
     else:
