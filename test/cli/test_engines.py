@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu import environment
+from gpu import FakeGpu, environment, fake_gpu  # noqa: F401, as fixtures
+from typer.testing import CliRunner
+
+from vljepa_ros.cli.engines import app
+from vljepa_ros.runtime.errors import EngineError
 
 
 def vljepa(
@@ -64,11 +68,12 @@ def test_one_part_of_a_precision_and_what_the_library_made_of_it(
     file = tmp_path / "layers.json"
     result = vljepa(
         tmp_path, "build", "--bundle", tiny_bundle, "--backend", "tensorrt_rtx", "--part",
-        "predictor", "--any-gpu", "--workspace", "64", "--inspect", file,
+        "predictor", "--any-gpu", "--workspace", "64", "--inspect", file, "--profile", "B=1:1:2",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     (one,) = listed(tmp_path)
     assert one["workspace_mib"] == 64
+    assert one["key"]["profile"] == {"B": [1, 1, 2], "Q": [1, 1, 16]}  # type: ignore[index]
     assert one["key"]["precision"] == "fp16" and one["key"]["gpu"] == "any"  # type: ignore[index]
     assert json.loads(file.read_text())["predictor"]["Layers"] == ["matmul"]
 
@@ -92,14 +97,19 @@ def test_without_a_gpu_rtx_builds_for_any(tmp_path: Path, tiny_bundle: Path) -> 
      (("--precision", "fp12"), "Unknown precision 'fp12'"),
      (("--backend", "onnxruntime-cpu"), "'onnxruntime-cpu' builds no engines"),
      (("--precision", "int8"), "The bundle has no 'x_encoder' in int8"),
-     (("--backend", "tensorrt_rtx", "--any-version"), "load in other versions")],
+     (("--backend", "tensorrt_rtx", "--any-version"), "load in other versions"),
+     (("--profile", "B=8"), "takes e.g. B=1:1:4 and not 'B=8'"),
+     (("--profile", "Z=1:1:1"), "No graph that is to be built has a size 'Z'"),
+     (("--profile", "B=2:1:4"), "profile's B must be the least, usual and largest"),
+     (("--profile", "S=1:1:1", "--part", "y_decoder"), "other bounds for B, not for 'S'")],
 )  # fmt: skip
 def test_what_cannot_be_built_is_one_sentence(
-    tmp_path: Path, tiny_bundle: Path, arguments: tuple[str, ...], words: str
+    fake_gpu: FakeGpu, tiny_bundle: Path, arguments: tuple[str, ...], words: str  # noqa: F811
 ) -> None:
-    result = vljepa(tmp_path, "build", "--bundle", tiny_bundle, *arguments)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert words in result.stderr and result.stderr.count("\n") == 1
+    result = CliRunner().invoke(app, ["build", "--bundle", str(tiny_bundle), *arguments])
+    assert isinstance(result.exception, EngineError) and result.stdout == ""
+    assert words in str(result.exception) and "\n" not in str(result.exception)
+    assert not list(fake_gpu.engines.glob("*.plan"))
 
 
 def test_a_failed_build_is_one_sentence(tmp_path: Path, tiny_bundle: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundles import make_bundle
 from gpu import FakeGpu, fake_gpu, quick_builds  # noqa: F401, as fixtures
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -177,6 +178,21 @@ def test_tokens_stay_on_the_gpu_between_encoder_and_predictor(
     np.testing.assert_allclose(mixed, wanted[[1, 0]], rtol=1e-4, atol=1e-6)
     with pytest.raises(IndexError):
         tokens[3]
+
+
+def test_rows_that_the_library_cannot_read_in_place_are_gathered(
+    gpu: FakeGpu, tmp_path: Path
+) -> None:
+    """TensorRT wants addresses that are multiples of 256 bytes; these rows have 128."""
+    bundle = load_bundle(make_bundle(tmp_path / "small", image_size=8), verify=False)
+    small = random.integers(0, 256, (2, 4, 8, 8, 3), np.uint8)
+    tokens = opened(bundle, "x_encoder").run_keeping(frames=small)["visual_tokens"]
+    predictor, asked = opened(bundle, "predictor"), queries()
+    for rows in ([1], [0, 1]):
+        given_ = [tokens[row] for row in rows]
+        outputs = predictor.run(visual_tokens=given_, **asked)["embedding"]
+        wanted = on_cpu(bundle, "predictor", visual_tokens=np.asarray(tokens)[rows], **asked)
+        np.testing.assert_allclose(outputs, wanted["embedding"], rtol=1e-4, atol=1e-6)
 
 
 def test_tokens_that_are_held_are_not_written_over(gpu: FakeGpu, bundle: Bundle) -> None:

@@ -19,6 +19,7 @@ from vljepa_ros.runtime.engine import open_engine
 from vljepa_ros.runtime.errors import BuildError, DeviceError, EngineError, PrecisionError
 from vljepa_ros.runtime.graphs import GraphSpec, Variant
 from vljepa_ros.runtime.manifest import sha256_of
+from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.runtime.ort import OrtEngine
 from vljepa_ros.runtime.trt import cache, numerics, opening
 
@@ -232,3 +233,30 @@ def test_the_comparison_finds_one_wrong_row_of_the_largest_batch(
     last = graph.profile["B"][2] - 1
     assert cosine(last, -5.0) < 0.99
     assert cosine(last, float("nan")) == -1.0
+
+
+def test_an_engine_with_a_profile_of_its_own_is_preferred(
+    gpu: FakeGpu, bundle: Bundle, graph: GraphSpec
+) -> None:
+    opened(graph, "fp32").close()
+    _, engine = opening.prepare(
+        graph, "tensorrt", "fp32", lambda *_: None, profile={"B": (1, 1, 1), "Q": (1, 2, 2)}
+    )
+    assert engine is not None
+    engine.close()
+    engine = opened(graph, "fp32")
+    assert engine.most == {"B": 1, "Q": 2}
+    model = VLJepa(bundle, "tensorrt", precision="fp32")
+    cpu = VLJepa(bundle, "onnxruntime-cpu", precision="fp32")
+    clips = np.random.default_rng(0).integers(0, 256, (3, 4, 32, 32, 3), np.uint8)
+    words = ["a red ball", "a cube", "what is happening ?"]
+    np.testing.assert_allclose(
+        model.predict(model.encode_keeping(clips), words),
+        cpu.predict(cpu.encode(clips), words), rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+    other = dataclasses.replace(graph, profile={"B": (1, 1, 4), "Q": (1, 1, 16)})
+    assert opened(other, "fp32").most == {"B": 1, "Q": 2}  # still what was asked for
+    for plan in cache.folder().glob("*.plan"):
+        if b'"profile": {"visual_tokens": [[1, 32, 16], [1, 32, 16], [1' in plan.read_bytes():
+            plan.unlink()
+    assert opened(graph, "fp32").most == {"B": 8, "Q": 16}

@@ -6,6 +6,7 @@ Invariant: an engine that `build` reports as compared is exact within the bundle
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,11 @@ app = typer.Typer(
 )
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 PART = typer.Option(None, help="Only this graph, e.g. x_encoder; again for more.")
+PROFILE = typer.Option(
+    None, metavar="SIZE=LEAST:USUAL:MOST",
+    help="Other batches than the bundle's, e.g. B=1:1:1 for a robot with one camera; again for Q, "
+    "the questions. Nodes then run these engines.",
+)  # fmt: skip
 INSPECT = typer.Option(None, help="Write what the library made of each graph to this JSON file.")
 SAID = 0.1  # of a build, between two lines of progress
 
@@ -38,6 +44,7 @@ def build(
     backend: str = typer.Option("auto", help="tensorrt or tensorrt_rtx; auto: what is here."),
     precision: str = typer.Option("auto", help="fp16, bf16, fp32, int8 or fp8; auto: fp16."),
     part: list[str] = PART,
+    profile: list[str] = PROFILE,
     any_gpu: bool = typer.Option(
         False, "--any-gpu", help="For every GPU from Ampere on, if a little slower on each."
     ),
@@ -55,6 +62,7 @@ def build(
     from ..runtime.engine import PRECISIONS
     from ..runtime.trt import build as options
     from ..runtime.trt.cuda import missing
+    from ..runtime.trt.opening import prepare
 
     if precision not in PRECISIONS:
         raise EngineError(
@@ -62,6 +70,7 @@ def build(
         )
     loaded = load_bundle(bundle)
     graphs = _graphs(loaded.graphs, part)
+    bounds = _bounds(profile, graphs)
     library = _library(backend)
     no_gpu = missing()
     if no_gpu is not None and inspect is not None:
@@ -72,9 +81,15 @@ def build(
     wanted = [options.ANY_GPU] * any_gpu + [options.ANY_VERSION] * any_version
     inspected = {}
     for graph in graphs:
-        entry, layers = _build_one(graph, library, precision, tuple(wanted), workspace, inspect)
-        inspected[graph.name] = layers
+        own = {size: one for size, one in bounds.items() if size in graph.profile}
+        with _progress(graph.name) as report:
+            entry, engine = prepare(
+                graph, library, precision, report, tuple(wanted), workspace, own
+            )
         console.print(_line(entry))
+        if engine is not None:
+            inspected[graph.name] = json.loads(engine.inspect()) if inspect is not None else None
+            engine.close()
     if inspect is not None:
         _write(inspect, json.dumps(inspected, indent=2))
 
@@ -105,21 +120,18 @@ def _library(backend: str) -> str:
     raise EngineError(f"No engine can be built here: {'; '.join(reasons)}.")
 
 
-def _build_one(
-    graph: Any, library: str, precision: str, options: tuple[str, ...], workspace: int,
-    inspect: Path | None,
-) -> tuple[Entry, Any]:  # fmt: skip
-    """Build an engine, or find it built; and what the library made of it, if asked."""
-    from ..runtime.trt.opening import prepare
-
-    with _progress(graph.name) as report:
-        entry, engine = prepare(graph, library, precision, report, options, workspace)
-    if engine is None:
-        return entry, None
-    try:
-        return entry, json.loads(engine.inspect()) if inspect is not None else None
-    finally:
-        engine.close()
+def _bounds(profile: list[str] | None, graphs: list[Any]) -> dict[str, tuple[int, int, int]]:
+    """What --profile says, by size."""
+    bounds = {}
+    for one in profile or ():
+        found = re.fullmatch(r"(\w+)=(\d+):(\d+):(\d+)", one)
+        if found is None:
+            raise EngineError(f"--profile takes e.g. B=1:1:4 and not '{one}'.")
+        size, least, usual, most = found.groups()
+        if not any(size in graph.profile for graph in graphs):
+            raise EngineError(f"No graph that is to be built has a size '{size}'.")
+        bounds[size] = int(least), int(usual), int(most)
+    return bounds
 
 
 @contextmanager

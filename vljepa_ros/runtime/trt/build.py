@@ -18,7 +18,7 @@ from . import cache, library
 
 log = logging.getLogger(__name__)
 
-ANY_GPU, ANY_VERSION = "any-gpu", "any-version"
+ANY_GPU, ANY_VERSION, OWN_PROFILE = "any-gpu", "any-version", "own-profile"
 VARIANT_BASE = "fp16"  # what is not quantised in an int8 or fp8 variant
 
 

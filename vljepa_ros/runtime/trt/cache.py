@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -109,6 +109,23 @@ def find(key: Key) -> Entry | None:
         log.warning("The built engine %s cannot be used and is built again: %s.", sidecar, error)
         return None
     return entry
+
+
+def find_similar(key: Key, option: str) -> Entry | None:
+    """The newest engine that is of that key but for its profile and a further option."""
+    found = []
+    for sidecar in folder().glob(f"{key.graph}-{key.precision}-*.json"):
+        with suppress(OSError, ValueError):  # `find` says what is wrong with those that are used
+            entry = _read(sidecar)
+            own, options = entry.key, set(entry.key.options)
+            if option in options and own.profile.keys() == key.profile.keys() and key == replace(
+                own, profile=key.profile, options=tuple(sorted(options - {option}))
+            ):
+                found.append(entry)
+    for entry in sorted(found, key=lambda one: one.built_at, reverse=True):
+        if find(entry.key) is not None:
+            return entry
+    return None
 
 
 def _read(sidecar: Path) -> Entry:

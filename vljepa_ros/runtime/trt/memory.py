@@ -138,7 +138,7 @@ class TrtResident:
             raise IndexError(f"row {row} of a tensor of {len(self)} rows")
         rest = self.shape[1:]
         step = int(np.prod(rest)) * self.dtype.itemsize
-        return TrtResident(self._slot, rest, self.dtype, self._offset + row % len(self) * step)
+        return TrtResident(self._slot, rest, self.dtype, self._offset + int(row) % len(self) * step)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         """A copy on the host. TensorsLostError where the device or the engine is gone."""

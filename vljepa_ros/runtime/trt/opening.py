@@ -10,6 +10,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from ..graphs import GraphSpec
 from ..manifest import sha256_of
 from . import cache, cuda
 from . import library as libraries
-from .build import ANY_GPU, ANY_VERSION, Request
+from .build import ANY_GPU, ANY_VERSION, OWN_PROFILE, Request
 from .builder import build_in_child
 from .cache import Entry, Key
 from .cuda import Device
@@ -28,6 +29,7 @@ from .numerics import least_cosine
 log = logging.getLogger(__name__)
 
 Report = Callable[[str, float], None]
+Profile = dict[str, tuple[int, int, int]]  # least, usual and largest of a size
 T = TypeVar("T")
 
 AUTO = ("fp16", "fp32")  # in order of preference
@@ -35,6 +37,7 @@ NEEDS = {"bf16": (8, 0), "fp8": (8, 9)}  # the least compute capability
 VARIANT_TOLERANCE = 0.995  # least cosine of int8 and fp8 engines
 WORKSPACE_MIB = 1024
 ANY = "any"
+BATCHES = ("B", "Q")  # sizes that may be bounded otherwise than the bundle has them
 
 
 def to_build(graph: GraphSpec, library: str, precision: str) -> bool:
@@ -70,12 +73,16 @@ class InexactError(BuildError):
 def prepare(
     graph: GraphSpec, library: str, precision: str, report: Report,
     options: tuple[str, ...] = (), workspace_mib: int = WORKSPACE_MIB,
+    profile: Profile | None = None,
 ) -> tuple[Entry, TrtEngine | None]:  # fmt: skip
     """An engine of the cache, built if it is not there, and open where there is a GPU.
 
     `options`: of ANY_GPU and ANY_VERSION; TensorRT for RTX needs ANY_GPU where there is no GPU.
-    Raises what `open_trt` does.
+    `profile`: other bounds for some of the graph's batch sizes; `open_trt` then prefers this
+    engine to one with the bundle's own profile. Raises what `open_trt` does.
     """
+    if profile:
+        graph, options = _with_profile(graph, profile), (*options, OWN_PROFILE)
     gpu = cuda.device() if cuda.missing() is None else None
 
     def attempt(one: str) -> tuple[Entry, TrtEngine | None]:
@@ -97,6 +104,23 @@ def _in_turn(precisions: tuple[str, ...], attempt: Callable[[str], T]) -> T:
         except InexactError as error:
             log.warning("%s It is tried in the next precision.", error)
     return attempt(last)
+
+
+def _with_profile(graph: GraphSpec, profile: Profile) -> GraphSpec:
+    """The graph with other bounds for its batches, which callers run in pieces of any size."""
+    for size, bounds in profile.items():
+        if size not in BATCHES or size not in graph.profile:
+            batches = [name for name in graph.profile if name in BATCHES]
+            raise EngineError(
+                f"The profile of '{graph.name}' can have other bounds for {' and '.join(batches)}, "
+                f"not for '{size}'."
+            )
+        if not 1 <= bounds[0] <= bounds[1] <= bounds[2]:
+            raise EngineError(
+                f"The profile's {size} must be the least, usual and largest size, each at least as "
+                f"large as the one before and 1, not {':'.join(map(str, bounds))}."
+            )
+    return replace(graph, profile={**graph.profile, **profile})
 
 
 def _silent(phase: str, done: float) -> None:
@@ -181,8 +205,10 @@ def _keys(graph: GraphSpec, library: str, precision: str, gpu: Device) -> Iterat
 
 
 def _cached(graph: GraphSpec, library: str, precision: str, gpu: Device) -> Entry | None:
-    entries = (cache.find(key) for key in _keys(graph, library, precision, gpu))
-    return next((entry for entry in entries if entry is not None), None)
+    keys = list(_keys(graph, library, precision, gpu))
+    wished = (cache.find_similar(key, OWN_PROFILE) for key in keys)
+    ordinary = (cache.find(key) for key in keys)
+    return next((entry for entry in (*wished, *ordinary) if entry is not None), None)
 
 
 def _open(
@@ -207,6 +233,7 @@ def _loaded(graph: GraphSpec, entry: Entry, report: Report) -> tuple[Entry, TrtE
     """The engine of a cache entry, compared with its graph if it was not yet."""
     _refuse_if_too_far(entry, graph)
     key = entry.key
+    graph = replace(graph, profile=key.profile)
     engine = TrtEngine(
         graph, key.library, key.precision, entry.plan.read_bytes(),
         jit=entry.jit if key.library == "tensorrt_rtx" else None,
