@@ -93,6 +93,8 @@ class Queue:
 
     def put(self, what: str, work: Callable[[], None]) -> None:
         self._work.append((what, work))
+        if self.priority < 0:  # it goes at once, and not even after the copies beside it
+            self.drain()
 
     def drain(self, until: Callable[[], bool] = lambda: False) -> None:
         """Do what is queued, all of it, or `until` something is so."""
