@@ -24,7 +24,7 @@ from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.engine import open_engine
 from vljepa_ros.runtime.errors import BuildError
 from vljepa_ros.runtime.graphs import GraphSpec
-from vljepa_ros.runtime.typed import typed_graph
+from vljepa_ros.runtime.typed import LARGEST_SCORE, score_products, typed_graph
 
 GRAPHS = ("x_encoder", "predictor", "y_encoder", "y_decoder")
 TABLETOP = load_bundle("tabletop")
@@ -92,29 +92,45 @@ def test_a_typed_graph_is_valid_with_the_same_inputs_and_outputs(name: str, prec
     assert typed_graph(path, precision) == typed_graph(path, precision)
 
 
+def noted(folder: Path, path: Path, largest: float | None) -> Path:
+    """The graph with another note of its largest attention score, beside the same weights."""
+    model = onnx.load(path, load_external_data=False)
+    helper.set_model_props(model, {} if largest is None else {LARGEST_SCORE: str(largest)})
+    onnx.save(model, folder / path.name)
+    data = path.with_suffix(".data").resolve()
+    if data.exists():
+        (folder / data.name).symlink_to(data)
+    return folder / path.name
+
+
+@pytest.mark.parametrize("largest", [None, 20.0, 2000.0])
 @pytest.mark.parametrize("precision", LOW)
 @pytest.mark.parametrize("name", GRAPHS)
-def test_every_value_has_the_type_that_it_needs(name: str, precision: str):
-    model = typed(TABLETOP.graphs[name].path, precision)
+def test_every_value_has_the_type_that_it_needs(
+    tmp_path: Path, name: str, precision: str, largest: float | None
+):
+    path = noted(tmp_path, TABLETOP.graphs[name].path, largest)
+    model = onnx.load_from_string(typed_graph(path, precision))
     kinds, low, wide = kinds_of(model), LOW[precision], TensorProto.FLOAT
     makers = {made: node for node in model.graph.node for made in node.output}
+    products = set(score_products(model.graph))
     of_type: dict[tuple[str, int], list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         of_type.setdefault((node.op_type, kinds[node.output[0]]), []).append(node)
-    scores = of_type["MatMul", wide]
-    assert len(scores) == len(of_type["Softmax", wide]) > 0
-    for node in scores:  # tensor cores take what was rounded, and give their fp32 sums
-        assert [kinds[makers[operand].input[0]] for operand in node.input] == [low, low]
-    assert len(of_type["MatMul", low]) >= 5 * len(scores)
-    in_low = {"Gemm", "LayerNormalization", "Erf", "Sigmoid", "Gelu"}
+        if node.op_type in ("MatMul", "Gemm"):
+            stays = node.output[0] in products and (largest is None or largest > 1000)
+            assert kinds[node.output[0]] == (wide if stays else low)
+            if stays:  # tensor cores take what was rounded, and give their fp32 sums
+                assert [kinds[makers[i].input[0]] for i in node.input] == [low, low]
+    assert len(products) == len(of_type["Softmax", wide]) > 0
+    in_low = {"LayerNormalization", "Erf", "Sigmoid", "Gelu"}
     in_fp32 = {"Softmax", "Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Reciprocal"}
     assert not [op for op, kind in of_type if op in in_low and kind != low]
     assert not [op for op, kind in of_type if op in in_fp32 and kind != wide]
     assert not {op for op, _ in of_type} & {"IsNaN", "If", "Loop", "NonZero"}
     tables = [t.dims for t in model.graph.initializer if t.data_type == wide and len(t.dims) > 1]
     tables = [dims for dims in tables if np.prod(dims) > dims[-1]]
-    rotary = name in ("x_encoder", "predictor")
-    assert bool(tables) == rotary  # and no weight is left in fp32
+    assert bool(tables) == (name in ("x_encoder", "predictor"))  # rotary ones, and no weight
     assert {dims[-1] for dims in tables} <= {32}  # a head's width
 
 
@@ -126,15 +142,15 @@ def exported(
 
 
 def large_x_encoder(folder: Path) -> tuple[GraphSpec, dict[str, np.ndarray]]:
-    """A residual channel of 3,000, and attention scores beyond fp16 before they are scaled."""
+    """A residual channel of 3,000, and attention scores beyond fp16."""
     network = scramble(XEncoder(tiny_config()))
     with torch.no_grad():
         network.encoder.embeddings.patch_embeddings.proj.bias[0] += 3000
         network.encoder.layernorm.weight[0] = network.encoder.layernorm.bias[0] = 0
         for layer in network.encoder.layer:
             for part in (layer.attention.query, layer.attention.key):
-                part.weight *= 200
-                part.bias *= 200
+                part.weight *= 600
+                part.bias *= 600
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
     return exported(folder, "x_encoder", network, {"frames": torch.from_numpy(frames)})
 

@@ -29,7 +29,7 @@ from .errors import BuildError
 TYPED = ("fp32", "fp16", "bf16")
 QDQ_OPSET = 19  # from here on Q/DQ may have scales in fp16
 LARGEST_SCORE = "largest_score"  # the graph's property that says it
-LARGEST = {"fp16": 512.0, "bf16": 64.0}  # scores below are rounded by an eighth at most
+LARGEST = {"fp16": 1024.0, "bf16": 128.0}  # up to there a score is rounded by at most 0.25
 FP16_MOST = 65504.0
 
 # Results that need fp32's range or digits, whatever goes in.
