@@ -83,6 +83,7 @@ class Queue:
     """A stream: what is queued is done when somebody waits for it."""
 
     known: ClassVar[dict[int, Queue]] = {}
+    eager = True  # what has priority is done at once, not as late as it can be
     order: ClassVar[deque[tuple[str, int]]] = deque(maxlen=1000)  # what was done: (what, handle)
 
     def __init__(self, priority: int = 0) -> None:
@@ -93,7 +94,7 @@ class Queue:
 
     def put(self, what: str, work: Callable[[], None]) -> None:
         self._work.append((what, work))
-        if self.priority < 0:  # it goes at once, and not even after the copies beside it
+        if self.priority < 0 and Queue.eager:
             self.drain()
 
     def drain(self, until: Callable[[], bool] = lambda: False) -> None:

@@ -57,7 +57,7 @@ def test_a_build_tells_how_far_it_is_and_is_kept(gpu: FakeGpu, graph: GraphSpec)
     assert not trt.to_build(graph, "tensorrt", "auto")
     assert trt.to_build(graph, "tensorrt", "fp32") and trt.to_build(graph, "tensorrt_rtx", "auto")
     phases = [phase for phase, _ in said]
-    assert {"reading the graph", "Timing tactics", "Building engine"} <= set(phases)
+    assert {"reading the graph", "Timing tactics"} <= set(phases)
     building = [done for phase, done in said if "comparing" not in phase]
     assert building == sorted(building) and len(building) > 10 and building[-1] == 1.0
     assert any("comparing" in phase for phase in phases)

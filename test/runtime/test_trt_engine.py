@@ -354,11 +354,13 @@ def test_a_model_degrades_to_the_cpu_and_loses_only_what_was_on_the_gpu(
     model.close()
 
 
+@pytest.mark.parametrize("eager", [True, False])
 def test_the_encoder_s_kernels_go_before_the_decoder_s(
-    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, eager: bool
 ) -> None:
     from vljepa_ros.runtime.trt import priority
 
+    monkeypatch.setattr(gpu.fakegpu.Queue, "eager", eager)
     monkeypatch.setattr(priority.ctypes, "CDLL", lambda name: gpu.fakegpu.Libcuda())
     queue = gpu.fakegpu.Queue
     priorities = {}
