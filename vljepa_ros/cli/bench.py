@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from ..nodes.process import Signals, Spinner, set_transport
+from ..nodes.process import Spinner, set_transport
 from ..perception.stages import KEPT
 from ..runtime.errors import VLJepaError
 from .bench_cost import cost
@@ -106,31 +108,28 @@ def node(
     load = Load(*_size(size), fps, rate, tuple(f"camera{k}" for k in range(cameras)))
     seconds = 60 + 4 * steps / cameras / min(fps, rate or fps)
     words = (load.width, load.height, load.fps, seconds, *load.cameras)
-    # Before the signals are ours, or the child would inherit them blocked.
     publisher = subprocess.Popen(
         [sys.executable, "-m", "vljepa_ros.cli.bench_publisher", *map(str, words)]
     )
     decoder = _decoder(bundle, backend, threads)
     stop = threading.Event()
-    Signals().on_stop(stop.set)
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the children must not outlive us
+        signal.signal(number, lambda *_: stop.set())
     values: dict[str, Any] = {
         "bundle": bundle, "backend": backend, "threads": threads, "cameras": list(load.cameras),
         "rate": min(1000.0, rate or 2 * fps),
         "gate_threshold": 0.0,  # off: every step is measured whole
     }  # fmt: skip
-    perception = PerceptionNode(
-        parameter_overrides=[Parameter(name, value=value) for name, value in values.items()]
-    )
-    spinner = Spinner(perception)
-    try:
+    with ExitStack() as ending:
+        for child in filter(None, (publisher, decoder)):
+            ending.callback(child.kill)
+        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+        ending.callback(rclpy.try_shutdown)
+        perception = PerceptionNode(
+            parameter_overrides=[Parameter(name, value=value) for name, value in values.items()]
+        )
+        ending.callback(Spinner(perception).end)
         report = _measure(perception, publisher, decoder, load, steps, stop)
-    finally:
-        publisher.kill()
-        if decoder is not None:
-            decoder.kill()
-        spinner.end()
-        rclpy.try_shutdown()
     if as_json:
         console.print(json.dumps(report, indent=2))
     else:

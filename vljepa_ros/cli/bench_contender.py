@@ -144,7 +144,11 @@ class Bench:
         self._contender = contender
         self._bundle = bundle
         tokenizer = TextTokenizer(bundle.query.tokenizer, bundle.query.length)
-        self._query = tokenizer([bundle.query.default])
+        ids, mask = tokenizer([bundle.query.default])
+        if isinstance(bundle.graphs["predictor"].inputs["query_ids"].shape[1], str):
+            words = int(mask.sum())  # what comes after them is padding, which `VLJepa` cuts, too
+            ids, mask = ids[:, :words], mask[:, :words]
+        self._query = ids, mask
         texts = TextTokenizer(bundle.y_encoder.tokenizer, bundle.y_encoder.length)
         self._text = texts([bundle.y_encoder.prompt.replace("{}", "a cube falls")])
         self._streams: dict[int, Stream] = {}

@@ -277,8 +277,9 @@ def _print(report: dict[str, Any]) -> None:
         _print_growth(name, growth)
     console.print(f"{report['model_id']} on {describe(report['machine'])}.")
     console.print(
-        "One clip and one query a step, frames as uint8 pictures of which one is new. × : how many "
-        "times faster than a peer. Cosine: the least to the base graphs, in fp32 on the CPU."
+        "One clip and one query a step, frames as uint8 pictures of which one is new, the query "
+        "without padding where the graph can do without; the same for all. ×: how many times "
+        "faster than a peer. Cosine: the least to the base graphs, in fp32 on the CPU."
     )
     for name, reason in report["not_measured"].items():
         console.print(f"{name}: not measured. {reason}")
