@@ -106,6 +106,7 @@ def _path(graph: GraphSpec) -> Path:
 def _write(graph: GraphSpec, samples: list[Sample]) -> Path | None:
     """Write the int8 variant of a graph beside it; None where the graph is too large for it."""
     proto = _widened(graph.path)
+    notes = {note.key: note.value for note in proto.metadata_props}
     if proto.ByteSize() > INLINE:
         log.warning("no int8 %s: with its weights in fp32 it is above 1 GB", graph.name)
         return None
@@ -124,7 +125,7 @@ def _write(graph: GraphSpec, samples: list[Sample]) -> Path | None:
             },
         )  # fmt: skip
         quantised = onnx.load(made)
-        helper.set_model_props(quantised, {"precision": "int8"})
+        helper.set_model_props(quantised, {**notes, "precision": "int8"})
         onnx.save(quantised, path)
     store_small(path, sizes=others)
     return path
@@ -147,8 +148,6 @@ def _widened(path: Path) -> onnx.ModelProto:
             kept.append(node)
     del graph.node[:]
     graph.node.extend(kept)
-    # Says that the quantiser need not ask for what was just done.
-    helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
     return proto
 
 

@@ -122,7 +122,7 @@ def _about(model: VLJepa) -> dict[str, Any]:
         "source": {k: bundle.source.get(k) for k in ("seed", "data", "code")},
         "judged_on": f"tabletop-{DATA_VERSION}",
         "judged_by": f"vljepa_ros {__version__}",
-        "backend": model.info[0].backend,
+        "backend": f"{model.info[0].backend} in {model.info[0].precision}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 
