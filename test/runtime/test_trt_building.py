@@ -179,20 +179,22 @@ trt.open_trt(graph, "tensorrt", "fp32", lambda phase, done: print(phase, flush=T
 """
 
 
-def another(folder: Path, graph: GraphSpec) -> subprocess.Popen[str]:
-    """A process that opens the graph's engine, with the same cache."""
-    return subprocess.Popen(
+def building(gpu: FakeGpu, graph: GraphSpec) -> subprocess.Popen[str]:
+    """A process with the same cache that builds the graph's engine now."""
+    process = subprocess.Popen(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{OPENS}",
          str(graph.path.parent)],
-        env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(gpu.folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    assert process.stdout is not None
+    while process.stdout.readline() != "reading the graph\n":
+        assert process.poll() is None
+    return process
 
 
 def test_two_processes_do_not_build_the_same_engine(gpu: FakeGpu, graph: GraphSpec) -> None:
     gpu.faults("hold")
-    first = another(gpu.folder, graph)
-    assert first.stdout is not None
-    assert first.stdout.readline() and first.stdout.readline()  # it builds
+    first = building(gpu, graph)
     said: list[str] = []
     waiting = threading.Event()
 
@@ -217,7 +219,7 @@ def test_a_builder_ends_with_its_parent_and_another_process_takes_over(
     gpu: FakeGpu, graph: GraphSpec
 ) -> None:
     gpu.faults("hold")
-    parent = another(gpu.folder, graph)
+    parent = building(gpu, graph)
     (child,) = until(lambda: children_of(parent.pid))
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
