@@ -1,4 +1,4 @@
-"""Variants of a bundle's graphs whose linear layers multiply in int8.
+"""Variants of a bundle's graphs whose linear layers multiply in int8 or fp8.
 
 Invariant: a variant that is written differs from its base graph by no more than COSINE allows, in
 the embeddings that come out in the end.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from vljepa_ros.model.fp8 import write_fp8
 from vljepa_ros.model.storage import INLINE, store_small
 from vljepa_ros.runtime.bundle import Bundle, GraphSpec, load_bundle
 from vljepa_ros.runtime.engine import Engine, open_engine
@@ -32,6 +33,7 @@ from vljepa_ros.runtime.text import TextTokenizer
 
 log = logging.getLogger(__name__)
 
+CPU = "onnxruntime-cpu"
 COSINE = 0.995  # least, of an embedding to that of the base graphs
 Sample = dict[str, np.ndarray]
 
@@ -44,9 +46,25 @@ def add_int8(folder: Path, clips: np.ndarray, queries: Sequence[str]) -> dict[st
     that of the base graphs. A graph that is too large, or would differ by more than COSINE allows,
     gets no variant, and the log says so.
     """
+    return _add(folder, clips, queries, "int8", _write)
+
+
+def add_fp8(folder: Path, clips: np.ndarray, queries: Sequence[str]) -> dict[str, float]:
+    """Add fp8 variants, which GPUs from compute capability 8.9 on run: as `add_int8`, of any size.
+
+    What they lose is measured on the CPU, which computes their linear layers in fp32 on values that
+    were rounded to fp8.
+    """
+    return _add(folder, clips, queries, "fp8", _write_fp8)
+
+
+def _add(
+    folder: Path, clips: np.ndarray, queries: Sequence[str], precision: str,
+    write: Callable[[GraphSpec, list[Sample]], Path | None],
+) -> dict[str, float]:  # fmt: skip
     bundle = load_bundle(folder)
     graphs = {name: bundle.graphs[name] for name in ("x_encoder", "predictor")}
-    engines = {name: _opened(graph) for name, graph in graphs.items()}
+    engines = {name: open_engine(graph, CPU, precision="fp32") for name, graph in graphs.items()}
     tokenizer = TextTokenizer(bundle.query.tokenizer, bundle.query.length)
     samples, wanted = [], []
     for clip, query in zip(clips, queries, strict=True):
@@ -57,27 +75,31 @@ def add_int8(folder: Path, clips: np.ndarray, queries: Sequence[str]) -> dict[st
         wanted.append(engines["predictor"].run(**asked)["embedding"][0, 0])
     found = {}
     for name, graph in graphs.items():
-        path = _write(graph, [sample[name] for sample in samples[::2]])
+        path = write(graph, [sample[name] for sample in samples[::2]])
         if path is None:
             continue
-        with_int8 = {**engines, name: _opened(graph, path)}
-        cosine = min(_cosines(with_int8, samples, wanted))
-        with_int8[name].close()
+        variant = _opened(graph, path, precision)
+        cosine = min(_cosines({**engines, name: variant}, samples, wanted))
+        variant.close()
         if cosine >= COSINE:
             found[name] = round(cosine, 4)
         else:
-            path.unlink()
-            log.warning("no int8 %s: an embedding has cosine %.4f to that of fp32", name, cosine)
+            for file in (path, path.with_suffix(".data")):
+                file.unlink(missing_ok=True)
+            log.warning("no %s %s: an embedding has cosine %.4f to that of fp32", precision, name,
+                        cosine)  # fmt: skip
     for engine in engines.values():
         engine.close()
-    _list(bundle, found)
+    _list(bundle, precision, found)
     return found
 
 
-def _opened(graph: GraphSpec, int8: Path | None = None) -> Engine:
-    variants = {"int8": Variant(int8, "", 1.0)} if int8 is not None else {}
-    precision = "int8" if int8 is not None else "fp32"
-    return open_engine(replace(graph, variants=variants), "onnxruntime-cpu", precision=precision)
+def _opened(graph: GraphSpec, path: Path, precision: str) -> Engine:
+    """A variant on the CPU: int8 as it runs there, fp8 as if it were the base graph."""
+    if precision == "int8":
+        graph = replace(graph, variants={precision: Variant(path, "", 1.0)})
+        return open_engine(graph, CPU, precision=precision)
+    return open_engine(replace(graph, path=path, variants={}), CPU, precision="fp32")
 
 
 def _cosines(
@@ -89,18 +111,27 @@ def _cosines(
         yield float(engines["predictor"].run(**asked)["embedding"][0, 0] @ embedding)
 
 
-def _list(bundle: Bundle, cosines: dict[str, float]) -> None:
-    """Name the variants in the bundle's manifest."""
+def _list(bundle: Bundle, precision: str, cosines: dict[str, float]) -> None:
+    """Name the variants, and files that hold their weights, in the bundle's manifest."""
     manifest = bundle.manifest
     for name, cosine in cosines.items():
         entry: dict[str, Any] = manifest["graphs"][name]
-        file = _path(bundle.graphs[name]).name
-        entry.setdefault("variants", {})["int8"] = {"file": file, "sha256": "", "cosine": cosine}
+        path = _path(bundle.graphs[name], precision)
+        variant = {"file": path.name, "sha256": "", "cosine": cosine}
+        entry.setdefault("variants", {})[precision] = variant
+        if path.with_suffix(".data").exists():
+            manifest.setdefault("files", {})[path.with_suffix(".data").name] = ""
     write_manifest(bundle.path, manifest)
 
 
-def _path(graph: GraphSpec) -> Path:
-    return graph.path.with_name(f"{graph.path.stem}.int8.onnx")
+def _path(graph: GraphSpec, precision: str) -> Path:
+    return graph.path.with_name(f"{graph.path.stem}.{precision}.onnx")
+
+
+def _write_fp8(graph: GraphSpec, samples: list[Sample]) -> Path:
+    path = _path(graph, "fp8")
+    write_fp8(graph.path, path, samples)
+    return path
 
 
 def _write(graph: GraphSpec, samples: list[Sample]) -> Path | None:
@@ -112,7 +143,7 @@ def _write(graph: GraphSpec, samples: list[Sample]) -> Path | None:
         return None
     linear = list(_linear(proto.graph))
     others = {tuple(t.dims) for t in proto.graph.initializer} - {size for _, size in linear}
-    path = _path(graph)
+    path = _path(graph, "int8")
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / path.name
         quantize_static(

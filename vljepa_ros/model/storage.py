@@ -70,7 +70,7 @@ def store_small(
                 kept[name] = [small]
                 nodes.append(helper.make_node("Cast", [small.name], [name], to=TensorProto.FLOAT))
             if large or (but is not None and not _same(weights, but)):
-                _move(small, file, data.name)
+                move(small, file, data.name)
         moved = file.tell()
     if not moved:
         data.unlink()
@@ -83,7 +83,7 @@ def store_small(
     onnx.save(proto, path)
 
 
-def _move(tensor: TensorProto, file: BinaryIO, name: str) -> None:
+def move(tensor: TensorProto, file: BinaryIO, name: str) -> None:
     """Move a tensor's content to the end of the open file of that name."""
     content, offset = tensor.raw_data, file.tell()
     file.write(content)
