@@ -8,6 +8,7 @@ into being by renaming, so a process that dies leaves none that is half written.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -147,8 +148,19 @@ def _check_plan(entry: Entry) -> None:
     size = entry.plan.stat().st_size
     if size != entry.size:
         raise ValueError(f"its plan is cut short or altered ({size} bytes instead of {entry.size})")
-    if sha256_of(entry.plan) != entry.sha256:
+    if hashed(entry.plan) != entry.sha256:
         raise ValueError("its plan is altered (another sha256)")
+
+
+def hashed(file: Path) -> str:
+    """A file's sha256, computed once as long as the file does not change."""
+    stat = file.stat()
+    return _hashed(file, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache
+def _hashed(file: Path, inode: int, size: int, changed: int) -> str:
+    return sha256_of(file)
 
 
 def put(key: Key, plan: Path, built_with: str, build_seconds: float, workspace_mib: int) -> Entry:

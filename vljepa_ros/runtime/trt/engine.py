@@ -126,14 +126,14 @@ class TrtEngine:
         return TensorSpec(dtype, tuple("?" if size < 0 else size for size in shape))
 
     def _allocate(self, graph: GraphSpec) -> None:
-        """Memory for the largest shapes that the engine takes."""
+        """Memory for the largest inputs that the engine takes; for outputs when one is wanted."""
         self._stream = self._keep(Stream(self._gpu, hasty=graph.name in HASTY))
         shapes = profile_shapes(graph)
-        usual, most = (self._nbytes({n: s[pick] for n, s in shapes.items()}) for pick in (1, 2))
-        for name, size in most.items():
-            self._buffers[name] = self._keep(Buffer(self._gpu, size))
-            if name in graph.outputs:
-                self._pools[name] = self._keep(Pool(self._gpu, usual[name], size))
+        self._usual, self._largest = (
+            self._nbytes({name: three[pick] for name, three in shapes.items()}) for pick in (1, 2)
+        )
+        for name in graph.inputs:
+            self._buffers[name] = self._keep(Buffer(self._gpu, self._largest[name]))
         if FRAMES in graph.inputs:
             clips, frames, *picture = shapes[FRAMES][2]
             ring = FrameRing(self._gpu, int(np.prod(picture)), clips * frames)
@@ -250,8 +250,10 @@ class TrtEngine:
         buffer.push(self._stream, row.nbytes, offset)
 
     def _to_buffer(self, name: str, shape: tuple[int, ...]) -> tuple[int, _Pulled]:
-        buffer, dtype = self._buffers[name], np.dtype(self.outputs[name].dtype)
-        return buffer.address, _Pulled(buffer, shape, dtype)
+        if name not in self._buffers:
+            self._buffers[name] = self._keep(Buffer(self._gpu, self._largest[name]))
+        buffer = self._buffers[name]
+        return buffer.address, _Pulled(buffer, shape, np.dtype(self.outputs[name].dtype))
 
     @staticmethod
     def _from_buffer(pulled: _Pulled) -> np.ndarray:
@@ -259,6 +261,9 @@ class TrtEngine:
         return flat.reshape(pulled.shape).copy()
 
     def _to_slot(self, name: str, shape: tuple[int, ...]) -> tuple[int, TrtResident]:
+        if name not in self._pools:
+            pool = Pool(self._gpu, self._usual[name], self._largest[name])
+            self._pools[name] = self._keep(pool)
         dtype = np.dtype(self.outputs[name].dtype)
         slot = self._pools[name].take(nbytes(shape, dtype.name))
         return slot.address, TrtResident(slot, shape, dtype)
@@ -291,6 +296,7 @@ class TrtEngine:
                 for one in kept:
                     one.free()
         except DeviceError as error:  # of a GPU that is lost there is nothing to release
+            self._context = self._kernels = self._engine = self._runtime = None
             log.warning("The engine of '%s' was not released: %s", self.name, error)
         for pool in self._pools.values():
             pool.closed = True

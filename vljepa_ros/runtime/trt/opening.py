@@ -6,7 +6,6 @@ tolerance; one that does not is kept with its figure and refused, not built agai
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from typing import TypeVar
 
 from ..errors import BuildError, DeviceError, EngineError, PrecisionError
 from ..graphs import GraphSpec
-from ..manifest import sha256_of
 from . import cache, cuda
 from . import library as libraries
 from .build import ANY_GPU, ANY_VERSION, OWN_PROFILE, Request
@@ -184,15 +182,8 @@ def _weights(path: Path) -> str:
     """The sha256 of the weights that an ONNX file leaves to a file beside it; empty if none."""
     for file in (path.with_suffix(".data"), path.with_name(f"{path.name}.data")):
         if file.is_file():
-            stat = file.stat()
-            return _hashed(file, stat.st_size, stat.st_mtime_ns)
+            return cache.hashed(file)
     return ""
-
-
-@functools.lru_cache
-def _hashed(file: Path, size: int, changed: int) -> str:
-    """A file's sha256, had once as long as it does not change."""
-    return sha256_of(file)
 
 
 def _keys(graph: GraphSpec, library: str, precision: str, gpu: Device) -> Iterator[Key]:
