@@ -277,16 +277,21 @@ def test_recall_asks_the_memory_node(
         assert memory.end() == 0
 
 
-@pytest.mark.parametrize("command", ["ask", "classify", "watch", "recall"])
-def test_without_a_graph(command: str) -> None:
-    options = ["--timeout", "0.5"] if command in ("ask", "classify") else []
-    code, out, err = Command(domain(), command, "anything", *options).result()
-    assert (code, out) == (1, "")
-    owner = "memory" if command == "recall" else "perception"
-    assert f"Nobody offered /{command} within " in err
-    assert f"start the {owner} node" in err
-    assert err.count("\n") == 1
-    assert "never retrieved" not in err
+def test_without_a_graph() -> None:
+    alone = domain()
+    options = {"ask": ["--timeout", "0.5"], "classify": ["--timeout", "0.5"]}
+    commands = {
+        name: Command(alone, name, "anything", *options.get(name, []))
+        for name in ("ask", "classify", "watch", "recall")
+    }  # all at once: they wait for seconds
+    for name, command in commands.items():
+        code, out, err = command.result()
+        assert (code, out) == (1, "")
+        owner = "memory" if name == "recall" else "perception"
+        assert f"Nobody offered /{name} within " in err
+        assert f"start the {owner} node" in err
+        assert err.count("\n") == 1
+        assert "never retrieved" not in err
 
 
 @pytest.mark.parametrize("command", ["ask", "classify", "watch"])

@@ -359,8 +359,13 @@ def test_the_machine_is_described_in_a_line() -> None:
 
 
 @pytest.mark.slow
-def test_the_node_is_measured_with_a_decoder_that_decodes(tiny_bundle: Path) -> None:
+def test_the_node_is_measured_with_a_decoder_that_decodes(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("rclpy", reason="rclpy is not installed: run scripts/setup")
+    from graph import domain
+
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain()))  # away from other tests' graphs
     found = report("node", "--bundle", tiny_bundle, "--steps", "40", "--size", "64x48")
     assert found["steps"] >= 40 and found["stages_of_last"] == found["steps"]
     assert set(found["memory"]) == {"perception", "decoder", "together"}
