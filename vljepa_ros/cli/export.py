@@ -22,6 +22,14 @@ class Source(str, Enum):
     hf = "hf"
 
 
+class Storage(str, Enum):
+    """How a bundle keeps its weights."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
 RUN = typer.Argument(None, help="The folder of a finished training.")
 OUT = typer.Argument(None, help="The folder that is made; --out says the same.")
 STREAM = typer.Option(None, help="A held-out stream to judge the bundle on.")
@@ -34,6 +42,11 @@ CHECKPOINT = typer.Option("", help="best.pt of Open-VLJEPA, or the Hub id that h
 X_ENCODER = typer.Option("", help="Folder or Hub id of V-JEPA 2 (facebook/vjepa2-vitl-fpc64-256).")
 LLAMA = typer.Option("", help="Folder or Hub id of meta-llama/Llama-3.2-1B; no weights needed.")
 GEMMA = typer.Option("", help="Folder or Hub id of google/embeddinggemma-300m; likewise.")
+PRECISION = typer.Option(
+    Storage.fp16, help="How weights are kept in the files: fp16 is half of fp32 and as exact as a "
+    "GPU's fp16; bf16 for networks whose weights fp16 cannot hold. Graphs compute in fp32.",
+)  # fmt: skip
+FP8 = typer.Option(False, help="Add variants for GPUs with fp8; their scales come from the clips.")
 OUT_OPTION = typer.Option(None, "--out", help="The folder that is made.")
 
 
@@ -49,40 +62,48 @@ def export(
     version: str = typer.Option("1.0.0", help="The bundle's version."),
     folder: Path = DATA,
     video: Path = STREAM,
+    precision: Storage = PRECISION,
+    fp8: bool = FP8,
 ) -> None:
     """Make a bundle: of a training (export, calibrate, judge) or of a public checkpoint."""
     made = out_option or out or (run if source is not Source.training else None)
     if made is None:
         raise VLJepaError("Say which folder to make: vljepa export RUN OUT, or --out FOLDER.")
+    if fp8 and source is not Source.training:
+        raise VLJepaError("--fp8 needs clips, and only a training has them; leave it out.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for library in ("onnxscript", "onnx_ir", "torch"):  # they tell of every node that they fold
         logging.getLogger(library).setLevel(logging.WARNING)
     if source is Source.open_vljepa:
-        _open_vljepa(checkpoint, x_encoder, llama, gemma, made, version)
+        _open_vljepa(checkpoint, x_encoder, llama, gemma, made, version, precision.value)
     elif source is Source.hf:
         _start(x_encoder, made)
     elif run is None:
         raise VLJepaError("Say which training to export: vljepa export RUN OUT.")
     else:
-        _training(run, made, version, folder, video)
+        _training(run, made, version, folder, video, precision.value, fp8)
 
 
-def _training(run: Path, out: Path, version: str, folder: Path | None, video: Path | None) -> None:
+def _training(
+    run: Path, out: Path, version: str, folder: Path | None, video: Path | None, storage: str,
+    fp8: bool,
+) -> None:  # fmt: skip
     store = _needs_training().store
     from ..training.finetune import is_finetuned
     from ..training.finetune_export import export_finetuned
     from ..training.release import release
 
     if is_finetuned(run):
-        evaluation = export_finetuned(run, out, version)
+        evaluation = export_finetuned(run, out, version, storage, fp8)
     else:
-        evaluation = release(run, folder or store.default_root(), out, version, video)
+        data = folder or store.default_root()
+        evaluation = release(run, data, out, version, video, storage, fp8)
     for name, figures in evaluation.items():
         console.print(f"{name}: {figures}")
 
 
 def _open_vljepa(
-    checkpoint: str, x_encoder: str, llama: str, gemma: str, out: Path, version: str
+    checkpoint: str, x_encoder: str, llama: str, gemma: str, out: Path, version: str, storage: str
 ) -> None:
     given = {"checkpoint": checkpoint, "x-encoder": x_encoder, "llama": llama, "gemma": gemma}
     missing = [f"--{name}" for name, value in given.items() if not value]
@@ -100,7 +121,7 @@ def _open_vljepa(
         find_folder(llama, public.DESCRIPTION_FILES),
         find_folder(gemma, public.DESCRIPTION_FILES),
     )
-    console.print(f"bundle: {public.export_public(loaded, out, version)}")
+    console.print(f"bundle: {public.export_public(loaded, out, version, storage)}")
 
 
 def _start(x_encoder: str, out: Path) -> None:

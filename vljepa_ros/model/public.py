@@ -97,10 +97,11 @@ def load_open_vljepa(checkpoint: Path, x_encoder: Path, llama: Path, gemma: Path
     )
 
 
-def export_public(public: Public, out: Path, version: str) -> Path:
+def export_public(public: Public, out: Path, version: str, storage: str = "fp16") -> Path:
     """Write the bundle of a public model into `out` and return it.
 
-    Its thresholds are guesses until they are calibrated, and the manifest says so.
+    Its thresholds are guesses until they are calibrated, and the manifest says so. `storage`: how
+    weights are kept, fp16, bf16 or fp32.
     """
     config = public.model.config
     vision = config.x_encoder_config
@@ -126,7 +127,7 @@ def export_public(public: Public, out: Path, version: str) -> Path:
             tokenizer.save(str(files[name]))
         texts = TextTokenizer(files["y_tokenizer.json"], config.text_length)(SENTENCES)
         return export_bundle(
-            public.model, out, manifest, {**files, **public.licence_files}, clips, texts
+            public.model, out, manifest, {**files, **public.licence_files}, clips, texts, storage
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vljepa_ros import __version__
 from vljepa_ros.model.export import export_bundle
-from vljepa_ros.model.quantise import add_int8
+from vljepa_ros.model.quantise import add_fp8, add_int8
 from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.manifest import read_manifest, write_manifest
 from vljepa_ros.runtime.model import VLJepa as Runtime
@@ -27,11 +27,13 @@ from vljepa_ros.training.train import load_checkpoint
 QUANTISED_ON = 128  # held-out clips: they give the range of numbers, and teach nothing
 
 
-def export_finetuned(run: Path, out: Path, version: str) -> dict[str, Any]:
+def export_finetuned(
+    run: Path, out: Path, version: str, storage: str = "fp16", fp8: bool = False
+) -> dict[str, Any]:
     """Export the fine-tuning in `run` as the bundle `out`; returns its evaluation.
 
     The thresholds are those of the bundle that it came from; the evaluation is on the held-out
-    clips, with the graphs of the bundle.
+    clips, with the graphs of the bundle. `storage` and `fp8` are as in `release`.
     """
     model = load_checkpoint(run)
     about, recipe = json.loads((run / BASE).read_text()), json.loads((run / RECIPE).read_text())
@@ -50,8 +52,11 @@ def export_finetuned(run: Path, out: Path, version: str) -> dict[str, Any]:
     }  # fmt: skip
     manifest = {**{key: about[key] for key in KEPT}, "version": version, "source": source}
     clips = frames[np.arange(max(2, min(4, len(frames)))) % len(frames)]
-    export_bundle(model, out, manifest, files, clips, words(samples))
-    add_int8(out, frames[:QUANTISED_ON], [query for query, _ in texts[:QUANTISED_ON]])
+    export_bundle(model, out, manifest, files, clips, words(samples), storage)
+    queries = [query for query, _ in texts[:QUANTISED_ON]]
+    add_int8(out, frames[:QUANTISED_ON], queries)
+    if fp8:
+        add_fp8(out, frames[:QUANTISED_ON], queries)
     evaluation = {"recordings": judge(out, frames, texts, asked)}
     stored, _ = read_manifest(out)
     stored["evaluation"].update(evaluation)

@@ -16,7 +16,7 @@ import yaml
 
 from vljepa_ros import __version__
 from vljepa_ros.model.export import export_bundle
-from vljepa_ros.model.quantise import add_int8
+from vljepa_ros.model.quantise import add_fp8, add_int8
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.manifest import MANIFEST, write_manifest
@@ -37,12 +37,16 @@ GATE = 1.5  # grey levels; noise of a quiet camera stays below 1 in the mean of 
 SENTENCES = ("the gripper picks up the red cube", "no", "a hand passes over the table", "a cup")
 
 
-def release(run: Path, data: Path, out: Path, version: str, video: Path | None) -> dict[str, Any]:
+def release(
+    run: Path, data: Path, out: Path, version: str, video: Path | None, storage: str = "fp16",
+    fp8: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Export the training in `run` as the bundle `out` and return its evaluation.
 
     `data` holds the episodes (splits train and stream); `video` is a held-out stream with its
     ground truth in a JSON file and questions in a JSONL file of the same name, or None. `vljepa
-    evaluate` measures the rest.
+    evaluate` measures the rest. `storage`: how weights are kept, fp16, bf16 or fp32; `fp8`: with
+    variants for GPUs that have it.
     """
     for split in ("train", "stream"):
         store.needed(data, split)
@@ -57,10 +61,12 @@ def release(run: Path, data: Path, out: Path, version: str, video: Path | None) 
     export_bundle(
         model, out, _manifest(version, recipe),
         {"tokenizer.json": run / "tokenizer.json", "y_tokenizer.json": y_tokenizer},
-        clips[:4], texts,
+        clips[:4], texts, storage,
     )  # fmt: skip
     asked = [str(rng.choice(one["queries"])) for one in drawn]
     log.info("int8, least cosine of an embedding: %s", add_int8(out, clips, asked))
+    if fp8:
+        log.info("fp8, least cosine of an embedding: %s", add_fp8(out, clips, asked))
     bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
     found = calibrate(bundle, store.needed(data, "stream"))
     watches = calibrate_watch(bundle, store.needed(data, "stream"))
