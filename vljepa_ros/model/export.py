@@ -27,6 +27,7 @@ from vljepa_ros.model.storage import TABLES, store_small
 from vljepa_ros.runtime.bundle import GraphSpec, TensorSpec
 from vljepa_ros.runtime.engine import open_engine
 from vljepa_ros.runtime.errors import VLJepaError
+from vljepa_ros.runtime.graphs import default_profile
 from vljepa_ros.runtime.manifest import write_manifest
 
 OPSET = 18
@@ -76,6 +77,8 @@ def export_bundle(
             name, network, samples[name], folder, storage=storage
         )  # fmt: skip
         graphs[name] = _manifest_entry(spec)
+        profile = default_profile(name, spec.inputs, _longest(manifest))
+        graphs[name]["profile"] = {size: list(bounds) for size, bounds in profile.items()}
     for name, source in files.items():
         shutil.copyfile(source, folder / name)
     manifest["graphs"] = graphs
@@ -217,6 +220,14 @@ def _manifest_entry(spec: GraphSpec) -> dict[str, Any]:
         "file": spec.path.name, "sha256": "",
         "inputs": described(spec.inputs), "outputs": described(spec.outputs),
     }  # fmt: skip
+
+
+def _longest(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """The largest value of each open size that counts tokens: of a query, and in the cache."""
+    sizes = {"L": manifest["query"]["length"]}
+    if "decoder" in manifest:
+        sizes["S"] = manifest["decoder"]["length"]
+    return sizes
 
 
 def _compare(network: nn.Module, inputs: Inputs, spec: GraphSpec) -> dict[str, float]:

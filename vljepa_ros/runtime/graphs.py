@@ -106,21 +106,31 @@ def read_graph(
     )  # fmt: skip
 
 
+def default_profile(
+    name: str, inputs: dict[str, TensorSpec], longest: dict[str, int]
+) -> dict[str, tuple[int, int, int]]:
+    """A profile for every open size of a graph's inputs; `longest` as in `read_graph`."""
+    profile = {}
+    for size in dict.fromkeys(d for t in inputs.values() for d in t.shape if isinstance(d, str)):
+        if size in longest:
+            least = 0 if size == "S" else 1  # the decoder's cache is empty at first
+            profile[size] = (least, max(1, longest[size] // 2), longest[size])
+        else:
+            default = BATCHES.get(name) if size == "B" else None
+            profile[size] = default or PROFILE.get(size, (1, 1, 1))
+    return profile
+
+
 def _profile(
     section: Section, name: str, inputs: dict[str, TensorSpec], longest: dict[str, int]
 ) -> dict[str, tuple[int, int, int]]:
     """The profile of a graph, whole: with the defaults of what the manifest does not say."""
-    given = section.section("profile") if "profile" in section.values else None
-    least = {"S": 0}  # the decoder's cache is empty at first
-    profile = {}
-    for size in dict.fromkeys(d for t in inputs.values() for d in t.shape if isinstance(d, str)):
-        if given is not None and size in given.values:
-            bounds = given.get(size, list)
-        elif size in longest:
-            bounds = [least.get(size, 1), max(1, longest[size] // 2), longest[size]]
-        else:
-            default = BATCHES.get(name) if size == "B" else None
-            bounds = list(default or PROFILE.get(size, (1, 1, 1)))
+    profile = default_profile(name, inputs, longest)
+    if "profile" not in section.values:
+        return profile
+    given = section.section("profile")
+    for size in [size for size in profile if size in given.values]:
+        bounds = given.get(size, list)
         ordered = len(bounds) == 3 and all(type(b) is int and b >= 0 for b in bounds)
         if not ordered or sorted(bounds) != bounds or bounds[2] == 0:
             raise BundleError(
