@@ -1,0 +1,78 @@
+"""`vljepa export`: what it hands on of what it was told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vljepa_ros.cli import export as command
+from vljepa_ros.cli.app import app
+from vljepa_ros.runtime.errors import VLJepaError
+from vljepa_ros.training import finetune_export, release
+from vljepa_ros.training.finetune import BASE
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the export of a training, or of a fine-tuning, was told: by parameter."""
+    found: dict[str, Any] = {}
+
+    def released(run, data, out, version, video, storage, fp8):  # type: ignore[no-untyped-def]
+        found.update(kind="training", out=out, version=version, storage=storage, fp8=fp8)
+        return {}
+
+    def tuned(run, out, version, storage, fp8):  # type: ignore[no-untyped-def]
+        found.update(kind="fine-tuning", out=out, version=version, storage=storage, fp8=fp8)
+        return {}
+
+    monkeypatch.setattr(release, "release", released)
+    monkeypatch.setattr(finetune_export, "export_finetuned", tuned)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["training", "fine-tuning"])
+@pytest.mark.parametrize(
+    ("options", "storage", "fp8"),
+    [([], "fp16", False), (["--precision", "bf16"], "bf16", False),
+     (["--fp8", "--precision", "fp32"], "fp32", True)],
+)  # fmt: skip
+def test_precision_and_variants_are_handed_on(
+    tmp_path: Path, told: dict[str, Any], kind: str, options: list[str], storage: str, fp8: bool
+):
+    if kind == "fine-tuning":
+        (tmp_path / BASE).write_text("{}")
+    out = tmp_path / "bundle"
+    result = CliRunner().invoke(app, ["export", str(tmp_path), str(out), *options])
+    assert result.exit_code == 0, result.output
+    assert told == {
+        "kind": kind, "out": out, "version": "1.0.0", "storage": storage, "fp8": fp8,
+    }  # fmt: skip
+
+
+def test_a_public_checkpoint_is_kept_in_the_precision_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    public = command._public()
+    kept = []
+    monkeypatch.setattr(public, "load_open_vljepa", lambda *folders: "loaded")
+    monkeypatch.setattr(
+        public, "export_public", lambda *given: kept.append(given) or tmp_path / "bundle"
+    )
+    monkeypatch.setattr("vljepa_ros.runtime.locate.find_folder", lambda *_: tmp_path)
+    (tmp_path / "best.pt").write_bytes(b"")
+    parts = [f"--{part}" for part in ("checkpoint", "x-encoder", "llama", "gemma")]
+    given = [text for part in parts for text in (part, str(tmp_path))]
+    given += ["--out", str(tmp_path / "out"), "--precision", "bf16"]
+    result = CliRunner().invoke(app, ["export", "--from", "open-vljepa", *given])
+    assert result.exit_code == 0, result.output
+    assert kept == [("loaded", tmp_path / "out", "1.0.0", "bf16")]
+
+
+def test_fp8_without_clips_is_refused(tmp_path: Path):
+    arguments = ["export", "--from", "open-vljepa", "--out", str(tmp_path / "out"), "--fp8"]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, VLJepaError)
+    assert "--fp8 needs clips" in str(result.exception)
