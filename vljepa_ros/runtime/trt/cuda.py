@@ -7,6 +7,7 @@ use the GPU from threads of their own, and what CUDA raises leaves here as Devic
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,13 +74,15 @@ class Device:
                 handle.get_attribute(attribute.CAN_MAP_HOST_MEMORY)
             )
             # Once for the process: PyCUDA compares contexts by the object, and frees memory only
-            # where the object that it was allocated under is current. It is never released: CUDA
-            # does that when the process ends, and objects that outlive it would have no context.
+            # where the object that it was allocated under is current.
             self._context = handle.retain_primary_context()
         except driver.Error as error:
             raise DeviceError(
                 f"The GPU does not start ({line(error)}); look at what nvidia-smi says."
             ) from error
+        # For good: PyCUDA's destructor would detach the primary context as if it had made it, at
+        # exit, under what is still alive then. CUDA releases it when the process ends.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._context))
 
     @contextmanager
     def current(self) -> Iterator[None]:
