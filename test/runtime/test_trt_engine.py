@@ -345,8 +345,9 @@ def test_a_model_degrades_to_the_cpu_and_loses_only_what_was_on_the_gpu(
     (tokens,) = model.encode_keeping([window])
     before = model.predict([tokens], ["what is happening ?"])
     gpu.faults("lost")
-    with pytest.raises(TensorsLostError):
-        model.predict([tokens], ["what is happening ?"])
+    for _ in range(2):  # the GPU's engine runs first, then the CPU's, which cannot have them either
+        with pytest.raises(TensorsLostError):
+            model.predict([tokens], ["what is happening ?"])
     (again,) = model.encode_keeping([window])
     after = model.predict([again], ["what is happening ?"])
     np.testing.assert_allclose(after, before, atol=1e-2)

@@ -95,13 +95,14 @@ class OrtEngine:
     def run(self, **inputs: Input) -> dict[str, np.ndarray]:
         """Outputs by name.
 
-        EngineError where an input does not match, or the run fails; DeviceError where CUDA does.
+        EngineError where an input does not match, or the run fails; DeviceError where CUDA does;
+        TensorsLostError where an input went with the device that had it.
         """
         if self._session is None:
             raise EngineError(f"The engine of '{self.name}' is closed.")
         check_inputs(self.name, self.inputs, inputs)
+        arrays = {name: stacked(value) for name, value in inputs.items()}
         try:
-            arrays = {name: stacked(value) for name, value in inputs.items()}
             outputs = self._session.run(self._output_names, arrays)
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
             kind = EngineError if self.device == "cpu" else DeviceError
