@@ -31,6 +31,7 @@ QDQ_OPSET = 19  # from here on Q/DQ may have scales in fp16
 LARGEST_SCORE = "largest_score"  # the graph's property that says it
 LARGEST = {"fp16": 1024.0, "bf16": 128.0}  # up to there a score is rounded by at most 0.25
 FP16_MOST = 65504.0
+LIGHT = 1024  # bytes of a constant that may decide on shapes
 
 # Results that need fp32's range or digits, whatever goes in.
 WIDE = frozenset((
@@ -246,8 +247,18 @@ class _Typing:
     def _float_names(self) -> set[str]:
         """The names of all float values. BuildError where the type of a value is unknown."""
         proto = self.onnx.TensorProto
+        light = self.onnx.ModelProto(
+            ir_version=self.model.ir_version, opset_import=self.model.opset_import
+        )
+        for part in ("node", "input", "output", "value_info"):
+            getattr(light.graph, part).extend(getattr(self.graph, part))
+        light.graph.initializer.extend(  # without the weights, of which copies would be made
+            tensor if len(tensor.raw_data) < LIGHT
+            else proto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+            for tensor in self.graph.initializer
+        )  # fmt: skip
         try:
-            graph = self.onnx.shape_inference.infer_shapes(self.model).graph
+            graph = self.onnx.shape_inference.infer_shapes(light).graph
         except Exception as error:  # of several kinds, without a public base class
             raise BuildError(f"{self.source} cannot be typed: {error}.") from error
         kinds = {
