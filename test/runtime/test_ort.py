@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -84,3 +85,25 @@ def test_a_precision_that_is_not_there_is_refused(graph: GraphSpec, precision: s
     variants = {} if precision == "int8" else {"fp8": graph.variants["int8"]}
     with pytest.raises(PrecisionError, match=f"has no 'g' in {precision} for ONNX Runtime"):
         ort.OrtEngine(replace(graph, variants=variants), 1, precision)
+
+
+@pytest.mark.parametrize("version", ["1.18.0", "1.26.1", "1.27.0", "1.32.0", "2.0.0.dev1"])
+def test_threads_spin_briefly_or_not_at_all(
+    graph: GraphSpec, version: str, monkeypatch: pytest.MonkeyPatch
+):
+    said: dict[str, str] = {}
+
+    class Options(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            said[key] = value
+            super().add_session_config_entry(key, value)
+
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    ort.OrtEngine(graph, 1, "fp32")
+    intra = {key: value for key, value in said.items() if key.startswith("session.intra_op")}
+    old = version in ("1.18.0", "1.26.1")
+    assert intra == (
+        {"session.intra_op.allow_spinning": "0"} if old
+        else {"session.intra_op.spin_duration_us": "50"}
+    )  # fmt: skip
