@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import subprocess
@@ -13,14 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
-from graph import DEADLINE, wait
+from graph import AGAIN, DEADLINE, wait
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 
-from vljepa_ros.client import SemanticClient
+from vljepa_ros.client import Call, SemanticClient, SemanticTimeout
 
 STUB = Path(__file__).resolve().parent / "stub_servers.py"
 EXECUTORS = {"single": SingleThreadedExecutor, "multi": MultiThreadedExecutor}
+
+
+def answered(call: Callable[[], Call]) -> Any:
+    """The result of a call; it is made again where none comes.
+
+    On a busy machine a server may see a new client so late that it cannot answer it.
+    """
+    for _ in range(5):
+        made = call()
+        with contextlib.suppress(SemanticTimeout):
+            return made.wait(AGAIN)
+        made.cancel()
+    raise AssertionError(f"{made.what} was never answered")
 
 
 class Stub:
