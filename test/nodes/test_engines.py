@@ -16,7 +16,7 @@ pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are no
 
 from bundles import make_bundle
 from gpu import environment
-from graph import NodeProcess, Probe, Stream, domain, noise
+from graph import NodeProcess, Probe, Stream, domain, noise, wait
 
 from vljepa_ros.srv import Ask
 
@@ -134,6 +134,25 @@ def test_a_build_that_fails_leaves_what_serves(
     assert "goes on" in probe.health["perception: engines"].message
     assert probe.infos[-1].backend == "onnxruntime-cpu"
     assert node.end() == 0 and "Traceback" not in node.log
+
+
+def test_a_build_is_given_up_with_what_served_meanwhile(
+    perception: NodeProcess, gpu: SimpleNamespace, probe: Probe
+) -> None:
+    perception.wait_for_log("Active.")
+    perception.wait_for_log("Building x_encoder")
+    children = Path(f"/proc/{perception.process.pid}/task")
+
+    def builders() -> list[str]:
+        return [c for task in children.iterdir() for c in (task / "children").read_text().split()]
+
+    wait(lambda: len(builders()) == 1, "the builder")
+    assert probe.transition("perception", "deactivate")
+    assert probe.transition("perception", "cleanup")
+    wait(lambda: not builders(), "the builder to end")
+    gpu.faults()
+    assert probe.transition("perception", "configure")
+    perception.wait_for_log("The engines are built; now x_encoder on tensorrt (fp16)")
 
 
 def test_a_signal_ends_a_node_whose_engines_are_being_built(

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 SAID = 0.1  # of a build, between two lines of the log
 
 
+class _GivenUpError(Exception):
+    """The node has no more use for what is being built."""
+
+
 class Engines:
     """Opens the model of a node by its parameters `bundle`, `backend`, `precision`, `threads`.
 
@@ -39,6 +43,7 @@ class Engines:
         self._node = node
         self._parts = parts
         self._replaced = replaced
+        self._building_for: VLJepa | None = None  # what serves while a build runs beside it
         self._progress: tuple[str, float] | None = None  # what is being built, and how far
         self._said = ("", 0.0)
         self._problem = ""  # why the last build beside the stream failed
@@ -55,10 +60,12 @@ class Engines:
             if part in bundle.graphs
         )
         if not (unbuilt and values["serve_while_building"]):
+            self._building_for = None
             with self._telling():
                 self.model = self._build(bundle, wanted)
             return self.model
         self.model = VLJepa(bundle, "auto", wanted["threads"], self._parts, build=False)
+        self._building_for = self.model
         self._node.get_logger().info(
             f"Engines are being built, which takes minutes; {self.model.info[0].backend} serves "
             "until then."
@@ -69,7 +76,7 @@ class Engines:
         return self.model
 
     def close(self) -> None:
-        """Close the engines, in the worker's thread."""
+        """Close the engines, in the worker's thread, and give up what is being built."""
         model, self.model = self.model, None
         if model is not None:
             model.close()
@@ -97,6 +104,8 @@ class Engines:
         worker, serving = self._node.worker, self.model
         try:
             model = self._build(bundle, wanted)
+        except _GivenUpError:
+            return
         except VLJepaError as error:
             self._problem = f"{error} The node goes on with the backend that serves."
             self._node.get_logger().error(self._problem)
@@ -120,6 +129,8 @@ class Engines:
 
     def _report(self, part: str, phase: str, done: float) -> None:
         """Keep how far a build is, for /diagnostics, and tell the log now and then."""
+        if self._building_for is not self.model:
+            raise _GivenUpError
         what = f"{part}: {phase}"
         self._progress = (what, done)
         said, last = self._said
