@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..runtime.errors import EngineError
-from .output import console, errors, notice
+from .output import console, notice
 
 if TYPE_CHECKING:
     from ..runtime.trt.cache import Entry, Listed
@@ -35,7 +33,6 @@ PROFILE = typer.Option(
     "the questions. Nodes then run these engines.",
 )  # fmt: skip
 INSPECT = typer.Option(None, help="Write what the library made of each graph to this JSON file.")
-SAID = 0.1  # of a build, between two lines of progress
 
 
 @app.command()
@@ -63,6 +60,7 @@ def build(
     from ..runtime.trt import build as options
     from ..runtime.trt.cuda import missing
     from ..runtime.trt.opening import prepare
+    from .models import BuildProgress
 
     if precision not in PRECISIONS:
         raise EngineError(
@@ -82,9 +80,9 @@ def build(
     inspected = {}
     for graph in graphs:
         own = {size: one for size, one in bounds.items() if size in graph.profile}
-        with _progress(graph.name) as report:
+        with BuildProgress() as told:
             entry, engine = prepare(
-                graph, library, precision, report, tuple(wanted), workspace, own
+                graph, library, precision, partial(told, graph.name), tuple(wanted), workspace, own
             )
         console.print(_line(entry))
         if engine is not None:
@@ -132,29 +130,6 @@ def _bounds(profile: list[str] | None, graphs: list[Any]) -> dict[str, tuple[int
             raise EngineError(f"No graph that is to be built has a size '{size}'.")
         bounds[size] = int(least), int(usual), int(most)
     return bounds
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[str, float], None]]:
-    """Tell how far a build is: a bar in a terminal, now and then a line elsewhere."""
-    if errors.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
-                   TimeElapsedColumn())  # fmt: skip
-        with Progress(*columns, console=errors, transient=True) as bar:
-            task = bar.add_task(name, total=1.0)
-            yield lambda phase, done: bar.update(
-                task, completed=done, description=f"{name}: {phase}"
-            )
-        return
-    last: tuple[str, float] = ("", 0.0)
-
-    def line(phase: str, done: float) -> None:
-        nonlocal last
-        if abs(done - last[1]) >= SAID or (done == 0 and phase != last[0]):
-            last = (phase, done)
-            notice(f"{name}: {phase}, {done:.0%}")
-
-    yield line
 
 
 def _line(entry: Entry) -> str:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from ..runtime.bundle import Bundle
 from ..runtime.model import VLJepa
-from .output import notice
+from .output import errors, notice
 
 SAID = 0.25  # of a build, between two lines where there is no terminal
 
@@ -22,7 +28,6 @@ class BuildProgress:
     """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, tuple[str, float]] = {}
@@ -38,12 +43,13 @@ class BuildProgress:
             self._bars.stop()
 
     def __call__(self, part: str, phase: str, done: float) -> None:
-        if not self._console.is_terminal:
+        if not errors.is_terminal:
             self._say(part, phase, done)
             return
         if self._bars is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            self._bars = Progress(*columns, console=self._console)
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+                       TimeElapsedColumn())  # fmt: skip
+            self._bars = Progress(*columns, console=errors, transient=True)
             self._bars.start()
         if part not in self._tasks:
             self._tasks[part] = self._bars.add_task(part, total=1.0)
