@@ -89,8 +89,11 @@ def test_a_failing_run_is_an_engine_error(predictor: Engine) -> None:
 def test_the_order_of_preference_is_the_design_s() -> None:
     reports = backends()
     names = [report.backend for report in reports]
-    assert names == ["tensorrt", "tensorrt_rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
-    assert reports[-1].available and not reports[-1].reason
+    assert names == [
+        "tensorrt", "tensorrt_rtx", "onnxruntime-cuda", "onnxruntime-cpu", "openvino",
+    ]  # fmt: skip
+    assert [report.backend for report in reports if report.by_name] == ["openvino"]
+    assert reports[-2].available and not reports[-2].reason
     for report in reports:
         assert report.available or (report.reason and report.fix)
     assert "tensorrt is not installed" in reports[0].reason

@@ -20,8 +20,7 @@ def doctor(
 ) -> None:
     """Check this machine; exit code 1 if the robot could not run on it."""
     checks = list(run_checks(bundle))
-    backends = _backends(bundle)
-    would_run = next((b.name for b in backends if b.state == WORKS), None)
+    backends, would_run = _backends(bundle)
     healthy = would_run is not None and all(check.state != BROKEN for check in checks)
     if as_json:
         report = {
@@ -41,16 +40,18 @@ def doctor(
     raise typer.Exit(0 if healthy else 1)
 
 
-def _backends(bundle: str) -> list[Check]:
-    """The backends as findings; the first that works is the one that would run."""
+def _backends(bundle: str) -> tuple[list[Check], str | None]:
+    """The backends as findings, and the one that `auto` would take."""
     from ..runtime.engine import backends
 
-    return [
+    reports = backends()
+    found = [
         Check(b.backend, WORKS, *_unbuilt(b.backend, bundle))
         if b.available
         else Check(b.backend, NOTE, b.reason, b.fix)
-        for b in backends()
+        for b in reports
     ]
+    return found, next((b.backend for b in reports if b.available and not b.by_name), None)
 
 
 def _unbuilt(backend: str, source: str) -> tuple[str, str]:

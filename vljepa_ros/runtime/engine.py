@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from . import ort, trt
+from . import openvino, ort, trt
 from .errors import BuildError, DeviceError, EngineError, PrecisionError
 from .graphs import GraphSpec, TensorSpec
 from .tensors import Input, Tensor
@@ -60,12 +60,16 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class BackendReport:
-    """Whether a backend can run here; if not, why, and what would make it run."""
+    """Whether a backend can run here; if not, why, and what would make it run.
+
+    `by_name`: it runs only where it is asked for by name.
+    """
 
     backend: str
     available: bool
     reason: str
     fix: str
+    by_name: bool
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,14 @@ class _Backend:
     """A row of the table.
 
     `missing` says (reason, fix) or None where the backend can run; `builds` whether it would have
-    to build an engine before it could open it.
+    to build an engine before it could open it. `by_name`: never taken by auto.
     """
 
     name: str
     missing: Callable[[], tuple[str, str] | None]
     open: Callable[[GraphSpec, int, str, Report | None], Engine]
     builds: Callable[[GraphSpec, str], bool] = lambda graph, precision: False
+    by_name: bool = False
 
 
 def _tensorrt(library: str) -> _Backend:
@@ -105,6 +110,12 @@ _BACKENDS = (
     _tensorrt("tensorrt_rtx"),
     _onnxruntime("onnxruntime-cuda", ort.cuda_missing, cuda=True),
     _onnxruntime("onnxruntime-cpu", ort.cpu_missing, cuda=False),
+    _Backend(
+        "openvino",
+        openvino.missing,
+        lambda graph, threads, precision, _: openvino.OpenVinoEngine(graph, threads, precision),
+        by_name=True,  # where it is installed for something else, embeddings shall not change
+    ),
 )
 BACKENDS = tuple(backend.name for backend in _BACKENDS)
 
@@ -116,7 +127,7 @@ def backends() -> list[BackendReport]:
     reports = []
     for backend in _BACKENDS:
         reason, fix = backend.missing() or ("", "")
-        reports.append(BackendReport(backend.name, not reason, reason, fix))
+        reports.append(BackendReport(backend.name, not reason, reason, fix, backend.by_name))
     return reports
 
 
@@ -192,7 +203,9 @@ def _candidates(
             f"Unknown precision '{precision}'; use one of {', '.join(PRECISIONS)}."
         )
     for candidate in _BACKENDS:
-        if backend not in ("auto", candidate.name) or candidate.name in but:
+        if backend == "auto" and (candidate.by_name or candidate.name in but):
+            continue
+        if backend not in ("auto", candidate.name):
             continue
         missing = candidate.missing()
         if missing is None:
