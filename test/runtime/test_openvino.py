@@ -65,6 +65,16 @@ def test_the_shipped_bundle_gives_what_onnxruntime_gives(
         assert found.shape == wanted.shape and cosines(found, wanted).min() > least
 
 
+def test_weights_behind_links_are_found(shipped: Bundle, tmp_path: Path) -> None:
+    """As colcon installs them with --symlink-install."""
+    for file in shipped.path.iterdir():
+        (tmp_path / file.name).symlink_to(file.resolve())
+    linked = load_bundle(tmp_path, verify=False)
+    ours = VLJepa(linked, "openvino", 1, parts=("y_encoder",)).embed_text(QUERIES)
+    theirs = VLJepa(shipped, "onnxruntime-cpu", 1, parts=("y_encoder",)).embed_text(QUERIES)
+    assert cosines(ours, theirs).min() > 0.9999
+
+
 def test_texts_and_words_are_the_same(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle, verify=False)
     ours, theirs = (

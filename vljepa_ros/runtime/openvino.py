@@ -55,7 +55,9 @@ class OpenVinoEngine:
         self.backend, self.device = "openvino", "cpu"
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self.most: dict[str, int] = {}
-        self._path = graph.path
+        # OpenVINO reads no weights through a link that leaves the folder, as those of colcon do.
+        real = graph.path.resolve()
+        self._path = real if real.with_suffix(".data").is_file() else graph.path
         self._properties = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,  # 0: its own choice
