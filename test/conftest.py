@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -46,6 +47,18 @@ def free_shared_memory() -> None:
                     lock.unlink(missing_ok=True)
         except OSError:  # it is in use, or somebody else's
             continue
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> Iterator[None]:
+    """Leave the processor as it was: a training may leave it taking subnormal numbers for zeros.
+
+    That lasts in this thread, for tests that have nothing to do with torch.
+    """
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
