@@ -4,8 +4,9 @@ Invariant: the session's own inputs and outputs are those that the manifest decl
 
 Measured with the shipped bundle in int8 on two cores: threads that spin for as long as ONNX Runtime
 likes take 2 to 4 times the CPU time for a longer latency where others work beside; threads that
-spin for 50 µs between two operations save a fifth of the latency for 7 % more CPU time. I/O binding
-with preallocated buffers gains nothing, so it is not used.
+spin for 50 µs between two operations save a fifth of the latency for 7 % more CPU time, and on a
+machine that is overloaded cost a third more. I/O binding with preallocated buffers gains nothing,
+so it is not used.
 """
 
 from __future__ import annotations
