@@ -209,7 +209,7 @@ def test_saccadic_that_is_not_installed_is_a_sentence(tiny_bundle: Path) -> None
 
 def test_flop_by_hand() -> None:
     """The paper's X-encoder: 24 layers of 1024, 1024 tokens, and 16 x 16 x 2 patches."""
-    pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed: vljepa_ros[export]")
     from vljepa_ros.model.config import paper
 
     layer = 2 * 1024 * (4 * 1024**2 + 2 * 1024 * 4096) + 2 * 2 * 1024**2 * 1024
@@ -306,7 +306,7 @@ def test_cost_of_a_large_preset_is_only_counted(capsys: pytest.CaptureFixture[st
      ({"sizes": "100"}, "multiples of 32"), ({"queries": "none"}, "must be numbers")],
 )  # fmt: skip
 def test_a_cost_that_cannot_be_counted_is_an_error(option: dict[str, str], sentence: str) -> None:
-    pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed: vljepa_ros[export]")
     with pytest.raises(VLJepaError, match=sentence):
         cost(**option)
 

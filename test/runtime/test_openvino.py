@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("openvino", reason="openvino is not installed: its wheels are for x86-64")
+pytest.importorskip("openvino", reason="openvino is not installed: pip install openvino")
 
 from vljepa_ros.runtime import openvino
 from vljepa_ros.runtime.bundle import Bundle, load_bundle

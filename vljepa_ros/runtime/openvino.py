@@ -1,9 +1,9 @@
-"""The OpenVINO backend, for x86 CPUs, where it is asked for by name: faster than ONNX Runtime.
+"""The OpenVINO backend, for CPUs, where it is asked for by name: faster than ONNX Runtime.
 
 Invariant: the model's own inputs and outputs are those that the manifest declares.
 
-OpenVINO is faster by a fifth where it knows the sizes of the inputs, and no faster where it does
-not, so sizes that come again get a compiled model of their own.
+OpenVINO is faster where it knows the sizes of the inputs (docs/performance.md), and no faster where
+it does not, so sizes that come again get a compiled model of their own.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class OpenVinoEngine:
             return self._core.compile_model(model, "CPU", self._properties).create_infer_request()
         except RuntimeError as error:
             raise EngineError(
-                f"{self._path} does not load in OpenVINO: {_line(error)}."
+                f"{self._path} does not load in OpenVINO ({_line(error)}); use another backend, "
+                "e.g. onnxruntime-cpu."
             ) from error
 
 
