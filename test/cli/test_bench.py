@@ -35,7 +35,7 @@ def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def report(*arguments: str | Path) -> dict[str, Any]:
     result = bench(*arguments, "--json")
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
+    return json.loads(result.stdout)
 
 
 # ---------------------------------------------------------------- engines
@@ -148,7 +148,7 @@ def test_torch_runs_the_weights_of_the_bundle(tmp_path: Path) -> None:
     bundle = load_bundle(SHIPPED)
     wanted = tmp_path / "wanted.npz"
     engines = Engines(bundle, "onnxruntime-cpu", "fp32", 1, lambda *_: None)
-    np.savez(wanted, **Bench(engines, bundle).answers())  # type: ignore[arg-type]
+    np.savez(wanted, **Bench(engines, bundle).answers())
     engines.close()
     contender = bench_torch.open_contender("torch", bundle, 1)
     same = cosines(Bench(contender, bundle).answers(), wanted)
@@ -166,7 +166,7 @@ def test_saccadic_runs_the_weights_of_the_bundle(
 
     from vljepa_ros.cli import bench_torch
 
-    class FrozenEncoder(torch.nn.Module):  # type: ignore[misc,name-defined]
+    class FrozenEncoder(torch.nn.Module):
         def __init__(self, backbone: Any, spec: Any, config: Any) -> None:
             super().__init__()
             self.backbone = backbone
@@ -189,7 +189,7 @@ def test_saccadic_runs_the_weights_of_the_bundle(
         monkeypatch.setitem(sys.modules, name, module)
     bundle = load_bundle(SHIPPED)
     engines = Engines(bundle, "onnxruntime-cpu", "fp32", 1, lambda *_: None)
-    np.savez(tmp_path / "wanted.npz", **Bench(engines, bundle).answers())  # type: ignore[arg-type]
+    np.savez(tmp_path / "wanted.npz", **Bench(engines, bundle).answers())
     engines.close()
     timed = Bench(bench_torch.open_contender("saccadic", bundle, 1), bundle)
     assert timed.tasks() == ["x_encoder"]
@@ -225,7 +225,7 @@ def counted(network: Any, *inputs: Any) -> int:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         network(*inputs)
-    return counter.get_total_flops()  # type: ignore[no-any-return]
+    return counter.get_total_flops()
 
 
 def test_flop_is_what_torch_counts() -> None:

@@ -144,17 +144,17 @@ def test_doctor_says_which_engines_are_still_to_be_built(
         monkeypatch.setenv(name, value)
     code, _, report = doctor(tiny_bundle)
     assert (code, report["would_run"]) == (0, "tensorrt")
-    backends: list[dict[str, str]] = report["backends"]  # type: ignore[assignment]
+    backends: list[dict[str, str]] = report["backends"]
     assert "still to be built (x_encoder, predictor" in backends[0]["found"]
     assert "vljepa engines build --backend tensorrt" in backends[0]["fix"]
     monkeypatch.setenv("FAKE_TENSORRT_VERSION", "10.0.1")
     _, _, report = doctor(tiny_bundle)
-    backends = report["backends"]  # type: ignore[assignment]
+    backends = report["backends"]
     assert "tensorrt is 10.0.1" in backends[0]["found"] and "JetPack" in backends[0]["fix"]
     assert report["would_run"] == "tensorrt_rtx"
     monkeypatch.setenv("FAKE_GPU_COUNT", "0")
     _, _, report = doctor(tiny_bundle)
-    backends = report["backends"]  # type: ignore[assignment]
+    backends = report["backends"]
     assert "NVIDIA GPU" in backends[0]["found"] and "nvidia-smi" in backends[0]["fix"]
     assert str(report["would_run"]).startswith("onnxruntime")
 

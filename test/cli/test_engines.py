@@ -35,7 +35,7 @@ def command(*arguments: str | Path) -> list[str]:
 def listed(folder: Path) -> list[dict[str, object]]:
     result = vljepa(folder, "list", "--json")
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
+    return json.loads(result.stdout)
 
 
 def test_build_list_and_clean(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -49,7 +49,7 @@ def test_build_list_and_clean(tmp_path: Path, tiny_bundle: Path) -> None:
         assert Path(line.split()[-1]).is_file()
     assert "x_encoder: Timing tactics" in built.stderr and "%" in built.stderr
     found = listed(tmp_path)
-    assert sorted(str(one["key"]["graph"]) for one in found) == sorted(parts)  # type: ignore[index]
+    assert sorted(str(one["key"]["graph"]) for one in found) == sorted(parts)
     assert all(one["problem"] == "" and one["size"] for one in found)
     again = vljepa(tmp_path, "build", "--bundle", tiny_bundle, "--precision", "fp32")
     assert again.stdout == built.stdout and "Timing" not in again.stderr
@@ -73,8 +73,8 @@ def test_one_part_of_a_precision_and_what_the_library_made_of_it(
     assert result.returncode == 0, result.stderr
     (one,) = listed(tmp_path)
     assert one["workspace_mib"] == 64
-    assert one["key"]["profile"] == {"B": [1, 1, 2], "Q": [1, 1, 16]}  # type: ignore[index]
-    assert one["key"]["precision"] == "fp16" and one["key"]["gpu"] == "any"  # type: ignore[index]
+    assert one["key"]["profile"] == {"B": [1, 1, 2], "Q": [1, 1, 16]}
+    assert one["key"]["precision"] == "fp16" and one["key"]["gpu"] == "any"
     assert json.loads(file.read_text())["predictor"]["Layers"] == ["matmul"]
 
 

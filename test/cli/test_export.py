@@ -20,11 +20,11 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the export of a training, or of a fine-tuning, was told: by parameter."""
     found: dict[str, Any] = {}
 
-    def released(run, data, out, version, video, storage, fp8):  # type: ignore[no-untyped-def]
+    def released(run, data, out, version, video, storage, fp8):
         found.update(kind="training", out=out, version=version, storage=storage, fp8=fp8)
         return {}
 
-    def tuned(run, out, version, storage, fp8):  # type: ignore[no-untyped-def]
+    def tuned(run, out, version, storage, fp8):
         found.update(kind="fine-tuning", out=out, version=version, storage=storage, fp8=fp8)
         return {}
 

@@ -353,7 +353,7 @@ def test_a_device_that_fails_costs_no_step(model: VLJepa) -> None:
         with installed(device):
             perceiver = perceive(VLJepa(model.bundle, threads=1))
             steps = feed(perceiver, MOTION[:lost_at])
-            assert isinstance(perceiver.seen("camera").tokens, OnDevice)  # type: ignore[union-attr]
+            assert isinstance(perceiver.seen("camera").tokens, OnDevice)
             device.lost = True
             steps += feed(perceiver, MOTION[lost_at:], start=START + lost_at * SECOND // 4)
         assert {e.backend for e in perceiver.model.info} == {"onnxruntime-cpu"}
@@ -371,9 +371,9 @@ def test_another_model_takes_over_between_two_steps(model: VLJepa) -> None:
         perceiver.replace_model(other)
         assert perceiver.seen("camera") is not None  # what was seen can be asked about at once
         steps += feed(perceiver, MOTION[7:], start=START + 7 * SECOND // 4)
-        assert isinstance(perceiver.seen("camera").tokens, OnDevice)  # type: ignore[union-attr]
+        assert isinstance(perceiver.seen("camera").tokens, OnDevice)
         perceiver.replace_model(model)
-        assert isinstance(perceiver.seen("camera").tokens, np.ndarray)  # type: ignore[union-attr]
+        assert isinstance(perceiver.seen("camera").tokens, np.ndarray)
     same(steps, wanted)
     assert not steps[7 - 3].reused  # the first one after it is encoded
 

@@ -141,8 +141,8 @@ def test_cameras_in_any_order_get_their_own_frames(
 def shared(gpu: FakeGpu, bundle: Bundle) -> Any:
     """One engine for all examples of a property."""
     if not hasattr(gpu, "engine"):
-        gpu.engine = opened(bundle, "x_encoder")  # type: ignore[attr-defined]
-    return gpu.engine  # type: ignore[attr-defined]
+        gpu.engine = opened(bundle, "x_encoder")
+    return gpu.engine
 
 
 def test_a_frame_that_is_needed_now_does_not_make_room_for_a_new_one(

@@ -226,7 +226,7 @@ def test_the_comparison_finds_one_wrong_row_of_the_largest_batch(
 
     def cosine(row: int, value: float) -> float:
         return numerics.least_cosine(
-            Altered(graph, output, row, value), graph, lambda *_: None  # type: ignore[arg-type]
+            Altered(graph, output, row, value), graph, lambda *_: None
         )
 
     assert cosine(0, 1.0) == pytest.approx(1.0, abs=1e-6)
