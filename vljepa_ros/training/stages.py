@@ -25,7 +25,7 @@ STILLS_SHARE = 0.5  # of the loss on stills, beside that on video
 WARM_UP = 200
 TEXTS_AT_ONCE = 128
 TEXT_TEMPERATURE = 0.05
-DECAY = 0.25  # last part of the steps, in which the learning rate falls to zero
+DECAY = 0.5  # last part of the steps, in which the learning rate falls to zero
 
 
 class JointStage(lightning.LightningModule):

@@ -140,7 +140,8 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
         recipe.image_state_weight if image else recipe.video_state_weight,
     )  # fmt: skip
     if not image and (heads := torch.load(out / "images" / "heads.pt", weights_only=True)):
-        stage.state_head.load_state_dict(heads)
+        stage.state_head.load_state_dict(heads["state_head"])
+        stage.log_temperature.data = heads["log_temperature"]
     # One that goes on draws other clips, and so does every process.
     seed = recipe.seed + 1_000_003 * _steps_done(folder) + 7919 * _rank()
 
@@ -158,7 +159,11 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
             "stills": loader(True, recipe.video_stills),
         }
     _fit(stage, loaders, folder, recipe)
-    torch.save(stage.state_head.state_dict(), folder / "heads.pt")
+    heads = {"state_head": stage.state_head.state_dict(),
+             "log_temperature": stage.log_temperature.data}  # fmt: skip
+    part = folder / f".heads{_rank()}.pt"  # every process reads it in the next stage
+    torch.save(heads, part)
+    part.replace(folder / "heads.pt")
     _save(model, folder)
 
 
