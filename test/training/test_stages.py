@@ -22,7 +22,10 @@ from vljepa_ros.training.tabletop import language
 from vljepa_ros.training.texts import (
     BEGIN,
     END,
+    PRE_TRAINED,
     Sentences,
+    fit_head,
+    mix,
     sentence_encoder_folder,
     tokens,
     train_tokenizer,
@@ -195,3 +198,40 @@ def test_the_rate_warms_up_stays_and_falls_to_zero():
     decay = {p.ndim: group["weight_decay"] for group in optimizer.param_groups
              for p in group["params"]}  # fmt: skip
     assert decay == {2: 0.05, 1: 0.0}
+
+
+def test_a_fitted_head_brings_other_wordings_to_their_meaning_and_leaves_that_in_place(
+    model: VLJepa, monkeypatch: pytest.MonkeyPatch
+):
+    meanings = list(language.meanings())[:40]
+    monkeypatch.setattr(language, "meanings", lambda: iter(meanings))
+    monkeypatch.setattr(
+        language, "draw_wording", lambda rng: (f"well, {meanings[k := int(rng.integers(40))]}",
+                                               meanings[k]),
+    )  # fmt: skip
+    words = TextTokenizer(sentence_encoder_folder() / "tokenizer.json", 16)
+    sentences = Sentences(model.y_encoder, words)
+    usual, other = meanings, [f"well, {meaning}" for meaning in meanings]
+    rows = sentences.rows(usual, usual), sentences.rows(other, usual)
+
+    def cosines() -> list[float]:
+        with torch.no_grad():
+            said = [model.y_encoder.head(sentences.vectors[r]) for r in rows]
+        return [(places * one).sum(1).mean().item() for one in said]
+
+    with torch.no_grad():
+        places = model.y_encoder.head(sentences.vectors[rows[0]])
+    before = cosines()
+    fit_head(sentences, 0)
+    after = cosines()
+    assert after[0] > 0.98
+    assert after[1] > before[1] + 0.5 * (1 - before[1])
+
+
+def test_mixing_goes_part_of_the_way_back(model: VLJepa):
+    network = model.y_encoder.model
+    tuned = {name: value.clone() for name, value in network.state_dict().items()}
+    mix(network, {name: torch.zeros_like(value) for name, value in tuned.items()})
+    for name, value in network.state_dict().items():
+        share = 1 - PRE_TRAINED if value.is_floating_point() else 1
+        torch.testing.assert_close(value, share * tuned[name])

@@ -10,18 +10,22 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 
 from vljepa_ros.model.networks import YEncoder
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.tabletop import language
 
+PRE_TRAINED = 0.15  # of the tuned sentence encoder's weights
+WORDINGS = 3000  # that the head is fitted to
+MEANINGS_WEIGH = 8.0  # each canonical text against another wording: the predictor knows those
+RIDGE = 3e-3  # of the mean variance of a sentence vector's numbers
 PAD, BEGIN, END = 0, 1, 2
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 
@@ -101,3 +105,44 @@ class Sentences:
             int.from_bytes(hashlib.blake2b(meaning.encode(), digest_size=8).digest()[:8], "big")
             >> 1
         )
+
+
+@torch.no_grad()
+def mix(tuned: nn.Module, pre_trained: Mapping[str, Tensor]) -> None:
+    """Bring tuned weights some way back to those of before (WiSE-FT, arXiv 2109.01903).
+
+    It costs little of what was learned and keeps more of words that the tuning never showed.
+    """
+    for name, value in tuned.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(pre_trained[name].to(value), PRE_TRAINED)
+
+
+@torch.no_grad()
+def fit_head(sentences: Sentences, seed: int) -> None:
+    """Fit the Y-encoder's head so that other wordings land where their meaning's text does.
+
+    Least squares with a ridge, once the predictor is trained: InfoNCE asks the head only to tell
+    texts apart, and what sets other words off from the usual ones stays in its output. The places
+    of the canonical texts are those that the head gave them before.
+    """
+    y_encoder, rng = sentences.y_encoder, np.random.default_rng(seed)
+    meant = {meaning: meaning for meaning in language.meanings()}
+    known = len(meant)
+    for text, meaning in (language.draw_wording(rng) for _ in range(WORDINGS)):
+        meant.setdefault(text, meaning)
+    texts, meanings = list(meant), list(meant.values())
+    written = sentences.rows(texts, meanings), sentences.rows(meanings, meanings)
+    vectors, wanted = (sentences.vectors[rows].double() for rows in written)
+    head = y_encoder.projector
+    wanted = y_encoder.head(wanted.to(head.weight)).double().cpu()
+    weights = torch.ones(len(texts), 1, dtype=torch.float64)
+    weights[:known] = MEANINGS_WEIGH
+    middle, aim = ((weights * v).sum(0) / weights.sum() for v in (vectors, wanted))
+    vectors, wanted = vectors - middle, wanted - aim
+    ridge = RIDGE * weights.sum() * vectors.var(0).mean() * torch.eye(len(middle)).double()
+    slope = torch.linalg.solve(
+        vectors.T @ (weights * vectors) + ridge, vectors.T @ (weights * wanted)
+    )
+    head.weight.copy_(slope.T)
+    head.bias.copy_(aim - middle @ slope)

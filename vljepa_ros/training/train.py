@@ -6,6 +6,7 @@ own folder, and a finished stage leaves `weights.safetensors` and is not run aga
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Iterator
@@ -30,7 +31,14 @@ from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.clips import ClipDataset, ClipShape, collate
 from vljepa_ros.training.stages import DecoderStage, JointStage, TextStage
 from vljepa_ros.training.tabletop import language, store
-from vljepa_ros.training.texts import Sentences, corpus, sentence_encoder_folder, train_tokenizer
+from vljepa_ros.training.texts import (
+    Sentences,
+    corpus,
+    fit_head,
+    mix,
+    sentence_encoder_folder,
+    train_tokenizer,
+)
 
 WEIGHTS = "weights.safetensors"
 DECODER_CHUNK = 40  # clips encoded at a time
@@ -40,17 +48,17 @@ DECODER_CHUNK = 40  # clips encoded at a time
 class Recipe:
     """How long and with what each stage is trained. Rates are AdamW's peak learning rates."""
 
-    text_steps: int = 160
+    text_steps: int = 300
     image_steps: int = 1000
     video_steps: int = 2000
     decoder_steps: int = 400
-    text_batch: int = 128
+    text_batch: int = 64
     image_batch: int = 96
     video_batch: int = 48
     video_stills: int = 24  # stills in a batch of video, so that what one picture tells is kept
     decoder_batch: int = 256
     decoder_clips: int = 4000
-    text_rate: float = 5e-5  # 0.05 of the rate of the rest, as in the paper
+    text_rate: float = 1e-4
     rate: float = 1e-3
     video_rate: float = 6e-4
     image_state_weight: float = 1.0
@@ -81,6 +89,7 @@ def train(data: Path, out: Path, recipe: Recipe) -> Path:
     _text_stage(model, out, recipe)
     for name in ("images", "video"):
         _joint_stage(name, model, data, out, recipe)
+    fit_head(sentences_of(model), recipe.seed)
     _decoder_stage(model, data, out, recipe)
     _save(model, out)
     return out
@@ -185,9 +194,11 @@ def _text_stage(model: VLJepa, out: Path, recipe: Recipe) -> None:
         load_model(model, str(folder / WEIGHTS))
         return
     words = sentences_of(model).tokenizer
+    pre_trained = copy.deepcopy(model.y_encoder.model.state_dict())
     stage = TextStage(model, words, recipe.text_rate, recipe.text_steps)
     wordings = Wordings(recipe.text_batch, recipe.seed + _steps_done(folder))
     _fit(stage, DataLoader(wordings, batch_size=None), folder, recipe)
+    mix(model.y_encoder.model, pre_trained)
     _save(model, folder)
 
 

@@ -274,7 +274,7 @@ def paraphrase(kind: str, pair: tuple[str, str], rng: np.random.Generator) -> st
     """A sentence for an event in any of the words of training, also those that clips never get."""
     forms = TEMPLATES[kind] + MORE_TEMPLATES[kind]
     said = forms[int(rng.integers(len(forms)))].format(object=object_phrase(pair))
-    return _reworded(said, rng, 0.6)
+    return _reworded(said, rng, 0.7)
 
 
 def _reworded(text: str, rng: np.random.Generator, share: float) -> str:
