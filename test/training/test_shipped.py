@@ -97,10 +97,10 @@ def test_watches_fire_in_time_and_seldom_without_cause(agents: dict) -> None:
 
 @pytest.mark.parametrize(
     ("condition", "within"),
-    [("a hand covers the blue cube", (2.2, 3.2)), ("the yellow mug tips over", (84.12, 85.12)),
-     ("the yellow mug falls off the table", (85.12, 86.12)),
+    [("a hand covers the blue cube", (2.2, 3.2)), ("the orange can tips over", (16.05, 17.05)),
+     ("the hand uncovers the blue cube", (4.03, 5.03)),
      ("the red book falls off the table", None), ("the green bottle tips over", None),
-     ("the orange can falls off the table", None)],
+     ("a hand covers the red can", None)],
 )  # fmt: skip
 def test_a_watch_fires_within_a_second_or_not_at_all(
     model: VLJepa,
