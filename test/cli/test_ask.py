@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are no
 
 from bundles import make_bundle
 from graph import DEADLINE, NodeProcess, Probe, Stream, domain, noise
+from terminals import open_terminal
 
 from vljepa_ros.nodes.messages import to_ns
 from vljepa_ros.runtime.bundle import load_bundle
@@ -222,10 +222,7 @@ def test_ctrl_c_while_the_answer_is_made(camera: Stream, domain_id: int) -> None
 
 
 def test_a_terminal_gets_a_bar(camera: Stream, domain_id: int, likely: str) -> None:
-    try:
-        master, slave = pty.openpty()
-    except OSError as error:  # a container without /dev/pts
-        pytest.skip(f"this machine gives no terminal: {error}")
+    master, slave = open_terminal()
     command = Command(
         domain_id, "watch", likely, "--threshold", "1", "--timeout", "2", terminal=slave
     )

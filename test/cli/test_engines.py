@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from gpu import FakeGpu, environment, fake_gpu  # noqa: F401, as fixtures
+from terminals import open_terminal
 from typer.testing import CliRunner
 
 from vljepa_ros.cli.engines import app
@@ -132,10 +132,7 @@ def test_a_damaged_engine_is_listed_and_removed(tmp_path: Path, tiny_bundle: Pat
 
 def test_a_terminal_gets_a_bar(tmp_path: Path, tiny_bundle: Path) -> None:
     (tmp_path / "faults").write_text("hold")
-    try:
-        ours, theirs = pty.openpty()
-    except OSError as error:
-        pytest.skip(f"this machine gives no terminal: {error}")
+    ours, theirs = open_terminal()
     with subprocess.Popen(
         command("build", "--bundle", tiny_bundle, "--part", "predictor"),
         env=environment(tmp_path, TERM="xterm", COLUMNS="100"), stdout=subprocess.PIPE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import signal
 import socket
@@ -22,6 +21,7 @@ pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are no
 from bundles import make_bundle
 from graph import domain, noise, wait
 from rich.console import Console
+from terminals import open_terminal
 
 from vljepa_ros.cli.up import Graph, check_params
 from vljepa_ros.cli.view import CameraView, Said, StreamView, bar, clock, sparkline
@@ -80,10 +80,7 @@ def test_a_terminal_gets_the_live_view_or_lines(
 
 def in_terminal(arguments: list[str]) -> str:
     """What the command shows on a terminal, until it ends well."""
-    try:
-        master, slave = pty.openpty()
-    except OSError as error:  # a container without /dev/pts
-        pytest.skip(f"this machine gives no terminal: {error}")
+    master, slave = open_terminal()
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         env=environment(), cwd=tempfile.gettempdir(), stdout=slave, stderr=slave, stdin=slave,

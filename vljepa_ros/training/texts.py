@@ -1,4 +1,4 @@
-"""Texts on their way into training: tokens for the networks, and sentence vectors kept.
+"""Texts on their way into training: tokens, kept sentence vectors, the Y-encoder fitted to them.
 
 Invariant: once clips are shown, the sentence encoder under the Y-encoder's head is not trained any
 more, so the vector of a text never changes and is computed once. (The paper trains it all along at
@@ -111,7 +111,7 @@ class Sentences:
 def mix(tuned: nn.Module, pre_trained: Mapping[str, Tensor]) -> None:
     """Bring tuned weights some way back to those of before (WiSE-FT, arXiv 2109.01903).
 
-    It costs little of what was learned and keeps more of words that the tuning never showed.
+    What the pre-trained encoder knows of words that the tuning never showed is kept better.
     """
     for name, value in tuned.state_dict().items():
         if value.is_floating_point():
