@@ -112,10 +112,10 @@ def test_moments_are_the_segments_of_every_camera(bundle: Path, bags: Path, tmp_
     for camera in CAMERAS.values():
         its = [m for m in kept if m.camera == camera]
         found = [s for s in steps if s.camera == camera]
-        changes = [s.change for s in found if s.change is not None]
+        changes = [s for s in found if s.change is not None]
         assert len(its) == len(changes) > 3
-        ends = [*(c.segment_start_ns for c in changes[1:]), 2**63]
-        for moment, change, end in zip(its, changes, ends, strict=True):
+        starts = [s.segment_start_ns for s in changes]
+        for moment, change, end in zip(its, changes, [*starts[1:], 2**63], strict=True):
             inside = [s for s in found if change.segment_start_ns <= s.stamp_ns < end]
             assert (moment.start_ns, moment.end_ns) == (inside[0].stamp_ns, inside[-1].stamp_ns)
             mean = np.mean([s.embedding for s in inside], axis=0)
@@ -290,7 +290,7 @@ def test_the_exported_stream_is_that_of_the_engines(
         start = change.segment_start.sec * SECOND + change.segment_start.nanosec
         assert start == step.change.segment_start_ns
         assert change.segment_id == words.segment_id == step.change.segment_id
-        assert words.text == model.decode(step.change.embedding)
+        assert words.text == model.decode(step.embedding)
     info = of["/model_info"][0][1]
     assert (info.model_id, info.embedding_dim) == (model.bundle.model_id, 32)
     assert messages[0][0] == "/model_info"

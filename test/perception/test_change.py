@@ -64,7 +64,6 @@ def test_the_first_embedding_opens_a_segment() -> None:
         True, 1.0, 1, 7,
     )  # fmt: skip
     assert (state.previous_segment_id, state.previous_segment_start_ns) == (0, 0)
-    np.testing.assert_allclose(state.mean, unit(0), atol=1e-6)
 
 
 @given(st.integers(0, 10**6), st.floats(1e-6, 4), st.integers(1, 6), st.integers(1, 10))
@@ -97,7 +96,6 @@ def test_two_meanings_are_one_change_found_soon_and_placed_exactly(
     assert state.segment_start_ns == (first + 1) * STEP <= (found[1] + 1) * STEP
     assert (state.segment_id, state.previous_segment_id) == (2, 1)
     assert state.previous_segment_start_ns == STEP
-    assert state.mean @ b > 0.98 and np.linalg.norm(state.mean) == pytest.approx(1, abs=1e-5)
 
 
 @given(st.integers(0, 10**6), st.integers(8, 30))
@@ -178,7 +176,6 @@ def test_the_same_stream_gives_the_same_states(seed: int) -> None:
         assert (one.score, one.changed, one.segment_id) == (
             other.score, other.changed, other.segment_id,
         )  # fmt: skip
-        np.testing.assert_array_equal(one.mean, other.mean)
 
 
 @given(st.integers(0, 10**6))

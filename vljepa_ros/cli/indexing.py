@@ -181,8 +181,8 @@ class Indexer:
         )  # fmt: skip
         if self.words:
             began = time.monotonic()
-            text = self.model.decode(change.embedding)
-            confidence = self.model.confidence(text, change.embedding)
+            text = self.model.decode(step.embedding)
+            confidence = self.model.confidence(text, step.embedding)
             recorder.words(*place, change.segment_id, text, confidence)
             if self.file is not None:
                 self.file.utterance(frame, step, text, confidence, time.monotonic() - began)

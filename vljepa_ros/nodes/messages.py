@@ -62,7 +62,7 @@ def change_message(step: Step, change: Change, model_id: str) -> SemanticChange:
         previous_segment_id=change.previous_segment_id,
         previous_segment_start=to_time(change.previous_segment_start_ns),
         change_score=float(change.score),
-        embedding=floats(change.embedding),
+        embedding=floats(step.embedding),
     )
 
 

@@ -2,7 +2,7 @@
 
 VL-JEPA (arXiv 2512.10942, selective decoding) segments a finished stream of embeddings by
 agglomerative clustering with Ward distance and temporal connectivity. This is the causal form:
-Ward's cost of joining the running segment with the most recent steps.
+Ward's cost of joining the running segment with the most recent steps, in the bundle's metric.
 
 Invariant: what it reports depends on the embeddings and stamps since the last restart alone; no
 step costs more than a fixed number of vector operations.
@@ -24,8 +24,7 @@ class ChangeState:
 
     `score`: Ward's cost over the threshold, >= 0; a change needs 1.0. `changed`: this step opened
     `segment_id`, whose first step has the stamp `segment_start_ns`, at or before this step's.
-    The previous segment is 0 with start 0 where there was none. `mean`: the segment's mean so far,
-    float32 `[E]`, unit length.
+    The previous segment is 0 with start 0 where there was none.
     """
 
     score: float
@@ -34,7 +33,6 @@ class ChangeState:
     segment_start_ns: int
     previous_segment_id: int
     previous_segment_start_ns: int
-    mean: np.ndarray
 
 
 def ward(n1: int, mean1: np.ndarray, n2: int, mean2: np.ndarray) -> float:
@@ -55,16 +53,19 @@ class ChangeDetector:
     The first embedding, also after a restart, opens a segment with score 1.0.
 
     `threshold`: the Ward cost that makes a score of 1.0, above 0. `candidate` and `min_segment` in
-    steps, at least 1; `hysteresis` in 0..1. All four may be changed between steps.
+    steps, at least 1; `hysteresis` in 0..1. All four may be changed between steps. `metric`
+    `[K, E]`: Ward's cost is that of embeddings mapped by it; None: that of the embeddings.
     """
 
     def __init__(
-        self, threshold: float, candidate: int, min_segment: int, hysteresis: float
-    ) -> None:
+        self, threshold: float, candidate: int, min_segment: int, hysteresis: float,
+        metric: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         self.threshold = threshold
         self.candidate = candidate
         self.min_segment = min_segment
         self.hysteresis = hysteresis
+        self._metric = None if metric is None else np.asarray(metric, np.float64)
         self._recent: deque[tuple[int, np.ndarray]] = deque()  # the candidate, oldest first
         self._sum = np.zeros(0)  # of the segment's steps before the candidate
         self._count = 0
@@ -103,8 +104,14 @@ class ChangeDetector:
         if len(self._recent) < self.candidate:
             return 0.0
         mean = np.mean([step for _, step in self._recent], axis=0)
-        cost = ward(self._count, self._sum / self._count, self.candidate, mean)
-        return cost / self.threshold
+        return self._cost(self._count, self._sum, self.candidate, mean) / self.threshold
+
+    def _cost(self, count: int, total: np.ndarray, steps: int, mean: np.ndarray) -> float:
+        """Ward's cost of joining `count` steps of a sum with `steps` of a mean."""
+        own = total / count
+        if self._metric is not None:
+            own, mean = self._metric @ own, self._metric @ mean
+        return ward(count, own, steps, mean)
 
     def _join(self) -> None:
         """Move the candidate's oldest step into the running segment."""
@@ -119,7 +126,7 @@ class ChangeDetector:
         count, total = self._count, self._sum
         for i in range(len(steps)):
             tail = np.mean([step for _, step in steps[i:]], axis=0)
-            cost = ward(count, total / count, len(steps) - i, tail)
+            cost = self._cost(count, total, len(steps) - i, tail)
             if cost > best_cost:
                 best, best_cost = i, cost
             count, total = count + 1, total + steps[i][1]
@@ -134,10 +141,6 @@ class ChangeDetector:
         self._armed = False
 
     def _state(self, score: float, changed: bool) -> ChangeState:
-        total = self._sum + sum(step for _, step in self._recent)
-        norm = float(np.linalg.norm(total))
-        mean = (total / norm if norm > 0 else total).astype(np.float32)
         return ChangeState(
-            score, changed, self._id, self._start_ns,
-            self._previous_id, self._previous_start_ns, mean,
-        )  # fmt: skip
+            score, changed, self._id, self._start_ns, self._previous_id, self._previous_start_ns
+        )

@@ -120,7 +120,7 @@ class StreamFile:
                 segment_start=self._time(change.segment_start_ns),
                 previous_segment_id=change.previous_segment_id,
                 previous_segment_start=self._time(change.previous_segment_start_ns),
-                change_score=change.score, embedding=np.asarray(change.embedding, np.float32),
+                change_score=change.score, embedding=np.asarray(step.embedding, np.float32),
             )  # fmt: skip
 
     def utterance(

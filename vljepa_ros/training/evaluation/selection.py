@@ -102,17 +102,20 @@ def ward(threshold: float) -> Way:
     return select
 
 
-def causal(threshold: float, candidate: int, min_segment: int, hysteresis: float) -> Way:
-    """The change detector of the robot: the new segment's average so far."""
+def causal(
+    threshold: float, candidate: int, min_segment: int, hysteresis: float,
+    metric: np.ndarray | None = None,
+) -> Way:  # fmt: skip
+    """The change detector of the robot: the newest embedding when a segment opens."""
 
     def select(stamps: np.ndarray, embeddings: np.ndarray) -> list[Decode]:
-        detector = ChangeDetector(threshold, candidate, min_segment, hysteresis)
+        detector = ChangeDetector(threshold, candidate, min_segment, hysteresis, metric)
         found = []
         for stamp, embedding in zip(stamps, embeddings, strict=True):
             state = detector.update(round(stamp * SECOND_NS), embedding)
             if state.changed:
                 start = state.segment_start_ns / SECOND_NS
-                found.append(Decode(float(stamp), start, state.mean))
+                found.append(Decode(float(stamp), start, embedding))
         return found
 
     return select

@@ -68,7 +68,7 @@ def speak(
     for step in offline.run(VideoSource(str(video)), perceiver):
         steps.append(step)
         if step.change is not None:
-            said.append((step, model.decode(step.change.embedding)))
+            said.append((step, model.decode(step.embedding)))
     return steps, said
 
 
