@@ -306,3 +306,12 @@ def test_a_view_moves_places_and_pictures_alike():
         found = (np.array([columns.mean(), lines.mean()]) + 0.5) / size
         np.testing.assert_allclose(found, seen.object_uv[0, 1], atol=1.2 / size)
         np.testing.assert_allclose(seen.object_motion[0, 0], view.linear @ [0.3, -0.1], rtol=1e-6)
+
+
+def test_what_follows_a_rarer_kind_is_drawn_more_often() -> None:
+    """Sixteen, four and one: drawn as four to two to one, each group's evenly."""
+    groups = np.repeat([3, -1, 7], [16, 4, 1])
+    chances = clips._evened(groups)
+    shares = [chances[groups == group] for group in (3, -1, 7)]
+    assert [share.sum() for share in shares] == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    assert all(np.ptp(share) == 0 for share in shares)

@@ -27,9 +27,9 @@ from vljepa_ros.training.tabletop import store
 from vljepa_ros.training.tabletop.episode import SPLITS
 from vljepa_ros.training.tabletop.language import describe
 
-THRESHOLDS = np.geomspace(2.5, 0.12, 32)  # Ward costs, from few decodes to many
-CANDIDATES = (1, 2, 3, 4)
-MIN_SEGMENTS = (1, 2, 3)
+THRESHOLDS = np.geomspace(1.6, 0.12, 30)  # Ward costs, from few decodes to many
+CANDIDATES = (2, 3, 4)
+MIN_SEGMENTS = (1, 2)
 HYSTERESIS = (0.8, 1.0)
 DIRECTIONS = 12  # that a metric keeps of an embedding's
 SHRINKAGE = 0.3  # of the mean variance within events, added to all directions

@@ -52,6 +52,9 @@ class ClipShape:
 class ClipDataset(IterableDataset):
     """An endless stream of clips, kinds of event balanced, deterministic by seed and worker.
 
+    Of a kind's events those are drawn more often, by the root of how much rarer it is, that follow
+    a rarer kind: a reach after a drop is harder to see than one out of the quiet.
+
     An item is a dict: `frames` uint8 `[T, S, S, 3]`, `queries`, `answers`, `meanings` (lists of
     strings, one per question asked of the clip) and `state` (see `cell_state`).
     """
@@ -69,15 +72,19 @@ class ClipDataset(IterableDataset):
             return
         rows = np.concatenate([self._events(index) for index in range(len(self.paths))])
         self.by_kind = [rows[rows[:, 1] == kind] for kind in range(len(KINDS))]
+        self.chances = [_evened(rows[:, 4]) for rows in self.by_kind]
         counts = np.array([len(rows) for rows in self.by_kind], dtype=float)
         weights = np.minimum(counts, 1) * KIND_WEIGHTS
         self.weights = weights / weights.sum()
 
     def _events(self, index: int) -> np.ndarray:
-        """Rows of (episode, kind, start, end) of events that a clip may end in."""
+        """Rows of (episode, kind, start, end, kind before) of events that a clip may end in."""
         with np.load(self.paths[index]) as data:
             kinds, spans = data["event_kind"], data["event_span"]
-        rows = np.column_stack([np.full(len(kinds), index), kinds, spans])
+        order = np.argsort(spans[:, 0], kind="stable")
+        kinds, spans = kinds[order], spans[order]
+        before = np.concatenate([[-1], kinds[:-1]])[: len(kinds)]
+        rows = np.column_stack([np.full(len(kinds), index), kinds, spans, before])
         return rows[(spans[:, 1] - spans[:, 0] > 0.25) & (spans[:, 1] > self.shape.span)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -93,9 +100,9 @@ class ClipDataset(IterableDataset):
             return self.clip(episode, int(rng.integers(len(episode))), rng)
         while True:
             kind = rng.choice(len(self.weights), p=self.weights)
-            row = self.by_kind[kind][rng.integers(len(self.by_kind[kind]))]
+            row = rng.choice(self.by_kind[kind], p=self.chances[kind])
             episode = self._episode(int(row[0]))
-            first, last = row[2:] + store.NAMED_AFTER
+            first, last = row[2:4] + store.NAMED_AFTER
             first = max(first, self.shape.span)
             newest = round(rng.uniform(first, max(first, last - 0.05)) * EPISODE_RATE)
             newest = min(newest, len(episode) - 1)
@@ -157,6 +164,13 @@ class ClipDataset(IterableDataset):
             len(found), count, replace=len(found) < count, p=weights / weights.sum()
         )
         return [(found[i][0], found[i][1], found[i][1]) for i in picks]
+
+
+def _evened(groups: np.ndarray) -> np.ndarray:
+    """Chances of rows that are in `groups` `[N]`: a group's is in proportion to its size's root."""
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    weights = 1 / np.sqrt(sizes[group])
+    return weights / weights.sum()
 
 
 @dataclass(frozen=True)
