@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from device import Device, OnDevice, installed
 
 from vljepa_ros.perception.change import ChangeDetector
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings, SettingsError
 from vljepa_ros.perception.window import Verdict
-from vljepa_ros.runtime.bundle import load_bundle, write_manifest
+from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.errors import EngineError
 from vljepa_ros.runtime.model import Clips, VLJepa
 from vljepa_ros.runtime.tensors import Tensor
@@ -165,23 +163,6 @@ def test_every_query_has_its_own_stream(model: VLJepa) -> None:
     assert [s.sequence for s in steps[:4]] == [1, 1, 2, 2]
     assert not np.allclose(steps[0].embedding, steps[1].embedding)
     assert perceiver.counters("camera").encodes == 1
-
-
-def test_the_metric_is_for_the_default_query_alone(tiny_bundle: Path, tmp_path: Path) -> None:
-    """A map to nothing hides every change from the stream that it is for."""
-    folder = tmp_path / "blind"
-    shutil.copytree(tiny_bundle, folder)
-    manifest = yaml.safe_load((folder / "bundle.yaml").read_text())
-    np.save(folder / "metric.npy", np.zeros((2, manifest["embedding_dim"]), np.float32))
-    manifest["change"]["metric"] = "metric.npy"
-    manifest["files"]["metric.npy"] = ""
-    write_manifest(folder, manifest)
-    model = VLJepa(load_bundle(folder), "onnxruntime-cpu", threads=1)
-    queries = (model.bundle.query.default, "Where is it?")
-    steps = feed(perceive(model, Settings(queries=queries)), [RED] * 20 + [BLUE] * 20)
-    model.close()
-    changes = {query: [s for s in steps if s.query == query and s.change] for query in queries}
-    assert [len(found) for found in changes.values()] == [1, 2]
 
 
 def test_queries_change_while_the_stream_runs(model: VLJepa) -> None:

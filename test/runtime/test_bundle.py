@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from bundles import make_bundle
@@ -18,7 +17,6 @@ from vljepa_ros.runtime.bundle import (
     BundleError,
     find_bundle,
     load_bundle,
-    read_metric,
     verify_bundle,
     write_manifest,
 )
@@ -124,41 +122,6 @@ def test_verify_opens_the_tokenizers(folder: Path) -> None:
     write_manifest(folder, yaml.safe_load((folder / "bundle.yaml").read_text()))
     problems = verify_bundle(folder)
     assert len(problems) == 1 and "tokenizer.json is not a tokenizer file" in problems[0]
-
-
-def with_metric(folder: Path, metric: np.ndarray) -> None:
-    np.save(folder / "metric.npy", metric)
-    manifest = yaml.safe_load((folder / "bundle.yaml").read_text())
-    manifest["change"]["metric"] = "metric.npy"
-    manifest["files"]["metric.npy"] = ""
-    write_manifest(folder, manifest)
-
-
-def test_a_metric_is_read_where_there_is_one(folder: Path) -> None:
-    assert read_metric(load_bundle(folder)) is None
-    metric = np.eye(2, load_bundle(folder).embedding_dim, dtype=np.float32)
-    with_metric(folder, metric)
-    np.testing.assert_array_equal(read_metric(load_bundle(folder)), metric)
-    assert verify_bundle(folder) == []
-    edit(folder, lambda m: m["files"].pop("metric.npy"))
-    with pytest.raises(BundleError, match=r"/metric\.npy is not listed"):
-        load_bundle(folder)
-
-
-@pytest.mark.parametrize(
-    ("metric", "found"),
-    [
-        (np.eye(2, 5, dtype=np.float32), r"float32 \[2, 5\]"),
-        (np.eye(2, 32), r"float64 \[2, 32\]"),
-        (np.full((2, 32), np.nan, np.float32), "finite"),
-        (np.array([{}]), "cannot be read as a NumPy array"),
-    ],
-)
-def test_a_metric_that_is_none_is_refused(folder: Path, metric: np.ndarray, found: str) -> None:
-    with_metric(folder, metric)
-    with pytest.raises(BundleError, match=rf"metric\.npy .*{found}") as error:
-        read_metric(load_bundle(folder))
-    assert verify_bundle(folder) == [str(error.value)]
 
 
 Mutation = Callable[[dict[str, Any]], object]

@@ -2,7 +2,7 @@
 
 VL-JEPA (arXiv 2512.10942, selective decoding) segments a finished stream of embeddings by
 agglomerative clustering with Ward distance and temporal connectivity. This is the causal form:
-Ward's cost of joining the running segment with the most recent steps, in the bundle's metric.
+Ward's cost of joining the running segment with the most recent steps.
 
 Invariant: what it reports depends on the embeddings and stamps since the last restart alone; no
 step costs more than a fixed number of vector operations.
@@ -53,19 +53,16 @@ class ChangeDetector:
     The first embedding, also after a restart, opens a segment with score 1.0.
 
     `threshold`: the Ward cost that makes a score of 1.0, above 0. `candidate` and `min_segment` in
-    steps, at least 1; `hysteresis` in 0..1. All four may be changed between steps. `metric`
-    `[K, E]`: Ward's cost is that of embeddings mapped by it; None: that of the embeddings.
+    steps, at least 1; `hysteresis` in 0..1. All four may be changed between steps.
     """
 
     def __init__(
-        self, threshold: float, candidate: int, min_segment: int, hysteresis: float,
-        metric: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
+        self, threshold: float, candidate: int, min_segment: int, hysteresis: float
+    ) -> None:
         self.threshold = threshold
         self.candidate = candidate
         self.min_segment = min_segment
         self.hysteresis = hysteresis
-        self._metric = None if metric is None else np.asarray(metric, np.float64)
         self._recent: deque[tuple[int, np.ndarray]] = deque()  # the candidate, oldest first
         self._sum = np.zeros(0)  # of the segment's steps before the candidate
         self._count = 0
@@ -104,14 +101,8 @@ class ChangeDetector:
         if len(self._recent) < self.candidate:
             return 0.0
         mean = np.mean([step for _, step in self._recent], axis=0)
-        return self._cost(self._count, self._sum, self.candidate, mean) / self.threshold
-
-    def _cost(self, count: int, total: np.ndarray, steps: int, mean: np.ndarray) -> float:
-        """Ward's cost of joining `count` steps of a sum with `steps` of a mean."""
-        own = total / count
-        if self._metric is not None:
-            own, mean = self._metric @ own, self._metric @ mean
-        return ward(count, own, steps, mean)
+        cost = ward(self._count, self._sum / self._count, self.candidate, mean)
+        return cost / self.threshold
 
     def _join(self) -> None:
         """Move the candidate's oldest step into the running segment."""
@@ -126,7 +117,7 @@ class ChangeDetector:
         count, total = self._count, self._sum
         for i in range(len(steps)):
             tail = np.mean([step for _, step in steps[i:]], axis=0)
-            cost = self._cost(count, total, len(steps) - i, tail)
+            cost = ward(count, total / count, len(steps) - i, tail)
             if cost > best_cost:
                 best, best_cost = i, cost
             count, total = count + 1, total + steps[i][1]

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from vljepa_ros.runtime.bundle import read_metric
 from vljepa_ros.runtime.errors import TensorsLostError
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.runtime.preprocess import prepare
@@ -35,8 +34,7 @@ log = logging.getLogger(__name__)
 class Change:
     """A segment closed and a new one opened, which means what the step's embedding says.
 
-    Of the segment's steps so far the newest has seen most of it: its words were better than those
-    of their mean (CIDEr 2.26 against 2.10 on calibration streams).
+    Of the segment's steps so far the newest has seen most of it, the first began before it.
     """
 
     segment_id: int
@@ -146,7 +144,6 @@ class Perceiver:
             name: _Camera(Sampler(1, clip.span_ns, 1), Window(clip, 1), NoveltyGate(0, 0), 1)
             for name in cameras
         }
-        self._metric = read_metric(self.bundle)
         self._apply(settings)
 
     @property
@@ -285,10 +282,7 @@ class Perceiver:
             state.gate.threshold = bundle.thresholds.gate if threshold is None else threshold
             state.gate.max_age_ns = round(settings.gate_max_age * 1e9)
             for query in queries:
-                # The map was fitted to answers to this query: others it may not tell apart.
-                metric = self._metric if query == bundle.query.default else None
-                detector = ChangeDetector(1, 1, 1, 1, metric)
-                stream = state.streams.setdefault(query, _Stream(detector))
+                stream = state.streams.setdefault(query, _Stream(ChangeDetector(1, 1, 1, 1)))
                 settings.set_detector(stream.detector, name, bundle)
             for query in state.streams.keys() - set(queries):
                 state.streams[query].restart()

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .errors import BundleError, VLJepaError
 from .graphs import GraphSpec, TensorSpec, Variant, read_graph
 from .locate import find_bundle
@@ -39,7 +37,6 @@ __all__ = [
     "Variant",
     "find_bundle",
     "load_bundle",
-    "read_metric",
     "verify_bundle",
     "write_manifest",
 ]
@@ -121,15 +118,11 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class ChangeSpec:
-    """The change detector's defaults for this bundle, in steps at the clip's sample rate.
-
-    `metric`: the file of the map under which answers to the default query are compared, or None.
-    """
+    """The change detector's defaults for this bundle, in steps at the clip's sample rate."""
 
     candidate: int
     min_segment: int
     hysteresis: float
-    metric: Path | None
 
 
 @dataclass(frozen=True)
@@ -201,7 +194,6 @@ def verify_bundle(path: str | Path) -> list[str]:
         return problems
     checks: list[Callable[[], object]] = [
         *(partial(TextTokenizer, *tokenizer) for tokenizer in _tokenizers(bundle)),
-        partial(read_metric, bundle),
         *(
             partial(open_engine, graph, "onnxruntime-cpu", precision=precision)
             for graph in bundle.graphs.values()
@@ -216,27 +208,6 @@ def verify_bundle(path: str | Path) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def read_metric(bundle: Bundle) -> np.ndarray | None:
-    """The change detector's metric, float32 `[K, embedding_dim]`, or None where there is none.
-
-    Raises BundleError where its file is none.
-    """
-    path = bundle.change.metric
-    if path is None:
-        return None
-    try:
-        metric = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BundleError(f"{path} cannot be read as a NumPy array: {error}.") from error
-    wide = metric.ndim == 2 and metric.shape[1] == bundle.embedding_dim
-    if not (wide and metric.dtype == np.float32 and np.isfinite(metric).all()):
-        raise BundleError(
-            f"{path} must hold finite float32 numbers [K, {bundle.embedding_dim}], and holds "
-            f"{metric.dtype} {list(metric.shape)}; calibrate the bundle again or fetch it anew."
-        )
-    return metric
-
-
 def _tokenizers(bundle: Bundle) -> list[tuple[Path, int]]:
     """File and length of the bundle's tokenizers."""
     specs = (bundle.query, bundle.y_encoder, bundle.decoder)
@@ -249,7 +220,6 @@ def _file_problems(bundle: Bundle) -> list[str]:
     problems = [p for p in (file_problem(*item) for item in listed.items()) if p]
     # What is not listed goes unchecked; a graph may keep its weights in a file beside it.
     used = [tokenizer for tokenizer, _ in _tokenizers(bundle)]
-    used += [bundle.change.metric] if bundle.change.metric is not None else []
     for pattern in ("*.onnx*", "*.data"):
         used += sorted(bundle.path.rglob(pattern))
     problems += [
@@ -302,7 +272,6 @@ def _parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
             change.positive("candidate", int),
             change.positive("min_segment", int),
             change.positive("hysteresis", float),
-            change.inside("metric") if "metric" in change.values else None,
         ),
         tolerance=tolerance,
         graphs={

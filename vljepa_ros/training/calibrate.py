@@ -1,38 +1,32 @@
-"""The change detector and the threshold of watches, calibrated on streams of their own.
+"""Parameters of the change detector and the threshold of watches, found on streams of their own.
 
 Invariant: nothing that a bundle is judged on is used: the evaluation's streams begin at number 100
-of the split, and only those before are taken. A detector's figures are those of streams that its
-metric was not fitted to.
+of the split, and only those before are taken.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.training.evaluation import selection
 from vljepa_ros.training.evaluation.agents import Watched, watch
 from vljepa_ros.training.evaluation.boundaries import Found, f1, match
 from vljepa_ros.training.evaluation.run import Extent
-from vljepa_ros.training.evaluation.selection import Way
-from vljepa_ros.training.evaluation.streams import Bench, Said, Stream, perceive, point
+from vljepa_ros.training.evaluation.streams import Bench, Stream, perceive, point
 from vljepa_ros.training.tabletop import store
 from vljepa_ros.training.tabletop.episode import SPLITS
 from vljepa_ros.training.tabletop.language import describe
 
-THRESHOLDS = np.geomspace(1.6, 0.12, 30)  # Ward costs, from few decodes to many
+THRESHOLDS = np.geomspace(2.0, 0.15, 50)  # Ward costs, from few decodes to many
 CANDIDATES = (2, 3, 4)
 MIN_SEGMENTS = (1, 2)
 HYSTERESIS = (0.8, 1.0)
-DIRECTIONS = 12  # that a metric keeps of an embedding's
-SHRINKAGE = 0.3  # of the mean variance within events, added to all directions
 MOST_DECODES = 60 / 2.85  # a minute: the paper's saving against 1 Hz
 F1, DELAY, FALSE_ALARMS = 0.8, 0.7, 1.0  # wanted; s, a minute
 MARGIN = 0.97  # of what is wanted, because other streams are a little different
@@ -50,85 +44,21 @@ def calibrate(model: VLJepa, paths: Sequence[Path]) -> dict[str, Any]:
     a median delay of 0.7 s and one false alarm a minute. Of those that fall short of nothing, the
     best is that of the highest CIDEr.
 
-    Returns `metric` float32 `[K, E]`, `threshold`, `candidate`, `min_segment`, `hysteresis` and
-    their figures: of each half of the streams with the metric of the other half. Raises
-    VLJepaError where there are fewer than two streams.
+    Returns `threshold`, `candidate`, `min_segment`, `hysteresis` and their figures.
     """
     streams = [perceive(model, store.load_episode(path)) for path in _own(paths)]
-    if len(streams) < 2:
-        raise VLJepaError(
-            "calibration needs two streams, one to fit the change detector's metric to and one to "
-            f"judge it on, and there are {len(streams)}: run `vljepa data --split stream` for more."
-        )
-    halves = streams[::2], streams[1::2]
-    streams = [*halves[0], *halves[1]]
-    metrics = fit_metric(halves[1]), fit_metric(halves[0])
-    mapped = [
-        replace(stream, embeddings=stream.embeddings @ metric.T)
-        for half, metric in zip(halves, metrics, strict=True)
-        for stream in half
-    ]
-    tried = sorted(_within_budget(mapped), key=lambda one: shortfall(one[1]))
-    benches = [Bench(model, half) for half in halves]
-
-    def cider(way: Callable[[np.ndarray], Way]) -> float:
-        said = list[Said]()
-        for bench, metric in zip(benches, metrics, strict=True):
-            said += bench.say(way(metric))
-        return point(streams, said)["cider"]
-
-    def spoken(parts: Parts) -> float:
-        return cider(lambda metric: selection.causal(*parts, metric))
-
+    tried = sorted(_within_budget(streams), key=lambda one: shortfall(one[1]))
+    bench = Bench(model, streams)
     second = round(model.bundle.clip.sample_rate)  # steps
-    reference = cider(lambda _metric: selection.uniform(second))
+    reference = point(streams, bench.say(selection.uniform(second)))["cider"]
     ranked = []
     for parts, figures in tried[:FINALISTS]:
-        words = spoken(parts)
-        figures = {**figures, "cider": words, "cider_uniform_1_hz": reference}
-        ranked.append((shortfall(figures), -words, parts, figures))
+        cider = point(streams, bench.say(selection.causal(*parts)))["cider"]
+        figures = {**figures, "cider": cider, "cider_uniform_1_hz": reference}
+        ranked.append((shortfall(figures), -cider, parts, figures))
     _, _, parts, figures = min(ranked, key=lambda one: one[:2])
-    threshold = _without_metric(streams, parts, figures["decodes_per_minute"])
-    metric = fit_metric(streams) * np.float32(np.sqrt(threshold / parts[0]))
     names = ("threshold", "candidate", "min_segment", "hysteresis")
-    return {"metric": metric, **dict(zip(names, (threshold, *parts[1:]), strict=True)), **figures}
-
-
-def fit_metric(streams: Sequence[Stream]) -> np.ndarray:
-    """The map under which events lie far from the ones before for what a single one scatters.
-
-    Fisher's linear discriminant between neighbouring events, float32 `[DIRECTIONS, E]` (or all E).
-    The mean squared distance between neighbouring events is the same as without it.
-    """
-    within, between = list[np.ndarray](), list[np.ndarray]()
-    for stream in streams:
-        seen = np.sort(stream.bounds) + store.NAMED_AFTER
-        numbers = np.searchsorted(seen, stream.stamps, side="right")
-        events = [stream.embeddings[numbers == n].astype(np.float64) for n in np.unique(numbers)]
-        means = np.stack([event.mean(axis=0) for event in events])
-        within += [event - mean for event, mean in zip(events, means, strict=True)]
-        between.append(np.diff(means, axis=0))
-    noise, steps = np.concatenate(within), np.concatenate(between)
-    scatter, apart = noise.T @ noise / len(noise), steps.T @ steps / len(steps)
-    scatter += SHRINKAGE * np.trace(scatter) / len(scatter) * np.eye(len(scatter))
-    root = np.linalg.cholesky(scatter)
-    _, directions = np.linalg.eigh(np.linalg.solve(root, np.linalg.solve(root, apart).T))
-    metric = np.linalg.solve(root.T, directions[:, ::-1][:, :DIRECTIONS]).T
-    metric *= np.sqrt(np.trace(apart) / np.trace(metric @ apart @ metric.T))
-    return metric.astype(np.float32)
-
-
-def _without_metric(streams: Sequence[Stream], parts: Parts, decodes: float) -> float:
-    """The Ward cost at which the detector speaks as often without its metric.
-
-    The metric is scaled to it: standing queries that it was not fitted to share its threshold.
-    """
-
-    def difference(threshold: float) -> float:
-        figures = _boundaries(streams, (threshold, *parts[1:]))
-        return abs(figures["decodes_per_minute"] - decodes)
-
-    return min((float(threshold) for threshold in THRESHOLDS), key=difference)
+    return {**dict(zip(names, parts, strict=True)), **figures}
 
 
 def calibrate_watch(model: VLJepa, paths: Sequence[Path]) -> dict[str, Any]:

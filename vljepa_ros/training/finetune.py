@@ -94,8 +94,6 @@ def load_base(source: str) -> Base:
         return Base(model, run / "tokenizer.json", y_tokenizer, {**about, "from": run.name})
     bundle = load_bundle(find_bundle(source))
     about = {key: bundle.manifest[key] for key in KEPT if key in bundle.manifest}
-    # Its map was fitted to the embeddings before; the threshold is that of the embeddings as well.
-    about["change"] = {key: v for key, v in about["change"].items() if key != "metric"}
     about["from"] = bundle.model_id
     return Base(restore(bundle.path), bundle.query.tokenizer, bundle.y_encoder.tokenizer, about)
 

@@ -33,7 +33,6 @@ from vljepa_ros.training.texts import sentence_encoder_folder
 log = logging.getLogger(__name__)
 PARTS = ("x_encoder", "predictor", "y_encoder", "y_decoder")
 QUANTISED_ON = 128  # clips
-METRIC = "change_metric.npy"
 GATE = 1.5  # grey levels; noise of a quiet camera stays below 1 in the mean of a block
 SENTENCES = ("the gripper picks up the red cube", "no", "a hand passes over the table", "a cup")
 
@@ -71,7 +70,6 @@ def release(
     bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
     found = calibrate(bundle, store.needed(data, "stream"))
     watches = calibrate_watch(bundle, store.needed(data, "stream"))
-    np.save(out / METRIC, found.pop("metric"))
     log.info("calibrated: %s, watches: %s", found, watches)
     _amend(out, found, watches, {"calibration": {**_rounded(found), "watch": watches}})
     evaluation: dict[str, Any] = {}
@@ -107,15 +105,14 @@ def _manifest(version: str, recipe: dict[str, Any]) -> dict[str, Any]:
 def _amend(
     out: Path, found: dict[str, Any], watches: dict[str, Any], evaluation: dict[str, Any]
 ) -> None:
-    """Write what was calibrated and more of the evaluation into the manifest."""
+    """Write the calibrated thresholds and more of the evaluation into the manifest."""
     manifest = yaml.safe_load((out / MANIFEST).read_text())
     manifest["thresholds"]["change"] = round(float(found["threshold"]), 4)
     manifest["thresholds"]["watch"] = watches["threshold"]
     manifest["change"] = {
         "candidate": int(found["candidate"]), "min_segment": int(found["min_segment"]),
-        "hysteresis": float(found["hysteresis"]), "metric": METRIC,
+        "hysteresis": float(found["hysteresis"]),
     }  # fmt: skip
-    manifest["files"][METRIC] = ""
     manifest["evaluation"].update(evaluation)
     write_manifest(out, manifest)
 

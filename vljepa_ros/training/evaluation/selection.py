@@ -102,14 +102,11 @@ def ward(threshold: float) -> Way:
     return select
 
 
-def causal(
-    threshold: float, candidate: int, min_segment: int, hysteresis: float,
-    metric: np.ndarray | None = None,
-) -> Way:  # fmt: skip
+def causal(threshold: float, candidate: int, min_segment: int, hysteresis: float) -> Way:
     """The change detector of the robot: the newest embedding when a segment opens."""
 
     def select(stamps: np.ndarray, embeddings: np.ndarray) -> list[Decode]:
-        detector = ChangeDetector(threshold, candidate, min_segment, hysteresis, metric)
+        detector = ChangeDetector(threshold, candidate, min_segment, hysteresis)
         found = []
         for stamp, embedding in zip(stamps, embeddings, strict=True):
             state = detector.update(round(stamp * SECOND_NS), embedding)

@@ -21,7 +21,6 @@ import numpy as np
 
 from vljepa_ros.perception.perceiver import Perceiver
 from vljepa_ros.perception.settings import Settings
-from vljepa_ros.runtime.bundle import read_metric
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.training.tabletop import store
 from vljepa_ros.training.tabletop.episode import Episode
@@ -216,8 +215,8 @@ def long_streams(
         progress(f"stream {len(streams)} of {len(paths)} perceived")
     cost = compute(model, streams)  # while the run times of single clips are those kept
     bench, change = Bench(model, streams), model.bundle.change
-    rest = (change.candidate, change.min_segment, change.hysteresis)
-    threshold, metric = model.bundle.thresholds.change, read_metric(model.bundle)
+    parts = (change.candidate, change.min_segment, change.hysteresis)
+    threshold = model.bundle.thresholds.change
 
     def curve(make: Callable[[Any], Way], values: Iterable[Any]) -> list[dict[str, float]]:
         return [
@@ -230,21 +229,16 @@ def long_streams(
         "cosine": curve(selection.cosine, THRESHOLDS["cosine"]),
         "variance": curve(selection.variance, THRESHOLDS["variance"]),
         "ward_offline": curve(selection.ward, THRESHOLDS["ward"]),
-        "detector": curve(lambda t: selection.causal(t, *rest, metric), threshold * FACTORS),
+        "detector": curve(lambda t: selection.causal(t, *parts), threshold * FACTORS),
     }
     progress("curves drawn")
     second = round(model.bundle.clip.sample_rate)  # steps
-    spoken = bench.say(selection.causal(threshold, *rest, metric))
+    spoken = bench.say(selection.causal(threshold, *parts))
     at_1_hz = bench.say(selection.uniform(second))
     rate = point(streams, spoken)["decodes_per_minute"]
     as_often = bench.say(selection.uniform(max(1, round(60 * second / rate))))
     usual = wordings(habits.name)[0]
-    plain = {}
-    if metric is not None:
-        said = bench.say(selection.causal(threshold, *rest))
-        plain = {"detector_without_metric": figures(streams, said)}
     return {
-        **plain,
         "streams": len(streams),
         "minutes": sum(stream.minutes for stream in streams),
         "annotations_per_minute": sum(len(s.names) for s in streams)
