@@ -167,11 +167,9 @@ def test_words_come_on_changes_only(camera: Stream, probe: Probe, bundle: Path) 
             u for u in probe.utterances if (u.camera, u.segment_id, u.query) == key
         ]  # fmt: skip
         embedding = np.asarray(change.embedding, np.float32)
-        place = (change.camera, change.query, change.header.stamp)
-        (newest,) = [
-            e for e in probe.embeddings if (e.camera, e.query, e.header.stamp) == place
-        ]  # fmt: skip
-        assert change.embedding == newest.embedding
+        place = (change.camera, to_ns(change.header.stamp))
+        probe.wait(lambda place=place: bool(probe.at(*place)), f"the embedding of {place}")
+        assert [e.embedding for e in probe.at(*place)] == [change.embedding]
         assert words.text == model.decode(embedding)
         assert words.confidence == pytest.approx(model.confidence(words.text, embedding), abs=1e-5)
         assert words.header.stamp == change.header.stamp

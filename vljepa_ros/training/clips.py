@@ -81,9 +81,7 @@ class ClipDataset(IterableDataset):
         """Rows of (episode, kind, start, end, kind before) of events that a clip may end in."""
         with np.load(self.paths[index]) as data:
             kinds, spans = data["event_kind"], data["event_span"]
-        order = np.argsort(spans[:, 0], kind="stable")
-        kinds, spans = kinds[order], spans[order]
-        before = np.concatenate([[-1], kinds[:-1]])[: len(kinds)]
+        before = np.concatenate([[-1], kinds])[: len(kinds)]  # events are kept by their start
         rows = np.column_stack([np.full(len(kinds), index), kinds, spans, before])
         return rows[(spans[:, 1] - spans[:, 0] > 0.25) & (spans[:, 1] > self.shape.span)]
 
