@@ -12,7 +12,7 @@ from vljepa_ros.cli import export as command
 from vljepa_ros.cli.app import app
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.training import finetune_export, release
-from vljepa_ros.training.finetune import BASE
+from vljepa_ros.training.base import BASE
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from vljepa_ros.model.restore import RestoreError, restore  # noqa: E402
 from vljepa_ros.runtime.bundle import load_bundle, verify_bundle, write_manifest  # noqa: E402
 from vljepa_ros.runtime.errors import BundleError, VLJepaError  # noqa: E402
 from vljepa_ros.training import finetune as tuning  # noqa: E402
-from vljepa_ros.training.finetune import Recipe, finetune, load_base  # noqa: E402
+from vljepa_ros.training.base import UNCALIBRATED, load_base  # noqa: E402
+from vljepa_ros.training.finetune import Recipe, finetune  # noqa: E402
 from vljepa_ros.training.finetune_export import export_finetuned  # noqa: E402
 from vljepa_ros.training.retrieval_stop import by_query, recall_at_1, stop_on_retrieval  # noqa: E402
 from vljepa_ros.training.texts import train_tokenizer  # noqa: E402
@@ -216,7 +217,7 @@ def test_a_training_can_be_the_start_too(run: Path, bundle: Path, tmp_path: Path
     plain.mkdir()
     again.model.config.to_json_file(str(plain / "config.json"), use_diff=False)
     save_model(again.model, str(plain / "weights.safetensors"))
-    assert load_base(str(plain)).about["thresholds"] == tuning.UNCALIBRATED["thresholds"]
+    assert load_base(str(plain)).about["thresholds"] == UNCALIBRATED["thresholds"]
     with pytest.raises(VLJepaError, match="is no folder"):
         load_base(str(tmp_path / "absent"))
 

@@ -19,6 +19,7 @@ from vljepa_ros.training.stages import (
     scheduled,
 )
 from vljepa_ros.training.tabletop import language
+from vljepa_ros.training.tabletop.vocabulary import held_out
 from vljepa_ros.training.texts import (
     BEGIN,
     END,
@@ -82,6 +83,14 @@ def test_contrast_is_info_nce_with_every_event_and_texts_of_the_past(joint: Join
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
     nearest = ids[(predicted @ texts.T).argmax(1)]
     assert torch.equal(hits, (nearest == ids[:4]).float())
+
+
+def test_events_kept_for_the_composition_split_are_no_negatives(joint: JointStage):
+    said = set(joint.canonical)
+    assert "the gripper pushes the red cube" in said and "nothing is moving" in said
+    assert "the gripper picks up the purple cube" not in said
+    missing = [name for text, name in language.canonical().items() if text not in said]
+    assert missing and all(held_out(colour, shape, kind) for kind, colour, shape in missing)
 
 
 def test_the_joint_loss_trains_what_it_should_and_nothing_else(joint: JointStage):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from vljepa_ros.cli.app import app
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training import train
+from vljepa_ros.training.base import load_checkpoint
 from vljepa_ros.training.texts import BEGIN, END, PAD, sentence_encoder_folder, tokens
 
 VISION = VJEPA2Config(
@@ -42,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def model(folders: tuple[Path, Path]) -> VLJepa:
-    return train.load_checkpoint(folders[1])
+    return load_checkpoint(folders[1])
 
 
 def test_encoders_are_the_public_ones(folders: tuple[Path, Path], model: VLJepa):

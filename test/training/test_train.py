@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import lightning
@@ -17,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from vljepa_ros.model import export, storage
 from vljepa_ros.model.networks import VLJepa, YEncoder
 from vljepa_ros.runtime.bundle import load_bundle, verify_bundle
+from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.model import VLJepa as Runtime
 from vljepa_ros.training import train as training
+from vljepa_ros.training.base import load_base, load_checkpoint
 from vljepa_ros.training.clips import ClipDataset
 from vljepa_ros.training.stages import DecoderStage, JointStage
 from vljepa_ros.training.tabletop import store
@@ -111,10 +114,16 @@ def trained(
     return training.train(data, out, RECIPE)
 
 
-def test_training_goes_on_from_the_last_checkpoint(trained: Path, steps: list[tuple[str, int]]):
-    images = [step for stage, step in steps if stage == "JointStage"]
+@pytest.fixture(scope="module")
+def its_steps(trained: Path, steps: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The steps of that training and of no later one."""
+    return list(steps)
+
+
+def test_training_goes_on_from_the_last_checkpoint(its_steps: list[tuple[str, int]]):
+    images = [step for stage, step in its_steps if stage == "JointStage"]
     assert images == [*range(102), *range(100, STEPS), 0, 1]
-    assert [step for stage, step in steps if stage == "DecoderStage"] == [0, 1]
+    assert [step for stage, step in its_steps if stage == "DecoderStage"] == [0, 1]
 
 
 def test_the_log_of_before_the_power_cut_is_kept(trained: Path):
@@ -138,6 +147,12 @@ def test_a_finished_training_is_not_run_again(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def changed(a: dict, b: dict, part: str) -> float:
+    """The largest change of a weight of `part` between two checkpoints."""
+    names = [name for name in a if name.startswith(part)]
+    return max(float((a[name] - b[name]).abs().max()) for name in names)
+
+
 def test_every_stage_builds_on_the_one_before(trained: Path, tiny: Path):
     lightning.seed_everything(RECIPE.seed, verbose=False)
     start = training.build(trained / "tokenizer.json").state_dict()
@@ -145,10 +160,6 @@ def test_every_stage_builds_on_the_one_before(trained: Path, tiny: Path):
         load_file(trained / stage / "weights.safetensors")
         for stage in ("texts", "images", "video", "decoder")
     )
-
-    def changed(a: dict, b: dict, part: str) -> float:
-        names = [name for name in a if name.startswith(part)]
-        return max(float((a[name] - b[name]).abs().max()) for name in names)
 
     for part in ("x_encoder.", "predictor.", "y_encoder.projector."):
         assert changed(start, images, part) > 0.01, part
@@ -178,12 +189,61 @@ def test_the_recipe_is_kept_with_the_number_of_episodes(trained: Path):
     assert Recipe(**kept) == RECIPE
 
 
+# Going on from what was trained
+
+FURTHER = replace(RECIPE, head_steps=3)
+
+
+@pytest.fixture(scope="module")
+def further(
+    trained: Path, its_steps: object, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("further")
+    return training.train(data, out, FURTHER, load_base(str(trained)))
+
+
+def test_going_on_from_a_model_fits_its_heads_and_then_trains_it(trained: Path, further: Path):
+    whole = load_file(trained / "weights.safetensors")
+    heads, video = (load_file(further / s / "weights.safetensors") for s in ("heads", "video"))
+    assert all(torch.equal(heads[name], value) for name, value in whole.items())
+    for part in ("x_encoder.", "predictor.", "y_encoder.projector."):
+        assert changed(heads, video, part) > 0, part
+    assert changed(heads, video, "y_encoder.model.") == 0
+    fitted, later = (torch.load(further / s / "heads.pt") for s in ("heads", "video"))
+    before = torch.load(trained / "images" / "heads.pt")
+    assert not torch.equal(fitted["log_temperature"], torch.tensor(0.07).log())
+    weights = [one["state_head"]["linear.weight"] for one in (before, fitted, later)]
+    assert (weights[2] - weights[1]).abs().max() < 0.01  # two steps of the warm-up, from there on
+    assert (weights[2] - weights[0]).abs().max() > 0.01
+    assert not (further / "texts").exists() and not (further / "images").exists()
+    assert (further / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
+
+
+def test_the_recipe_tells_where_it_went_on(trained: Path, further: Path):
+    kept = json.loads((further / "recipe.json").read_text())
+    assert kept["from"] == trained.name
+    assert kept["before"] == json.loads((trained / "recipe.json").read_text())
+
+
+def test_a_training_does_not_go_on_from_another_start(trained: Path, further: Path, data: Path):
+    with pytest.raises(VLJepaError, match=f"{further} .* began from {trained.name}, .* nothing"):
+        training.train(data, further, FURTHER)
+    with pytest.raises(VLJepaError, match=f"{trained} .* began from nothing, .* {trained.name}"):
+        training.train(data, trained, RECIPE, load_base(str(trained)))
+
+
+def test_a_model_with_other_word_pieces_cannot_go_on(trained: Path, data: Path, tmp_path: Path):
+    strange = replace(load_base(str(trained)), y_tokenizer=trained / "tokenizer.json")
+    with pytest.raises(VLJepaError, match="cannot learn from the simulated table"):
+        training.train(data, tmp_path / "out", FURTHER, strange)
+
+
 # The bundle of what was trained
 
 
 @pytest.fixture(scope="module")
 def model(trained: Path) -> VLJepa:
-    return training.load_checkpoint(trained)
+    return load_checkpoint(trained)
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ def compare(
     The work is kept in RUN/comparison-SAMPLES: an interrupted comparison goes on.
     """
     store = _needs_training().store
+    from ..training.base import load_checkpoint
     from ..training.comparison import compare as run_comparison
     from ..training.comparison import plot
-    from ..training.train import load_checkpoint
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     work = run / f"comparison-{samples}"

@@ -17,8 +17,9 @@ RECORDINGS = typer.Option(
     None, "--data", help="Fine-tune on the recordings in this JSONL file (docs/fine-tuning.md)."
 )
 BASE = typer.Option(
-    "tabletop", "--from",
-    help="With --data: the start; a bundle (folder, name or Hub id) or a finished training.",
+    None, "--from",
+    help="The start: a bundle (folder, name or Hub id) or a finished training. With --data it is "
+    "tabletop if you name none; without, all is trained from nothing.",
 )  # fmt: skip
 PICTURE = typer.Argument(..., help="The picture (PNG) that is made.")
 
@@ -27,12 +28,13 @@ def data(
     split: str = typer.Option("train", help="train, stills, stream, test or composition."),
     episodes: int = typer.Option(2000, min=1, help="How many episodes there shall be."),
     seconds: float = typer.Option(30.0, min=0.25, help="Length of an episode."),
+    start: int = typer.Option(0, min=0, help="The first one's number: each has its own scene."),
     folder: Path = DATA,
     workers: int = typer.Option(2, min=1, help="Processes."),
 ) -> None:
     """Simulate episodes of the table for training; those that are there already are kept."""
     store = _needs_training().store
-    store.generate(folder or store.default_root(), split, episodes, workers, seconds)
+    store.generate(folder or store.default_root(), split, episodes, workers, seconds, start)
 
 
 def train(
@@ -45,25 +47,27 @@ def train(
     seed: int = typer.Option(0, help="Seed of weights and batches."),
     threads: int = typer.Option(0, min=0, help="Threads of one process; 0: torch's choice."),
     recordings: Path | None = RECORDINGS,
-    base: str = BASE,
+    base: str | None = BASE,
     steps: int = typer.Option(400, min=1, help="With --data: steps at most."),
 ) -> None:
     """Train the tabletop model on simulated episodes, or fine-tune a model on your recordings."""
     store = _needs_training().store
     import torch
 
+    from ..training.base import load_base
     from ..training.train import Recipe
     from ..training.train import train as run
 
     if threads:
         torch.set_num_threads(threads)
     if recordings is not None:
-        _finetune(recordings, base, out, steps, seed)
+        _finetune(recordings, base or "tabletop", out, steps, seed)
         return
     recipe = Recipe(
         image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed, devices=devices
     )
-    console.print(f"trained: {run(folder or store.default_root(), out, recipe)}")
+    start = load_base(base) if base else None
+    console.print(f"trained: {run(folder or store.default_root(), out, recipe, start)}")
 
 
 def _finetune(recordings: Path, base: str, out: Path, steps: int, seed: int) -> None:

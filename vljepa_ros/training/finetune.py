@@ -26,11 +26,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vljepa_ros.model.config import CONFIG, VLJepaConfig
-from vljepa_ros.model.networks import VLJepa
-from vljepa_ros.model.restore import restore
-from vljepa_ros.runtime.bundle import ClipSpec, find_bundle, load_bundle
+from vljepa_ros.runtime.bundle import ClipSpec
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.text import TextTokenizer
+from vljepa_ros.training.base import BASE, RECIPE, WEIGHTS, Base, load_base
 from vljepa_ros.training.recordings import (
     Line,
     RecordedClips,
@@ -42,20 +41,11 @@ from vljepa_ros.training.recordings import (
 )  # fmt: skip
 from vljepa_ros.training.retrieval_stop import MONITOR, by_query, stop_on_retrieval
 from vljepa_ros.training.stages import DecoderStage, JointStage
-from vljepa_ros.training.texts import Sentences, sentence_encoder_folder
-from vljepa_ros.training.train import WEIGHTS, DecoderPairs, load_checkpoint
+from vljepa_ros.training.texts import Sentences
+from vljepa_ros.training.train import DecoderPairs
 
 log = logging.getLogger(__name__)
-BASE, RECIPE, HELD_OUT = "base.json", "recipe.json", "held_out.npz"
-KEPT = ("name", "temperature", "thresholds", "change", "source")  # of the manifest of the base
-UNCALIBRATED: dict[str, Any] = {
-    "name": "recordings",
-    "temperature": 0.07,
-    "thresholds": {"gate": 1.5, "change": 1.0, "watch": 0.5},
-    "change": {"candidate": 3, "min_segment": 2, "hysteresis": 0.8},
-    "source": {"licence": "Apache-2.0"},
-}
-"""Of a start that is no bundle: thresholds that nobody has measured yet."""
+HELD_OUT = "held_out.npz"
 
 
 @dataclass(frozen=True)
@@ -72,30 +62,6 @@ class Recipe:
     check_every: int = 25  # steps
     patience: int = 6  # looks at the held-out part without a better one
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Base:
-    """What is fine-tuned: the model, its tokenizers' files, what its bundle says of itself."""
-
-    model: VLJepa
-    tokenizer: Path
-    y_tokenizer: Path
-    about: dict[str, Any]
-
-
-def load_base(source: str) -> Base:
-    """The bundle, or the folder of a finished training, that `source` means."""
-    run = Path(source).expanduser()
-    if (run / WEIGHTS).is_file() or (run / RECIPE).is_file():
-        model, own = load_checkpoint(run), run / "y_tokenizer.json"
-        y_tokenizer = own if own.is_file() else sentence_encoder_folder() / "tokenizer.json"
-        about = json.loads((run / BASE).read_text()) if (run / BASE).is_file() else UNCALIBRATED
-        return Base(model, run / "tokenizer.json", y_tokenizer, {**about, "from": run.name})
-    bundle = load_bundle(find_bundle(source))
-    about = {key: bundle.manifest[key] for key in KEPT if key in bundle.manifest}
-    about["from"] = bundle.model_id
-    return Base(restore(bundle.path), bundle.query.tokenizer, bundle.y_encoder.tokenizer, about)
 
 
 def finetune(

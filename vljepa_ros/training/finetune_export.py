@@ -19,10 +19,10 @@ from vljepa_ros.runtime.bundle import load_bundle
 from vljepa_ros.runtime.manifest import read_manifest, write_manifest
 from vljepa_ros.runtime.model import VLJepa as Runtime
 from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training.finetune import BASE, HELD_OUT, KEPT, RECIPE
+from vljepa_ros.training.base import BASE, KEPT, RECIPE, load_checkpoint
+from vljepa_ros.training.finetune import HELD_OUT
 from vljepa_ros.training.recordings import meaning
 from vljepa_ros.training.retrieval_stop import by_query
-from vljepa_ros.training.train import load_checkpoint
 
 QUANTISED_ON = 128  # held-out clips: they give the range of numbers, and teach nothing
 

@@ -37,6 +37,7 @@ def info_nce(
 
 
 STATE_FLAGS = 5
+SHAPE_WEIGHS = 3.0  # of an object's properties, the one that is hardest to see
 
 
 class StateHead(nn.Module):
@@ -64,7 +65,8 @@ class StateHead(nn.Module):
         loss = loss + 0.5 * _presence(said["hand"], state["hand"])
         there = state["objectness"] > 0
         if there.any():
-            loss = loss + F.cross_entropy(said["shape"][there], state["shape"][there])
+            shape = F.cross_entropy(said["shape"][there], state["shape"][there])
+            loss = loss + SHAPE_WEIGHS * shape
             loss = loss + F.cross_entropy(said["colour"][there], state["colour"][there])
             loss = loss + 2 * F.smooth_l1_loss(said["offset"][there], state["offset"][there])
             loss = loss + 2 * F.smooth_l1_loss(said["motion"][there], state["motion"][there])

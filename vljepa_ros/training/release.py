@@ -23,6 +23,7 @@ from vljepa_ros.runtime.manifest import MANIFEST, write_manifest
 from vljepa_ros.runtime.model import VLJepa
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training import train
+from vljepa_ros.training.base import load_checkpoint
 from vljepa_ros.training.calibrate import calibrate, calibrate_watch
 from vljepa_ros.training.clips import ClipDataset
 from vljepa_ros.training.evaluation.agents import judge_agents
@@ -50,7 +51,7 @@ def release(
     """
     for split in ("train", "stream"):
         store.needed(data, split)
-    model = train.load_checkpoint(run)
+    model = load_checkpoint(run)
     sample = ClipDataset(data, train.clip_shape(model.config), seed=1)
     rng = np.random.default_rng(1)
     drawn = [sample.draw(rng) for _ in range(QUANTISED_ON)]

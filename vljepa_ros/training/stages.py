@@ -17,7 +17,7 @@ from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.losses import StateHead, info_nce
 from vljepa_ros.training.tabletop import language
-from vljepa_ros.training.tabletop.vocabulary import COLOURS, SHAPES
+from vljepa_ros.training.tabletop.vocabulary import COLOURS, SHAPES, held_out
 from vljepa_ros.training.texts import BEGIN, END, PAD, Sentences, tokens
 
 FURTHER_NEGATIVES = 128
@@ -31,9 +31,10 @@ DECAY = 0.5  # last part of the steps, in which the learning rate falls to zero
 class JointStage(lightning.LightningModule):
     """X-encoder, predictor and the Y-encoder's head on clips (or single tubelets: images).
 
-    The loss is InfoNCE between predicted and text embeddings, with the sentences of all events and
-    texts of the past as further negatives, plus the state loss on the X-encoder's visual tokens
-    (none with a `state_weight` of 0: recordings of a real robot have no such truth).
+    The loss is InfoNCE between predicted and text embeddings, with the sentences of all events that
+    training may show and texts of the past as further negatives, plus the state loss on the
+    X-encoder's visual tokens (none with a `state_weight` of 0: recordings of a real robot have no
+    such truth).
     """
 
     def __init__(
@@ -43,9 +44,13 @@ class JointStage(lightning.LightningModule):
         super().__init__()
         self.model, self.query_tokens, self.sentences = model, query_tokens, sentences
         self.rate, self.steps, self.state_weight = rate, steps, state_weight
-        self.canonical = list(language.canonical())
+        # A combination that is never drawn is no negative either: it would be unlearned.
+        self.canonical = [
+            text for text, (kind, colour, shape) in language.canonical().items()
+            if not held_out(colour, shape, kind)
+        ]  # fmt: skip
+        self.model.requires_grad_(True)  # the stage before froze some of it
         self.model.y_encoder.model.requires_grad_(False)
-        self.model.y_encoder.projector.requires_grad_(True)  # the text stage froze it
         self.model.y_decoder.requires_grad_(False)
         width = model.config.x_encoder_config.hidden_size
         self.state_head = StateHead(width, len(SHAPES), len(COLOURS)) if state_weight else None

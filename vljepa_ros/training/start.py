@@ -17,8 +17,8 @@ from transformers import BertConfig, LlamaConfig
 from vljepa_ros.model.config import VLJepaConfig
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.model.public import licence_of, load_named, load_x_encoder, read_config
+from vljepa_ros.training.base import WEIGHTS
 from vljepa_ros.training.texts import BEGIN, END, PAD, sentence_encoder_folder
-from vljepa_ros.training.train import WEIGHTS
 
 
 def start(x_encoder: Path, out: Path, seed: int = 0) -> Path:

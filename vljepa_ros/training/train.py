@@ -1,5 +1,9 @@
 """From episodes to a trained checkpoint, stage by stage.
 
+From nothing the stages are texts, images, video, decoder; from another model on heads, video,
+decoder: what a bundle does not hold, the head of the state loss and the temperature, is fitted to
+its frozen networks first.
+
 Invariant: an interrupted training goes on where it stopped: every stage keeps `last.ckpt` in its
 own folder, and a finished stage leaves `weights.safetensors` and is not run again.
 """
@@ -9,6 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,10 +29,11 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from vljepa_ros.model.config import VLJepaConfig, tabletop
+from vljepa_ros.model.config import CONFIG, VLJepaConfig, tabletop
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.text import TextTokenizer
+from vljepa_ros.training.base import RECIPE, WEIGHTS, Base
 from vljepa_ros.training.clips import ClipDataset, ClipShape, collate
 from vljepa_ros.training.stages import DecoderStage, JointStage, TextStage
 from vljepa_ros.training.tabletop import language, store
@@ -40,7 +46,6 @@ from vljepa_ros.training.texts import (
     train_tokenizer,
 )
 
-WEIGHTS = "weights.safetensors"
 DECODER_CHUNK = 40  # clips encoded at a time
 
 
@@ -50,6 +55,7 @@ class Recipe:
 
     text_steps: int = 300
     image_steps: int = 1000
+    head_steps: int = 100
     video_steps: int = 2000
     decoder_steps: int = 400
     text_batch: int = 64
@@ -60,6 +66,7 @@ class Recipe:
     decoder_clips: int = 4000
     text_rate: float = 1e-4  # 0.1 of the rate of the rest; the paper has 0.05, all along
     rate: float = 1e-3
+    head_rate: float = 1e-2
     video_rate: float = 6e-4
     image_state_weight: float = 1.0
     video_state_weight: float = 0.5
@@ -68,30 +75,64 @@ class Recipe:
     workers: int = 1  # processes that cut clips; 0: in the training process
 
 
-def train(data: Path, out: Path, recipe: Recipe) -> Path:
+def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Path:
     """Train the tabletop model on the episodes in `data`/train; returns the checkpoint folder.
 
-    `out` gets `config.json`, `tokenizer.json`, `recipe.json`, one folder a stage, and at the end
-    `weights.safetensors` of the whole model.
+    It goes on from `base`, or begins from nothing. `out` gets `config.json`, `tokenizer.json`,
+    `recipe.json`, one folder a stage, and at the end `weights.safetensors` of the whole model.
+    Raises VLJepaError where `out` holds a training that began otherwise.
     """
     lightning.seed_everything(recipe.seed, verbose=False)
     torch.set_flush_denormal(True)  # the smallest gradients of a softmax are slow on a CPU
-    out.mkdir(parents=True, exist_ok=True)
+    counts = {split: len(store.episode_paths(data, split)) for split in ("stills", "train")}
+    said = {**asdict(recipe), "episodes": counts}
+    if base is not None:
+        said |= {"from": base.about["from"], "before": base.about["source"].get("recipe")}
+    _check_begun(out, said.get("from"))
     tokenizer = out / "tokenizer.json"
-    if not tokenizer.exists():  # with several devices the first process is here before the others
-        train_tokenizer(corpus(), 2048, tokenizer)
-    model = build(tokenizer)
+    model = _from_nothing(tokenizer) if base is None else _taken_up(base, tokenizer)
     if _rank() == 0:
-        model.config.to_json_file(str(out / "config.json"), use_diff=False)
-        counts = {split: len(store.episode_paths(data, split)) for split in ("stills", "train")}
-        said = {**asdict(recipe), "episodes": counts}
-        (out / "recipe.json").write_text(json.dumps(said, indent=2) + "\n")
-    _text_stage(model, out, recipe)
-    for name in ("images", "video"):
+        model.config.to_json_file(str(out / CONFIG), use_diff=False)
+        (out / RECIPE).write_text(json.dumps(said, indent=2) + "\n")
+    if base is None:
+        _text_stage(model, out, recipe)
+    for name in ("images" if base is None else "heads", "video"):
         _joint_stage(name, model, data, out, recipe)
     _decoder_stage(model, data, out, recipe)
     _save(model, out)
     return out
+
+
+def _check_begun(out: Path, start: str | None) -> None:
+    """VLJepaError where the training in `out` began from something else than `start`."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / RECIPE).is_file():
+        return
+    begun = json.loads((out / RECIPE).read_text()).get("from")
+    if begun != start:
+        raise VLJepaError(
+            f"{out} holds a training that began from {begun or 'nothing'}, and this one would "
+            f"from {start or 'nothing'}: give another folder, or the same --from as before."
+        )
+
+
+def _from_nothing(tokenizer: Path) -> VLJepa:
+    if not tokenizer.exists():  # with several devices the first process is here before the others
+        train_tokenizer(corpus(), 2048, tokenizer)
+    return build(tokenizer)
+
+
+def _taken_up(base: Base, tokenizer: Path) -> VLJepa:
+    """The model of `base`; VLJepaError where it cannot read or say what the episodes tell."""
+    ours = sentence_encoder_folder() / "tokenizer.json"
+    if base.model.y_decoder is None or base.y_tokenizer.read_bytes() != ours.read_bytes():
+        raise VLJepaError(
+            f"{base.about['from']} cannot learn from the simulated table: that takes a Y-decoder "
+            "and all-MiniLM-L6-v2 as sentence encoder; start from `tabletop`, or from nothing."
+        )
+    if not tokenizer.exists():
+        shutil.copyfile(base.tokenizer, tokenizer)
+    return base.model
 
 
 def build(tokenizer: Path) -> VLJepa:
@@ -106,19 +147,6 @@ def build(tokenizer: Path) -> VLJepa:
         raise ValueError(f"the sentence encoder lacks {missing} and has {unexpected} too many")
     model.y_encoder.model.eval()
     return model
-
-
-def load_checkpoint(folder: Path) -> VLJepa:
-    """The model in a folder that `train` finished; VLJepaError where it did not."""
-    if not (folder / WEIGHTS).is_file():
-        raise VLJepaError(
-            f"{folder} holds no finished training: there is no {WEIGHTS}; "
-            f"let `vljepa train {folder}` run to its end."
-        )
-    config = VLJepaConfig.from_json_file(str(folder / "config.json"))
-    model = VLJepa(config)
-    load_model(model, str(folder / WEIGHTS))
-    return model.eval()
 
 
 def sentences_of(model: VLJepa) -> Sentences:
@@ -136,19 +164,26 @@ def clip_shape(config: VLJepaConfig, image: bool = False) -> ClipShape:
 
 
 def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe) -> None:
-    image = name == "images"
-    folder = out / name
+    """The stage "images", "heads" (of frozen networks) or "video"."""
+    folder, image = out / name, name == "images"
     if (folder / WEIGHTS).exists():
         load_model(model, str(folder / WEIGHTS))
         return
+    rate, steps = {
+        "images": (recipe.rate, recipe.image_steps),
+        "heads": (recipe.head_rate, recipe.head_steps),
+        "video": (recipe.video_rate, recipe.video_steps),
+    }[name]
     stage = JointStage(
         model, TextTokenizer(out / "tokenizer.json", model.config.query_length),
-        sentences_of(model), recipe.rate if image else recipe.video_rate,
-        recipe.image_steps if image else recipe.video_steps,
+        sentences_of(model), rate, steps,
         recipe.image_state_weight if image else recipe.video_state_weight,
     )  # fmt: skip
-    if not image:
-        heads = torch.load(out / "images" / "heads.pt", weights_only=True)
+    if name == "heads":
+        model.requires_grad_(False)
+    if name == "video":
+        before = out / ("heads" if (out / "heads").exists() else "images")
+        heads = torch.load(before / "heads.pt", weights_only=True)
         stage.state_head.load_state_dict(heads["state_head"])
         stage.log_temperature.data = heads["log_temperature"]
     # One that goes on draws other clips, and so does every process.
@@ -173,7 +208,7 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
     part = folder / f".heads{_rank()}.pt"  # every process reads it in the next stage
     torch.save(heads, part)
     part.replace(folder / "heads.pt")
-    if not image:  # the predictor is finished: its embeddings stay where they are
+    if name == "video":  # the predictor is finished: its embeddings stay where they are
         fit_head(sentences_of(model), recipe.seed)  # new vectors: the same in every process
     _save(model, folder)
 

@@ -28,7 +28,7 @@ OBJECT_KINDS = tuple(kind for kind in KINDS if kind not in ("still", "retreat", 
 HELD, MOVING, UPRIGHT, ON_TABLE, FALLEN = 1, 2, 4, 8, 16  # bits of `object_state`
 
 
-def held_out(colour: str, shape: str, kind: str) -> bool:
+def held_out(colour: str | None, shape: str | None, kind: str) -> bool:
     """Whether this combination is kept for the composition test (about one in ten)."""
     if kind not in OBJECT_KINDS:
         return False

@@ -1,0 +1,80 @@
+"""What a training starts from: a bundle, or the folder of a finished training.
+
+Invariant: `RUN/weights.safetensors` are the weights of the whole model and are there only once the
+training in RUN is finished.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model
+
+from vljepa_ros.model.config import CONFIG, VLJepaConfig
+from vljepa_ros.model.networks import VLJepa
+from vljepa_ros.model.restore import restore
+from vljepa_ros.runtime.bundle import find_bundle, load_bundle
+from vljepa_ros.runtime.errors import VLJepaError
+from vljepa_ros.training.texts import sentence_encoder_folder
+
+WEIGHTS, RECIPE, BASE = "weights.safetensors", "recipe.json", "base.json"
+KEPT = ("name", "temperature", "thresholds", "change", "source")  # of the manifest of the base
+UNCALIBRATED: dict[str, Any] = {
+    "name": "recordings",
+    "temperature": 0.07,
+    "thresholds": {"gate": 1.5, "change": 1.0, "watch": 0.5},
+    "change": {"candidate": 3, "min_segment": 2, "hysteresis": 0.8},
+    "source": {"licence": "Apache-2.0"},
+}
+"""Of a start that is no bundle: thresholds that nobody has measured yet."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that is trained further, its tokenizers' files, what its bundle says of itself."""
+
+    model: VLJepa
+    tokenizer: Path
+    y_tokenizer: Path
+    about: dict[str, Any]
+
+
+def load_base(source: str) -> Base:
+    """The bundle, or the folder of a finished training, that `source` means.
+
+    Raises VLJepaError for a training that is not finished, and BundleError.
+    """
+    run = Path(source).expanduser()
+    if (run / WEIGHTS).is_file() or (run / RECIPE).is_file():
+        model, own = load_checkpoint(run), run / "y_tokenizer.json"
+        y_tokenizer = own if own.is_file() else sentence_encoder_folder() / "tokenizer.json"
+        return Base(model, run / "tokenizer.json", y_tokenizer, {**_told(run), "from": run.name})
+    bundle = load_bundle(find_bundle(source))
+    about = {key: bundle.manifest[key] for key in KEPT if key in bundle.manifest}
+    about["from"] = bundle.model_id
+    return Base(restore(bundle.path), bundle.query.tokenizer, bundle.y_encoder.tokenizer, about)
+
+
+def load_checkpoint(folder: Path) -> VLJepa:
+    """The model in the folder of a finished training; VLJepaError where it is not finished."""
+    if not (folder / WEIGHTS).is_file():
+        raise VLJepaError(
+            f"{folder} holds no finished training: there is no {WEIGHTS}; "
+            f"let `vljepa train {folder}` run to its end."
+        )
+    model = VLJepa(VLJepaConfig.from_json_file(str(folder / CONFIG)))
+    load_model(model, str(folder / WEIGHTS))
+    return model.eval()
+
+
+def _told(run: Path) -> dict[str, Any]:
+    """What the bundle that the training in `run` becomes will say of itself."""
+    if (run / BASE).is_file():
+        return json.loads((run / BASE).read_text())
+    source = dict(UNCALIBRATED["source"])
+    if (run / RECIPE).is_file():
+        source["recipe"] = json.loads((run / RECIPE).read_text())
+    return {**UNCALIBRATED, "source": source}
