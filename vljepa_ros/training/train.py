@@ -87,7 +87,7 @@ def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Pa
     counts = {split: len(store.episode_paths(data, split)) for split in ("stills", "train")}
     said = {**asdict(recipe), "episodes": counts}
     if base is not None:
-        said |= {"from": base.about["from"], "before": base.about["source"].get("recipe")}
+        said |= {"from": base.about["from"], "before": base.about.get("source", {}).get("recipe")}
     _check_begun(out, said.get("from"))
     tokenizer = out / "tokenizer.json"
     model = _from_nothing(tokenizer) if base is None else _taken_up(base, tokenizer)
