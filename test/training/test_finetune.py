@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -207,6 +208,14 @@ def test_a_finished_one_is_not_run_again_and_another_is_refused(
     assert (run / "weights.safetensors").stat().st_mtime_ns == before
     with pytest.raises(VLJepaError, match="on other lines, from another start"):
         finetune(lines, str(bundle), run, Recipe(steps=7), lambda _: None)
+
+
+def test_the_clips_can_be_larger_than_the_starts(bundle: Path, lines: Path, tmp_path: Path):
+    recipe = replace(RECIPE, steps=2, check_every=1, decoder_steps=1, image_size=64)
+    run = finetune(lines, str(bundle), tmp_path / "run", recipe, lambda _: None)
+    assert load_base(str(run)).model.config.x_encoder_config.crop_size == 64
+    with np.load(run / tuning.HELD_OUT) as held:
+        assert held["frames"].shape[-3:] == (64, 64, 3)
 
 
 def test_a_training_can_be_the_start_too(run: Path, bundle: Path, tmp_path: Path):

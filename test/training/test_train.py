@@ -21,7 +21,7 @@ from vljepa_ros.runtime.bundle import load_bundle, verify_bundle
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.model import VLJepa as Runtime
 from vljepa_ros.training import train as training
-from vljepa_ros.training.base import load_base, load_checkpoint
+from vljepa_ros.training.base import load_base, load_checkpoint, resized
 from vljepa_ros.training.clips import ClipDataset
 from vljepa_ros.training.stages import DecoderStage, JointStage
 from vljepa_ros.training.tabletop import store
@@ -230,6 +230,32 @@ def test_a_training_does_not_go_on_from_another_start(trained: Path, further: Pa
         training.train(data, further, FURTHER)
     with pytest.raises(VLJepaError, match=f"{trained} .* began from nothing, .* {trained.name}"):
         training.train(data, trained, RECIPE, load_base(str(trained)))
+
+
+def test_a_model_can_have_larger_pictures(trained: Path, tiny: Path):
+    start = load_checkpoint(trained)
+    larger = resized(start, 192)
+    same = zip(start.state_dict().values(), larger.state_dict().values(), strict=True)
+    assert all(torch.equal(before, after) for before, after in same)
+    frames = torch.randint(256, (1, 4, 192, 192, 3), dtype=torch.uint8)
+    ids = torch.ones(1, 24, dtype=torch.long)
+    with torch.inference_mode():
+        visual = larger.x_encoder(frames)
+        assert larger.predictor(visual, ids, ids).isfinite().all()
+    assert visual.shape[1] == larger.config.visual_tokens == 2 * 36
+    assert start.config.visual_tokens == 2 * 9  # the start itself is as it was
+    assert resized(start, 96) is resized(start, None) is start
+    for size in (0, 128):
+        with pytest.raises(VLJepaError, match=f"{size} pixels a side: give a multiple of 96"):
+            resized(start, size)
+
+
+def test_a_training_goes_on_with_larger_pictures(trained: Path, data: Path, tmp_path: Path):
+    recipe = replace(FURTHER, image_size=192)
+    out = training.train(data, tmp_path / "larger", recipe, load_base(str(trained)))
+    assert load_checkpoint(out).config.x_encoder_config.crop_size == 192
+    with pytest.raises(VLJepaError, match=f"began from {trained.name} at 192 px, .* --size"):
+        training.train(data, out, FURTHER, load_base(str(trained)))
 
 
 def test_a_model_with_other_word_pieces_cannot_go_on(trained: Path, data: Path, tmp_path: Path):

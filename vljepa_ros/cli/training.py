@@ -21,6 +21,9 @@ BASE = typer.Option(
     help="The start: a bundle (folder, name or Hub id) or a finished training. With --data it is "
     "tabletop if you name none; without, all is trained from nothing.",
 )  # fmt: skip
+SIZE = typer.Option(
+    None, min=1, help="Pixels a side of the clips; by default those of the start, or tabletop's."
+)
 PICTURE = typer.Argument(..., help="The picture (PNG) that is made.")
 
 
@@ -48,6 +51,7 @@ def train(
     threads: int = typer.Option(0, min=0, help="Threads of one process; 0: torch's choice."),
     recordings: Path | None = RECORDINGS,
     base: str | None = BASE,
+    size: int | None = SIZE,
     steps: int = typer.Option(400, min=1, help="With --data: steps at most."),
 ) -> None:
     """Train the tabletop model on simulated episodes, or fine-tune a model on your recordings."""
@@ -61,19 +65,23 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     if recordings is not None:
-        _finetune(recordings, base or "tabletop", out, steps, seed)
+        _finetune(recordings, base or "tabletop", out, steps, seed, size)
         return
     recipe = Recipe(
-        image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed, devices=devices
-    )
+        image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed, devices=devices,
+        image_size=size,
+    )  # fmt: skip
     start = load_base(base) if base else None
     console.print(f"trained: {run(folder or store.default_root(), out, recipe, start)}")
 
 
-def _finetune(recordings: Path, base: str, out: Path, steps: int, seed: int) -> None:
+def _finetune(
+    recordings: Path, base: str, out: Path, steps: int, seed: int, size: int | None
+) -> None:
     from ..training.finetune import Recipe, finetune
 
-    made = finetune(recordings, base, out, Recipe(steps=steps, seed=seed), console.print)
+    recipe = Recipe(steps=steps, seed=seed, image_size=size)
+    made = finetune(recordings, base, out, recipe, console.print)
     console.print(f"fine-tuned: {made}\nnext: vljepa export {made} BUNDLE")
 
 

@@ -6,6 +6,7 @@ training in RUN is finished.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,26 @@ def load_base(source: str) -> Base:
     about = {key: bundle.manifest[key] for key in KEPT if key in bundle.manifest}
     about["from"] = bundle.model_id
     return Base(restore(bundle.path), bundle.query.tokenizer, bundle.y_encoder.tokenizer, about)
+
+
+def resized(model: VLJepa, size: int | None) -> VLJepa:
+    """A model with the same weights for clips of `size` pixels a side, in eval mode.
+
+    Its patches are as large as before, so there are more or fewer of them: no weight depends on
+    their number, since positions are rotary. It is worse than `model` until it is trained further.
+    None, or the size that it has: `model` itself. VLJepaError where `size` is no multiple of the
+    block of patches that `visual_merge` joins.
+    """
+    if size in (None, model.config.x_encoder_config.crop_size):
+        return model
+    config = copy.deepcopy(model.config)
+    block = config.x_encoder_config.patch_size * config.visual_merge
+    if size < block or size % block:
+        raise VLJepaError(f"clips cannot be {size} pixels a side: give a multiple of {block}.")
+    config.x_encoder_config.crop_size = size
+    other = VLJepa(config)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
 
 
 def load_checkpoint(folder: Path) -> VLJepa:

@@ -13,7 +13,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from vljepa_ros.model.config import CONFIG, VLJepaConfig
 from vljepa_ros.runtime.bundle import ClipSpec
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training.base import BASE, RECIPE, WEIGHTS, Base, load_base
+from vljepa_ros.training.base import BASE, RECIPE, WEIGHTS, Base, load_base, resized
 from vljepa_ros.training.recordings import (
     Line,
     RecordedClips,
@@ -62,6 +62,7 @@ class Recipe:
     check_every: int = 25  # steps
     patience: int = 6  # looks at the held-out part without a better one
     seed: int = 0
+    image_size: int | None = None  # pixels a side of the clips; None: those of the start
 
 
 def finetune(
@@ -73,7 +74,8 @@ def finetune(
     """
     lightning.seed_everything(recipe.seed, verbose=False)
     base = load_base(source)
-    model = base.model
+    model = resized(base.model, recipe.image_size)
+    base = replace(base, model=model)
     if model.y_decoder is None:
         raise VLJepaError(f"{source} has no Y-decoder, and fine-tuning teaches it new sentences.")
     lines = read_lines(file, model.config.default_query)

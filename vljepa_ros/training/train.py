@@ -33,7 +33,7 @@ from vljepa_ros.model.config import CONFIG, VLJepaConfig, tabletop
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training.base import RECIPE, WEIGHTS, Base
+from vljepa_ros.training.base import RECIPE, WEIGHTS, Base, resized
 from vljepa_ros.training.clips import ClipDataset, ClipShape, collate
 from vljepa_ros.training.stages import DecoderStage, JointStage, TextStage
 from vljepa_ros.training.tabletop import language, store
@@ -73,6 +73,7 @@ class Recipe:
     seed: int = 0
     devices: int = 1
     workers: int = 1  # processes that cut clips; 0: in the training process
+    image_size: int | None = None  # pixels a side of the clips; None: the start's, or the preset's
 
 
 def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Path:
@@ -88,9 +89,10 @@ def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Pa
     said = {**asdict(recipe), "episodes": counts}
     if base is not None:
         said |= {"from": base.about["from"], "before": base.about.get("source", {}).get("recipe")}
-    _check_begun(out, said.get("from"))
+    _check_begun(out, said)
     tokenizer = out / "tokenizer.json"
     model = _from_nothing(tokenizer) if base is None else _taken_up(base, tokenizer)
+    model = resized(model, recipe.image_size)
     if _rank() == 0:
         model.config.to_json_file(str(out / CONFIG), use_diff=False)
         (out / RECIPE).write_text(json.dumps(said, indent=2) + "\n")
@@ -103,17 +105,22 @@ def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Pa
     return out
 
 
-def _check_begun(out: Path, start: str | None) -> None:
-    """VLJepaError where the training in `out` began from something else than `start`."""
+def _check_begun(out: Path, said: dict[str, Any]) -> None:
+    """VLJepaError where the training in `out` began otherwise than what its recipe says."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / RECIPE).is_file():
         return
-    begun = json.loads((out / RECIPE).read_text()).get("from")
+    begun, start = _beginning(json.loads((out / RECIPE).read_text())), _beginning(said)
     if begun != start:
         raise VLJepaError(
-            f"{out} holds a training that began from {begun or 'nothing'}, and this one would "
-            f"from {start or 'nothing'}: give another folder, or the same --from as before."
+            f"{out} holds a training that began from {begun}, and this one would from {start}: "
+            "give another folder, or the same --from and --size as before."
         )
+
+
+def _beginning(recipe: dict[str, Any]) -> str:
+    size = recipe.get("image_size")
+    return (recipe.get("from") or "nothing") + (f" at {size} px" if size else "")
 
 
 def _from_nothing(tokenizer: Path) -> VLJepa:
