@@ -70,7 +70,8 @@ def finetune(
 ) -> Path:
     """Fine-tune the model that `source` means on the lines in `file`; returns the folder `out`.
 
-    `say` is given what the user should read, line by line. Raises RecordingsError, BundleError.
+    `say` is given what the user should read, line by line. Raises RecordingsError, BundleError, and
+    VLJepaError for a size that does not fit or another training in `out`.
     """
     lightning.seed_everything(recipe.seed, verbose=False)
     base = load_base(source)

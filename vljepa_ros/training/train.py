@@ -81,7 +81,7 @@ def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Pa
 
     It goes on from `base`, or begins from nothing. `out` gets `config.json`, `tokenizer.json`,
     `recipe.json`, one folder a stage, and at the end `weights.safetensors` of the whole model.
-    Raises VLJepaError where `out` holds a training that began otherwise.
+    Raises VLJepaError where `out` holds a training that began otherwise, or the size does not fit.
     """
     lightning.seed_everything(recipe.seed, verbose=False)
     torch.set_flush_denormal(True)  # the smallest gradients of a softmax are slow on a CPU
