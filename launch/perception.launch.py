@@ -19,7 +19,7 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription
-from vljepa_ros.nodes.process import FASTDDS_TRANSPORTS, FASTDDS_VARIABLE
+from vljepa_ros.nodes.process import fastdds_settings
 
 ARGUMENTS = {
     "params_file": (None, "Parameter file for all nodes."),
@@ -112,10 +112,5 @@ def generate_launch_description() -> LaunchDescription:
         )
         for name, (default, text) in ARGUMENTS.items()
     ]
-    # Fast DDS's default shared-memory segment is smaller than a VGA image.
-    transport = (
-        []
-        if FASTDDS_VARIABLE in os.environ
-        else [SetEnvironmentVariable(FASTDDS_VARIABLE, FASTDDS_TRANSPORTS)]
-    )
-    return LaunchDescription([*arguments, *transport, OpaqueFunction(function=_nodes)])
+    fastdds = [SetEnvironmentVariable(name, value) for name, value in fastdds_settings().items()]
+    return LaunchDescription([*arguments, *fastdds, OpaqueFunction(function=_nodes)])

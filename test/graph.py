@@ -34,7 +34,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.nodes.messages import to_ns, to_time
-from vljepa_ros.nodes.process import set_transport
+from vljepa_ros.nodes.process import set_fastdds
 from vljepa_ros.runtime.bundle import write_manifest
 
 DEADLINE = 30.0  # seconds
@@ -70,7 +70,7 @@ class NodeProcess:
     """One of the package's executables, as a process."""
 
     def __init__(self, name: str, domain_id: int, namespace: str = "", **parameters: Any) -> None:
-        set_transport()
+        set_fastdds()
         arguments = [
             part
             for key, value in parameters.items()
@@ -133,7 +133,7 @@ class Probe:
     """A node of the test's own process: publishes pictures, collects everything else."""
 
     def __init__(self, domain_id: int, namespace: str = "") -> None:
-        set_transport()
+        set_fastdds()
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain_id, args=[])
         self.node = rclpy.create_node("probe", context=self.context, namespace=namespace)

@@ -23,7 +23,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from ..nodes.process import Spinner, set_transport
+from ..nodes.process import Spinner, set_fastdds
 from ..perception.stages import KEPT
 from ..runtime.errors import VLJepaError
 from .bench_cost import cost
@@ -85,7 +85,7 @@ def node(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """The perception node, fed by another process, and a decoder: losses, times, memory."""
-    set_transport()
+    set_fastdds()
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))  # away from a live robot
     try:
         import rclpy

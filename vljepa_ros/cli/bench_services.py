@@ -17,7 +17,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from ..nodes.process import Signals, Spinner, set_transport
+from ..nodes.process import Signals, Spinner, set_fastdds
 from ..runtime.errors import VLJepaError
 from .output import console, notice
 
@@ -40,7 +40,7 @@ def services(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Ask, classify and watch between processes while the stream runs: latencies and its rate."""
-    set_transport()
+    set_fastdds()
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))  # away from a live robot
     try:
         import rclpy

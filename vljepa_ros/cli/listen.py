@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from ..nodes.process import Signals, init_ros, set_transport
+from ..nodes.process import Signals, init_ros, set_fastdds
 from ..runtime.errors import VLJepaError
 from .output import console, notice
 
@@ -27,7 +27,7 @@ def listen(
     embeddings: bool = typer.Option(False, "--embeddings", help="A line per embedding, too."),
 ) -> None:
     """Print what the robot notices and says, as it comes, until Ctrl-C."""
-    set_transport()
+    set_fastdds()
     signals = Signals()
     stopped = threading.Event()
     try:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..nodes.process import init_ros, set_transport
+from ..nodes.process import init_ros, set_fastdds
 from ..runtime.errors import VLJepaError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Live:
 @contextmanager
 def live(command: str, namespace: str, timeout: float) -> Iterator[Live]:
     """A client of the graph in `namespace`, whose calls take `timeout` seconds at most."""
-    set_transport()
+    set_fastdds()
     try:
         import rclpy
 

@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 from rich.live import Live
 
-from ..nodes.process import Signals, Spinner, init_ros, set_transport
+from ..nodes.process import Signals, Spinner, init_ros, set_fastdds
 from ..runtime.errors import VLJepaError
 from .view import CameraView, Said, StreamView, clock
 
@@ -48,7 +48,7 @@ def up(
     ),
 ) -> None:
     """Start perception and decoder, as asked camera, memory and page, and show what is said."""
-    set_transport()
+    set_fastdds()
     signals = Signals()
     stop = threading.Event()
     live = tui is not False and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from vljepa_ros.runtime.errors import VLJepaError
@@ -27,18 +28,30 @@ GRACE = 2.5  # seconds for an orderly end, of the 3 that we promise
 SWITCH = 0.0002  # seconds; at Python's 5 ms a worker that was woken waits for the executor's thread
 FASTDDS_VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
 FASTDDS_TRANSPORTS = "DEFAULT?sockets_size=4MB&non_blocking=true"
+FASTDDS_PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # new, old
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
-def set_transport() -> None:
-    """Let Fast DDS carry images between processes; before rclpy loads, unless the user chose.
+def fastdds_settings() -> dict[str, str]:
+    """The environment that Fast DDS shall find, without what the user chose.
 
-    Its default shared-memory segment is smaller than a VGA image, which it then drops. This value
-    enlarges the segment, 8 MB for each process, and keeps the default transports otherwise:
+    Its default shared-memory segment is smaller than a VGA image, which it then drops. The first
+    value enlarges the segment, 8 MB for each process, and keeps the default transports otherwise:
     LARGE_DATA, which is a little faster, neither discovers nor is discovered by a process with the
-    defaults, as drivers and `ros2 topic echo` in an ordinary shell are.
+    defaults, as drivers and `ros2 topic echo` in an ordinary shell are. The other is a file that
+    says why it is there.
     """
-    os.environ.setdefault(FASTDDS_VARIABLE, FASTDDS_TRANSPORTS)
+    settings = {}
+    if FASTDDS_VARIABLE not in os.environ:
+        settings[FASTDDS_VARIABLE] = FASTDDS_TRANSPORTS
+    if not any(name in os.environ for name in FASTDDS_PROFILES):
+        settings[FASTDDS_PROFILES[0]] = str(Path(__file__).with_name("fastdds.xml"))
+    return settings
+
+
+def set_fastdds() -> None:
+    """Let this process and its children have `fastdds_settings`; before rclpy loads."""
+    os.environ.update(fastdds_settings())
 
 
 def forward_logs() -> None:

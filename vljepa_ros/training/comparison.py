@@ -31,6 +31,7 @@ from vljepa_ros.training.evaluation.cider import Cider
 from vljepa_ros.training.evaluation.classification import figures
 from vljepa_ros.training.evaluation.clips import Name, wordings
 from vljepa_ros.training.learners import EmbeddingLearner, Learner, TokenLearner
+from vljepa_ros.training.precision import cpu_autocast
 from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.texts import corpus, train_tokenizer
 from vljepa_ros.training.train import clip_shape
@@ -178,7 +179,7 @@ def _step(
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = RATE * min(1.0, (step + 1) / WARM_UP)
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_autocast():
         loss = learner.loss(step, cache.batch(step, plan.batch))
     optimizer.zero_grad()
     loss.backward()

@@ -30,6 +30,7 @@ from vljepa_ros.runtime.bundle import ClipSpec
 from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.base import BASE, RECIPE, WEIGHTS, Base, load_base, resized
+from vljepa_ros.training.precision import precision
 from vljepa_ros.training.recordings import (
     Line,
     RecordedClips,
@@ -288,7 +289,7 @@ def _trainer(folder: Path, steps: int, callbacks: list[Any], recipe: Recipe) -> 
     # Dropout stays off and the folder goes on on purpose.
     warnings.filterwarnings("ignore", "Found .* in eval mode|Checkpoint directory .* exists")
     return lightning.Trainer(
-        max_steps=steps, precision="bf16-mixed", accelerator="auto", devices=1,
+        max_steps=steps, precision=precision(), accelerator="auto", devices=1,
         gradient_clip_val=1.0, callbacks=callbacks, logger=CSVLogger(folder, name="log"),
         log_every_n_steps=5, enable_model_summary=False, num_sanity_val_steps=0,
         val_check_interval=recipe.check_every, check_val_every_n_epoch=None,

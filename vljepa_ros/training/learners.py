@@ -22,6 +22,7 @@ from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.evaluation.clips import Name
 from vljepa_ros.training.losses import info_nce
+from vljepa_ros.training.precision import cpu_autocast
 from vljepa_ros.training.stages import DecoderStage
 from vljepa_ros.training.texts import BEGIN, END, Sentences, sentence_encoder_folder, tokens
 from vljepa_ros.training.token_model import (
@@ -140,7 +141,7 @@ class EmbeddingLearner:
             noise = torch.from_numpy(rng.normal(0, NOISE, (PAIRS // 2, written.shape[1])))
             noisy = F.normalize(written[known] + noise.float(), dim=-1)
             texts = [said[i] for i in seen] + [read[i] for i in known]
-            with torch.autocast("cpu", torch.bfloat16):
+            with cpu_autocast():
                 loss = self.spelling.loss(torch.cat([predicted[seen], noisy]), texts)
             optimizer.zero_grad()
             loss.backward()

@@ -35,6 +35,7 @@ from vljepa_ros.runtime.errors import VLJepaError
 from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.base import RECIPE, WEIGHTS, Base, resized
 from vljepa_ros.training.clips import ClipDataset, ClipShape, collate
+from vljepa_ros.training.precision import precision
 from vljepa_ros.training.stages import DecoderStage, JointStage, TextStage
 from vljepa_ros.training.tabletop import language, store
 from vljepa_ros.training.texts import (
@@ -335,7 +336,7 @@ def _steps_done(folder: Path) -> int:
 def _fit(stage: Any, loader: Any, folder: Path, recipe: Recipe) -> None:
     keep = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=100)
     trainer = lightning.Trainer(
-        max_steps=stage.steps, precision="bf16-mixed", accelerator="auto", devices=recipe.devices,
+        max_steps=stage.steps, precision=precision(), accelerator="auto", devices=recipe.devices,
         strategy="ddp" if recipe.devices > 1 else "auto", gradient_clip_val=1.0,
         callbacks=[keep], logger=CSVLogger(folder, name="log"),
         log_every_n_steps=20, enable_model_summary=False, use_distributed_sampler=False,

@@ -21,6 +21,7 @@ from torch import Tensor
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.training.clips import ClipDataset
 from vljepa_ros.training.evaluation.clips import Name, middles, name_of, window
+from vljepa_ros.training.precision import cpu_autocast
 from vljepa_ros.training.tabletop import store
 
 TOKENS, TEXTS = "clips.f16", "clips.jsonl"
@@ -152,6 +153,6 @@ def held_out(model: VLJepa, paths: Sequence[Path], frames: int, each: int, seed:
 @torch.inference_mode()
 def see(model: VLJepa, frames: np.ndarray) -> np.ndarray:
     """Frames uint8 `[B, T, H, W, 3]` to merged visual tokens fp16 `[B, N, C]`."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_autocast():
         visual = model.x_encoder(torch.from_numpy(frames))
     return model.predictor.merged(visual).half().numpy()
