@@ -216,6 +216,8 @@ def test_the_clips_can_be_larger_than_the_starts(bundle: Path, lines: Path, tmp_
     assert load_base(str(run)).model.config.x_encoder_config.crop_size == 64
     with np.load(run / tuning.HELD_OUT) as held:
         assert held["frames"].shape[-3:] == (64, 64, 3)
+    export_finetuned(run, tmp_path / "large", "1.0.0")  # compares its graphs with the networks
+    assert load_bundle(tmp_path / "large").clip.image_size == 64
 
 
 def test_a_training_can_be_the_start_too(run: Path, bundle: Path, tmp_path: Path):

@@ -11,28 +11,28 @@ import typer
 from .output import console
 from .training import DATA, _needs_training
 
-FINISHED = typer.Argument(..., help="The folder of a finished training.")
+MODEL = typer.Argument(..., help="A bundle (folder, name or Hub id) or a finished training.")
 MADE = typer.Argument(..., help="The JSON file that is made; a PNG with the curves lies beside it.")
 
 
 def compare(
-    run: Path = FINISHED,
+    model: str = MODEL,
     out: Path = MADE,
     samples: int = typer.Option(24576, min=64, help="Questions that each learner sees."),
     folder: Path = DATA,
 ) -> None:
-    """Train VL-JEPA and a token-generating model, twice its size, on a training's X-encoder.
+    """Train VL-JEPA and a token-generating model, twice its size, on a model's X-encoder.
 
-    The work is kept in RUN/comparison-SAMPLES: an interrupted comparison goes on.
+    The work is kept beside OUT.json, in OUT-SAMPLES: an interrupted comparison goes on.
     """
     store = _needs_training().store
-    from ..training.base import load_checkpoint
+    from ..training.base import load_base
     from ..training.comparison import compare as run_comparison
     from ..training.comparison import plot
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    work = run / f"comparison-{samples}"
-    result = run_comparison(load_checkpoint(run), folder or store.default_root(), work, samples)
+    work = out.with_name(f"{out.stem}-{samples}")
+    result = run_comparison(load_base(model).model, folder or store.default_root(), work, samples)
     out.write_text(json.dumps(result, indent=2) + "\n")
     plot(result, out.with_suffix(".png"))
     console.print(f"{out}, {out.with_suffix('.png')}")
