@@ -31,6 +31,7 @@ COMMAND = [sys.executable, "-c", "from vljepa_ros.cli import main; main()"]
 CANDIDATES = ["the cube", "the ball", "a hand"]
 PATIENCE = 900.0  # seconds: a busy machine must not make a stream old
 SOON = ("--timeout", str(DEADLINE))
+NOBODY = ("--timeout", "0.5")  # where nobody answers
 
 
 class Command:
@@ -274,9 +275,24 @@ def test_recall_asks_the_memory_node(
         assert memory.end() == 0
 
 
+@pytest.mark.parametrize("call", ["create_node", "try_shutdown"])
+def test_a_lock_up_of_the_middleware_ends_the_command(call: str) -> None:
+    code = (
+        "import ctypes, rclpy\n"
+        "from vljepa_ros.cli import live, main\n"
+        "def lock_up(*_, **__): ctypes.PyDLL(None).sleep(1000)  # keeps the interpreter\n"
+        f"live.LOCKED_UP, rclpy.{call} = 1.0, lock_up\n"
+        "main()"
+    )
+    command = Command(domain(), "ask", "what ?", *NOBODY, command=[sys.executable, "-c", code])
+    status, out, err = command.result()
+    assert (status, out) == (1, "")
+    assert err.startswith("Timeout (0:00:01)!\n") and "in lock_up" in err and "in ask" in err
+
+
 def test_without_a_graph() -> None:
     alone = domain()
-    options = {"ask": ["--timeout", "0.5"], "classify": ["--timeout", "0.5"]}
+    options = {"ask": NOBODY, "classify": NOBODY}
     commands = {
         name: Command(alone, name, "anything", *options.get(name, []))
         for name in ("ask", "classify", "watch", "recall")

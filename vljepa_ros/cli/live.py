@@ -3,14 +3,19 @@
 Invariant: the command ends: with the answer, or with a sentence: within its timeout, or soon after
 SIGINT or SIGTERM. These are noted, and looked at between two callbacks: raised as exceptions, they
 could come while rclpy makes a message, in C++, and would come out of it as errors of another kind.
+Nothing is heard while a node is made or taken away: rclpy keeps the interpreter to itself, and Fast
+DDS can lock up there as another process leaves (eProsima/Fast-DDS, issue 6502). A command that does
+not come back from there ends with exit code 1 and a trace.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..nodes.process import init_ros, set_fastdds
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = 7.0  # seconds; longer than the nodes wait for one another, so that theirs is the sentence
 SPIN = 0.1  # seconds until a signal is seen
+LOCKED_UP = 30.0  # seconds; no node takes as long to be made or taken away
 
 
 class Live:
@@ -53,6 +59,7 @@ class Live:
         import rclpy
 
         rclpy.spin_once(self._node, timeout_sec=SPIN)
+        faulthandler.cancel_dump_traceback_later()  # node and clients have been made
 
 
 @contextmanager
@@ -68,18 +75,23 @@ def live(command: str, namespace: str, timeout: float) -> Iterator[Live]:
             f"vljepa {command} needs ROS 2 and the built package ({error}): run "
             "`. scripts/env.sh`, or source your workspace's set-up file, then try again."
         ) from error
-    with _noted() as stopped:
+    with _noted() as stopped, ExitStack() as stack:
+        stack.callback(faulthandler.cancel_dump_traceback_later)
+        _end_if_locked_up()
         init_ros([])
+        stack.callback(rclpy.try_shutdown)
         node = rclpy.create_node(f"vljepa_{command}", start_parameter_services=False)
-        try:
-            client = SemanticClient(node, namespace, timeout)
-            try:
-                yield Live(node, client, stopped)
-            finally:
-                client.destroy()
-        finally:
-            node.destroy_node()
-            rclpy.try_shutdown()
+        stack.callback(node.destroy_node)
+        client = SemanticClient(node, namespace, timeout)
+        stack.callback(client.destroy)
+        stack.callback(_end_if_locked_up)
+        yield Live(node, client, stopped)
+
+
+def _end_if_locked_up() -> None:
+    """End the process, with a trace, unless that is cancelled in time."""
+    if sys.stderr is not None:
+        faulthandler.dump_traceback_later(LOCKED_UP, exit=True)
 
 
 @contextmanager
