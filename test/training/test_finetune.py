@@ -211,7 +211,8 @@ def test_a_finished_one_is_not_run_again_and_another_is_refused(
 
 
 def test_the_clips_can_be_larger_than_the_starts(bundle: Path, lines: Path, tmp_path: Path):
-    recipe = replace(RECIPE, steps=2, check_every=1, decoder_steps=1, image_size=64)
+    recipe = replace(RECIPE, steps=2, decoder_steps=1, image_size=64)
+    assert recipe.check_every > recipe.steps  # and yet it is judged
     run = finetune(lines, str(bundle), tmp_path / "run", recipe, lambda _: None)
     assert load_base(str(run)).model.config.x_encoder_config.crop_size == 64
     with np.load(run / tuning.HELD_OUT) as held:

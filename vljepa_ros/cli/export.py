@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,7 @@ def export(
         raise VLJepaError("Say which folder to make: vljepa export RUN OUT, or --out FOLDER.")
     if fp8 and source is not Source.training:
         raise VLJepaError("--fp8 needs clips, and only a training has them; leave it out.")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for library in ("onnxscript", "onnx_ir", "torch"):  # they tell of every node that they fold
-        logging.getLogger(library).setLevel(logging.WARNING)
+    _say_what_is_ours()
     if source is Source.open_vljepa:
         _open_vljepa(checkpoint, x_encoder, llama, gemma, made, version, precision.value)
     elif source is Source.hf:
@@ -82,6 +81,20 @@ def export(
         raise VLJepaError("Say which training to export: vljepa export RUN OUT.")
     else:
         _training(run, made, version, folder, video, precision.value, fp8)
+
+
+def _say_what_is_ours() -> None:
+    """Let this package's own lines be seen, without the exporters' remarks between them.
+
+    Nobody could act on those, and whether a graph is right is not read from them: each is compared
+    with the networks.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for library in ("onnxscript", "onnx_ir", "torch", "torch.onnx._internal", "OpenGL"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: record.name != "root")  # onnxruntime's quantizer
+    warnings.filterwarnings("ignore", module=r"torch\.|copyreg")
 
 
 def _training(

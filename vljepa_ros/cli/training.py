@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,9 @@ def train(
     store = _needs_training().store
     import torch
 
+    # Lightning tells of devices that there are not, and of services that it would log to.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec", module="lightning")
     from ..training.base import load_base
     from ..training.train import Recipe
     from ..training.train import train as run

@@ -292,7 +292,7 @@ def _trainer(folder: Path, steps: int, callbacks: list[Any], recipe: Recipe) -> 
         max_steps=steps, precision=precision(), accelerator="auto", devices=1,
         gradient_clip_val=1.0, callbacks=callbacks, logger=CSVLogger(folder, name="log"),
         log_every_n_steps=5, enable_model_summary=False, num_sanity_val_steps=0,
-        val_check_interval=recipe.check_every, check_val_every_n_epoch=None,
+        val_check_interval=min(recipe.check_every, steps), check_val_every_n_epoch=None,
         enable_checkpointing=bool(callbacks),
     )  # fmt: skip
 
