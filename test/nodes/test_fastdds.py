@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("rclpy", reason="ROS 2 is not there")
+pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
 
 from graph import domain
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install vljepa_ros[train]")
 
 from vljepa_ros.training import precision  # noqa: E402
 
@@ -42,7 +42,7 @@ def test_the_cpu_computes_in_what_it_has(monkeypatch: pytest.MonkeyPatch, cpu: b
 def test_this_cpu_is_known_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Path("/proc/cpuinfo")
     if platform.machine() != "x86_64" or not told.exists():
-        pytest.skip("the flags of an x86 processor are read from Linux' /proc/cpuinfo")
+        pytest.skip("no x86 Linux, whose /proc/cpuinfo tells what the processor has")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     has = "avx512_bf16" in told.read_text().split()
     assert (precision.precision() == "bf16-mixed") == has

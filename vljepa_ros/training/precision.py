@@ -17,8 +17,10 @@ def precision() -> Literal["bf16-mixed", "32-true"]:
     It asks the GPU, and where there is none the CPU.
     """
     if torch.cuda.is_available():
-        return _named(torch.cuda.is_bf16_supported(including_emulation=False))
-    return _named(_cpu_has_bf16())
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = _cpu_has_bf16()
+    return "bf16-mixed" if has_bf16 else "32-true"
 
 
 def cpu_autocast() -> torch.autocast:
@@ -28,7 +30,3 @@ def cpu_autocast() -> torch.autocast:
 
 def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported()  # it has no public name before torch 2.13
-
-
-def _named(has_bf16: bool) -> Literal["bf16-mixed", "32-true"]:
-    return "bf16-mixed" if has_bf16 else "32-true"
