@@ -96,20 +96,19 @@ def test_a_callback_awaits(agent: Agent, domain_id: int, kind: str) -> None:
         got.put((first.answer, second.text))
         return response
 
+    probe = Probe(domain_id)
     if kind == "timer":
         agent.run(question)
+    elif kind == "subscription":
+        client.on_utterance(question)
+        publisher = probe.node.create_publisher(Utterance, "utterances", 10)
+        probe.wait(lambda: publisher.get_subscription_count() == 2, "it, and the probe itself")
+        publisher.publish(Utterance(text="something"))
     else:
-        probe = Probe(domain_id)
-        if kind == "subscription":
-            client.on_utterance(question)
-            publisher = probe.node.create_publisher(Utterance, "utterances", 10)
-            probe.wait(lambda: publisher.get_subscription_count() == 2, "it, and the probe itself")
-            publisher.publish(Utterance(text="something"))
-        else:
-            agent.node.create_service(Pin, "anything", question)
-            probe.call(Pin, "anything", Pin.Request())
-        probe.close()
+        agent.node.create_service(Pin, "anything", question)
+        probe.call(Pin, "anything", Pin.Request())
     assert got.get(timeout=DEADLINE) == ("first", "second")
+    probe.close()  # not before: a message that is still under way ends with its publisher
 
 
 def test_an_exception_reaches_the_coroutine(agent: Agent) -> None:
