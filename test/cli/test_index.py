@@ -114,9 +114,12 @@ def test_moments_are_the_segments_of_every_camera(bundle: Path, bags: Path, tmp_
         found = [s for s in steps if s.camera == camera]
         changes = [s for s in found if s.change is not None]
         assert len(its) == len(changes) > 3
-        starts = [s.segment_start_ns for s in changes]
-        for moment, change, end in zip(its, changes, [*starts[1:], 2**63], strict=True):
-            inside = [s for s in found if change.segment_start_ns <= s.stamp_ns < end]
+        # A segment begins at the last step of the one before, the first of a stream at its own.
+        firsts = [s.segment_start_ns + (s.segment_start_ns < s.stamp_ns) for s in changes]
+        for moment, change, first, end in zip(
+            its, changes, firsts, [*firsts[1:], 2**63], strict=True
+        ):
+            inside = [s for s in found if first <= s.stamp_ns < end]
             assert (moment.start_ns, moment.end_ns) == (inside[0].stamp_ns, inside[-1].stamp_ns)
             mean = np.mean([s.embedding for s in inside], axis=0)
             assert np.allclose(moment.embedding, mean / np.linalg.norm(mean), atol=1e-6)

@@ -86,7 +86,7 @@ def streams(draw: st.DrawFn) -> tuple[list[Event], list[Event], list[Event], lis
                 said = (f"segment {found.segment_id}", 0.5)
                 words.append(("words", ("camera", "query", found.segment_id, *said)))
                 for i in range(len(owner)):  # brute force, within what the detector looks back
-                    back = len(owner) - candidate <= i and owner[i][1] >= begin
+                    back = len(owner) - candidate <= i and owner[i][1] > begin
                     if back and (not jump or i >= run):
                         owner[i] = (found.segment_id, *owner[i][1:])
             steps.append(("step", ("camera", "query", now, found.segment_id, embedding)))
@@ -212,8 +212,8 @@ def test_a_segment_whose_own_steps_are_all_lost_is_cut_out_of_the_one_before() -
     for at in range(1, 8):
         step(recorder, at, 1)
     step(recorder, 12, 3)
-    recorder.change("camera", "query", 2, 5 * SECOND, 1, SECOND)
-    recorder.change("camera", "query", 3, 7 * SECOND, 2, 5 * SECOND)
+    recorder.change("camera", "query", 2, 4 * SECOND, 1, SECOND)
+    recorder.change("camera", "query", 3, 6 * SECOND, 2, 4 * SECOND)
     recorder.flush()
     found = [(m.segment_id, m.start_ns // SECOND, m.end_ns // SECOND) for m in listener.moments]
     assert found == [(1, 1, 4), (2, 5, 6), (3, 7, 12)]
@@ -264,7 +264,7 @@ def test_hours_take_no_more_memory_and_the_mean_stays_exact() -> None:
         step(recorder, at, 1, embedding)
     segment = recorder._streams["camera", "query"]._segments[-1]
     assert len(segment._tail) == TAIL
-    recorder.change("camera", "query", 2, (2 * TAIL + 2) * SECOND, 1, SECOND)
+    recorder.change("camera", "query", 2, (2 * TAIL + 1) * SECOND, 1, SECOND)
     step(recorder, 3 * TAIL + 1, 2, embeddings[0])
     mean = embeddings[: 2 * TAIL + 1].astype(np.float64).sum(0)
     assert listener.moments[0].end_ns == (2 * TAIL + 1) * SECOND
@@ -309,7 +309,7 @@ def test_the_thumbnail_is_the_one_nearest_to_the_middle() -> None:
     for at in range(1, 30):
         recorder.thumbnail("camera", at * SECOND, str(at).encode())
         step(recorder, at, 1 if at < 20 else 2)
-    recorder.change("camera", "query", 2, 18 * SECOND, 1, SECOND)
+    recorder.change("camera", "query", 2, 17 * SECOND, 1, SECOND)
     recorder.flush()
     assert [m.thumbnail for m in listener.moments] == [b"9", b"23"]
 

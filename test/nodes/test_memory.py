@@ -128,12 +128,11 @@ def test_what_was_seen_is_recalled(graph: Graph, bundle: Path) -> None:
     probe = graph.probe
     own = [c for c in probe.changes if to_ns(c.previous_segment_start) > begin]
     assert own
-    starts = {to_ns(c.previous_segment_start) for c in own}
+    closing = {c.previous_segment_id for c in own}
 
     def worded() -> bool:
-        found = {m.start_ns: m for m in moments(graph.store) if m.text}
-        said = {u.segment_id for u in probe.utterances}
-        return starts <= set(found) and all(found[at].segment_id in said for at in starts)
+        found = {m.segment_id for m in moments(graph.store) if m.text}
+        return closing <= found and closing <= {u.segment_id for u in probe.utterances}
 
     probe.wait(worded, "the closed segments and their words")
     closed = moments(graph.store)
@@ -142,13 +141,14 @@ def test_what_was_seen_is_recalled(graph: Graph, bundle: Path) -> None:
     assert probe.transition("memory", "activate")
     assert [m.id for m in kept[:-1]] == [m.id for m in closed]
     # The moments are those of the stream, as this test heard it too.
-    of = {m.start_ns: m for m in kept}
+    of = {m.segment_id: m for m in kept}
     heard = {to_ns(e.header.stamp): np.array(e.embedding) for e in probe.embeddings}
     said = {u.segment_id: u.text for u in probe.utterances}
     for change in own:
-        moment = of[to_ns(change.previous_segment_start)]
-        its = [at for at in heard if moment.start_ns <= at < to_ns(change.segment_start)]
-        assert moment.end_ns == max(its)
+        moment = of[change.previous_segment_id]
+        since, until = to_ns(change.previous_segment_start), to_ns(change.segment_start)
+        its = [at for at in heard if since < at <= until]  # both are steps of the segments before
+        assert (moment.start_ns, moment.end_ns) == (min(its), max(its))
         mean = np.mean([heard[at] for at in its], axis=0)
         assert np.allclose(moment.embedding, mean / np.linalg.norm(mean), atol=1e-5)
         assert (moment.robot, moment.camera) == ("robbie", "front")
@@ -300,8 +300,8 @@ def test_a_kill_loses_at_most_the_open_segment(graph: Graph) -> None:
     graph.memory.wait_for_log("Active.")
     assert {m.id for m in before} <= {m.id for m in moments(graph.store)}
     closed = [c for c in probe.changes if begin < to_ns(c.previous_segment_start)]
-    kept = {m.start_ns for m in before}
-    assert len([c for c in closed if to_ns(c.previous_segment_start) not in kept]) <= 1
+    kept = {m.segment_id for m in before}
+    assert len([c for c in closed if c.previous_segment_id not in kept]) <= 1
     graph.heard()
 
     def answered() -> bool:

@@ -15,12 +15,12 @@ LENGTH = 5.0  # s of every event
 EVENTS = 6
 
 
-def stream(noise: float = 0.0, blip: float | None = None) -> Stream:
-    """Every event has a direction of its own; at `blip` s there is another for half a second."""
+def stream(noise: float = 0.0, blip: float | None = None, lasting: float = 0.5) -> Stream:
+    """Every event has a direction of its own; at `blip` s there is another, `lasting` s long."""
     stamps = np.arange(0.25, EVENTS * LENGTH, 1 / RATE)
     rows = ((stamps - 0.01) // LENGTH).astype(int)
     if blip is not None:
-        rows = np.where((stamps >= blip) & (stamps < blip + 0.5), EVENTS, rows)
+        rows = np.where((stamps >= blip) & (stamps < blip + lasting), EVENTS, rows)
     embeddings = np.eye(32)[rows] + noise * np.random.default_rng(0).normal(size=(len(rows), 32))
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     bounds = tuple(LENGTH * i for i in range(1, EVENTS))
@@ -31,15 +31,15 @@ def stream(noise: float = 0.0, blip: float | None = None) -> Stream:
 
 
 def test_a_perfect_stream_earns_full_marks():
-    earned = calibrate._boundaries([stream()], (0.8, 2, 1, 1.0))
+    earned = calibrate._boundaries([stream()], (0.4, 2, 1, 1.0))
     assert earned["f1"] == earned["precision"] == earned["recall"] == 1
     assert earned["false_alarms_per_minute"] == 0
-    assert earned["delay"] == pytest.approx(0.25)  # a candidate of two steps
+    assert earned["delay"] == pytest.approx(0.25)  # half of the candidate is enough
     assert earned["decodes_per_minute"] == pytest.approx(EVENTS / (29.5 / 60), rel=0.02)
 
 
 def test_a_change_that_is_none_is_a_false_alarm():
-    earned = calibrate._boundaries([stream(blip=2.5)], (0.8, 2, 1, 1.0))
+    earned = calibrate._boundaries([stream(blip=2.5)], (0.4, 2, 1, 1.0))
     assert earned["recall"] == 1
     assert earned["precision"] == pytest.approx(5 / 7)
     assert earned["false_alarms_per_minute"] == pytest.approx(2 / (29.5 / 60), rel=0.02)
@@ -76,7 +76,7 @@ def test_calibration_finds_what_ignores_noise_and_blips(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(calibrate, "Bench", Bench)
     monkeypatch.setattr(calibrate, "point", lambda streams, way: {"cider": 1.0})
-    monkeypatch.setattr(calibrate, "perceive", lambda model, path: stream(0.02, blip=2.5))
+    monkeypatch.setattr(calibrate, "perceive", lambda model, path: stream(0.02, 2.5, 0.25))
     monkeypatch.setattr(calibrate.store, "load_episode", lambda path: path)
     first = SPLITS["stream"]
     paths = [Path(f"{first + number:08d}.npz") for number in (3, 100)]

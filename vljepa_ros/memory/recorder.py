@@ -3,7 +3,7 @@
 Invariant: the moments of one camera and query are disjoint, in the order of the steps, and hold
 every step exactly once, whatever order steps, changes and words come in; none spans a restart.
 
-A change that is detected at step t says that its segment began at or before t: the steps between,
+A change that is detected at step t says that its segment began before t: the steps after that,
 which were published under the segment before, are the new one's. So a segment becomes a moment
 when a step of the next one and the change between them are both there, or when the change must be
 lost. Memory is bounded: of the open segment the last TAIL steps are kept, and the sum of the rest.
@@ -247,7 +247,7 @@ class _Stream:
             change = self._changes.get(second.segment_id)
             if not second.anew:
                 if change is not None and _follows(change, first):
-                    first.move(change.start_ns, second)
+                    first.move(change.start_ns + 1, second)
                 elif self._steps + patience - second.seen <= PATIENCE:
                     return
             self._segments.popleft()

@@ -112,7 +112,7 @@ def export_public(public: Public, out: Path, version: str, storage: str = "fp16"
         "version": version,
         "preprocess": {"resize": "shorter_side", "crop": "centre", "resample": "bilinear"},
         "temperature": public.temperature,
-        "thresholds": {"gate": 1.5, "change": 0.5, "watch": 0.3},
+        "thresholds": {"gate": 1.5, "change": 0.25, "watch": 0.3},
         "change": {"candidate": 2, "min_segment": 2, "hysteresis": 0.8},
         "source": {
             **public.source,

@@ -24,12 +24,12 @@ COMMON = (
          live=True, low=0, high=86400),
     Spec("change_threshold", 0.0, "Change detector: Ward cost that equals a change score of 1; "
          "0: the bundle's.", live=True, low=0, high=1e6),
-    Spec("candidate", 0, "Change detector: steps in the recent candidate segment; 0: the bundle's.",
-         live=True, low=0, high=1000),
+    Spec("candidate", 0, "Change detector: newest steps that are held against as many before them; "
+         "0: the bundle's.", live=True, low=0, high=1000),
     Spec("min_segment", 0, "Change detector: steps in the shortest segment; 0: the bundle's.",
          live=True, low=0, high=100000),
     Spec("hysteresis", 0.0, "Change detector: the score must fall below this before the next "
-         "change, or the segment outlast three candidates; 0: the bundle's.",
+         "change, or the meaning be twice as far from what was said; 0: the bundle's.",
          live=True, low=0, high=1),
     Spec("labels", [""], "Standing labels, scored at every step on the topic labels; none: none.",
          live=True),

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class Change:
     """A segment closed and a new one opened, which means what the step's embedding says.
 
-    Of the segment's steps so far the newest has seen most of it, the first began before it.
+    Of the segment's steps so far the newest has seen most of it.
     """
 
     segment_id: int
@@ -49,9 +49,9 @@ class Step:
     """What one camera means now for one standing query.
 
     `stamp_ns` and `frame_id` are the newest frame's, `window_start_ns` the oldest's,
-    `segment_start_ns` that of the segment's first step. `embedding`: float32 `[E]`, unit length.
-    `reused`: the gate found nothing new and the last embedding
-    stands. `change_score` >= 1.0 is a change, and `change` says what changed.
+    `segment_start_ns` that at which the segment began. `embedding`: float32 `[E]`, unit length.
+    `reused`: the gate found nothing new and the last embedding stands. A change needs a
+    `change_score` of 1.0, and `change` says what changed.
     """
 
     camera: str
