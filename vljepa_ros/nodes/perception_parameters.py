@@ -29,8 +29,8 @@ COMMON = (
     Spec("min_segment", 0, "Change detector: steps in the shortest segment; 0: the bundle's.",
          live=True, low=0, high=100000),
     Spec("hysteresis", 0.0, "Change detector: the score must fall below this before the next "
-         "change, or the meaning be twice as far from what was said; 0: the bundle's.",
-         live=True, low=0, high=1),
+         "change, unless the last one is two candidates ago or the meaning twice as far from what "
+         "was said; 0: the bundle's.", live=True, low=0, high=1),
     Spec("labels", [""], "Standing labels, scored at every step on the topic labels; none: none.",
          live=True),
     Spec("label_template", "", "Sentence around each label, with {} where it goes; empty: the "

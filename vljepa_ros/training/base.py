@@ -26,7 +26,7 @@ KEPT = ("name", "temperature", "thresholds", "change", "source")  # of the manif
 UNCALIBRATED: dict[str, Any] = {
     "name": "recordings",
     "temperature": 0.07,
-    "thresholds": {"gate": 1.5, "change": 1.0, "watch": 0.5},
+    "thresholds": {"gate": 1.5, "change": 0.5, "watch": 0.5},
     "change": {"candidate": 3, "min_segment": 2, "hysteresis": 0.8},
     "source": {"licence": "Apache-2.0"},
 }

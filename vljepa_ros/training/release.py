@@ -89,7 +89,7 @@ def _manifest(version: str, recipe: dict[str, Any]) -> dict[str, Any]:
         "name": "tabletop",
         "version": version,
         "temperature": 0.07,
-        "thresholds": {"gate": GATE, "change": 1.0, "watch": 0.5},
+        "thresholds": {"gate": GATE, "change": 0.5, "watch": 0.5},
         "change": {"candidate": 3, "min_segment": 2, "hysteresis": 0.8},
         "source": {
             "weights": "trained by `vljepa train` on the simulated table; the Y-encoder is "
