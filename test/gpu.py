@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -86,3 +87,19 @@ def quick_builds(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 
     monkeypatch.setattr(opening, "build_in_child", build)
     return fake_gpu
+
+
+def builders_of(process: int) -> list[int]:
+    """The builders of engines among a process's children."""
+    found = []
+    for task in Path(f"/proc/{process}/task").iterdir():
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return [child for child in found if b"trt.builder" in command_of(child)]
+
+
+def command_of(process: int) -> bytes:
+    """A process's command line; empty where it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    return b""

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
 
 from bundles import make_bundle
-from gpu import environment
+from gpu import builders_of, environment
 from graph import NodeProcess, Probe, Stream, domain, noise, wait
 
 from vljepa_ros.srv import Ask
@@ -141,15 +141,11 @@ def test_a_build_is_given_up_with_what_served_meanwhile(
 ) -> None:
     perception.wait_for_log("Active.")
     perception.wait_for_log("Building x_encoder")
-    children = Path(f"/proc/{perception.process.pid}/task")
-
-    def builders() -> list[str]:
-        return [c for task in children.iterdir() for c in (task / "children").read_text().split()]
-
-    wait(lambda: len(builders()) == 1, "the builder")
+    parent = perception.process.pid
+    wait(lambda: len(builders_of(parent)) == 1, "the builder")
     assert probe.transition("perception", "deactivate")
     assert probe.transition("perception", "cleanup")
-    wait(lambda: not builders(), "the builder to end")
+    wait(lambda: not builders_of(parent), "the builder to end")
     gpu.faults()
     assert probe.transition("perception", "configure")
     perception.wait_for_log("The engines are built; now x_encoder on tensorrt (fp16)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu import FakeGpu, environment, fake_gpu  # noqa: F401, as fixtures
+from gpu import FakeGpu, builders_of, command_of, environment, fake_gpu  # noqa: F401, as fixtures
 
 from vljepa_ros.runtime import trt
 from vljepa_ros.runtime.bundle import load_bundle
@@ -144,29 +143,14 @@ def test_what_the_report_raises_ends_the_build(gpu: FakeGpu, graph: GraphSpec) -
     children: list[int] = []
 
     def give_up(phase: str, done: float) -> None:
-        children.extend(children_of(os.getpid()))
+        children.extend(builders_of(os.getpid()))
         if phase == "reading the graph":
             raise GivenUp
 
     gpu.faults("hold")
     with pytest.raises(GivenUp):
         opened(graph, give_up)
-    assert children and not set(children) & set(children_of(os.getpid()))
-
-
-def children_of(process: int) -> list[int]:
-    """The builders among a process's children."""
-    found = []
-    for task in Path(f"/proc/{process}/task").iterdir():
-        with contextlib.suppress(OSError):
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return [child for child in found if b"trt.builder" in command_of(child)]
-
-
-def command_of(process: int) -> bytes:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    return b""
+    assert children and not set(children) & set(builders_of(os.getpid()))
 
 
 OPENS = """
@@ -220,7 +204,7 @@ def test_a_builder_ends_with_its_parent_and_another_process_takes_over(
 ) -> None:
     gpu.faults("hold")
     parent = building(gpu, graph)
-    (child,) = until(lambda: children_of(parent.pid))
+    (child,) = until(lambda: builders_of(parent.pid))
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
     until(lambda: b"trt.builder" not in command_of(child))
