@@ -44,7 +44,7 @@ def ward(n1: int, mean1: np.ndarray, n2: int, mean2: np.ndarray) -> float:
 
 
 def _mean(steps: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of steps `[E]`; of so few, twice as fast as NumPy's of their stack."""
+    """The mean of steps `[E]`; NumPy's, of their stack, takes longer for so few."""
     total = steps[0]
     for step in steps[1:]:
         total = total + step
