@@ -78,9 +78,7 @@ def _nodes(context: LaunchContext) -> list:
     ]
     if _flag("web", given["web"]):
         file = [given["params_file"], clock]
-        actions.append(
-            Node(executable="web_node", name="web", parameters=file, **again, **common)
-        )
+        actions.append(Node(executable="web_node", name="web", parameters=file, **again, **common))
     if given["video"]:
         source = {"source": _absolute(given["video"])}
         if cameras:

@@ -49,5 +49,3 @@ def same(left: Moment | None, right: Moment | None) -> bool:
         return left is right
     a, b = dict(vars(left)), dict(vars(right))
     return np.array_equal(a.pop("embedding"), b.pop("embedding")) and a == b
-
-

@@ -104,7 +104,10 @@ def test_without_a_gpu_rtx_builds_for_any(tmp_path: Path, tiny_bundle: Path) -> 
      (("--profile", "S=1:1:1", "--part", "y_decoder"), "other bounds for B, not for 'S'")],
 )  # fmt: skip
 def test_what_cannot_be_built_is_one_sentence(
-    fake_gpu: FakeGpu, tiny_bundle: Path, arguments: tuple[str, ...], words: str  # noqa: F811
+    fake_gpu: FakeGpu,
+    tiny_bundle: Path,
+    arguments: tuple[str, ...],
+    words: str,  # noqa: F811
 ) -> None:
     result = CliRunner().invoke(app, ["build", "--bundle", str(tiny_bundle), *arguments])
     assert isinstance(result.exception, EngineError) and result.stdout == ""

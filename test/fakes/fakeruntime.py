@@ -189,9 +189,7 @@ def runtime(name: str, version: str) -> dict[str, Any]:
                 }
                 outputs = self.engine.session.run(None, zeros)
                 names = [o.name for o in self.engine.session.get_outputs()]
-                self._known[key] = {
-                    n: o.shape for n, o in zip(names, outputs, strict=True)
-                }
+                self._known[key] = {n: o.shape for n, o in zip(names, outputs, strict=True)}
             return self._known[key][tensor]
 
         def set_tensor_address(self, tensor: str, address: int) -> bool:
@@ -231,6 +229,6 @@ def runtime(name: str, version: str) -> dict[str, Any]:
                     value = np.flip(value, -1)
                 arrays[tensor][...] = value
 
-    return {
-        key: value for key, value in {**globals(), **locals()}.items() if key[0].isupper()
-    } | {"nptype": nptype}
+    return {key: value for key, value in {**globals(), **locals()}.items() if key[0].isupper()} | {
+        "nptype": nptype
+    }

@@ -239,9 +239,7 @@ def library(name: str, version: str) -> dict[str, Any]:
                 "workspace": config.pools[MemoryPoolType.WORKSPACE],
                 "aux": config.max_aux_streams, "verbosity": int(config.profiling_verbosity),
             }  # fmt: skip
-            return HostMemory(
-                json.dumps(head).encode() + b"\n" + network.model.SerializeToString()
-            )
+            return HostMemory(json.dumps(head).encode() + b"\n" + network.model.SerializeToString())
 
         def _go_through(self, monitor: Any) -> bool:
             if monitor is None:

@@ -246,9 +246,11 @@ def test_diagnostics_count_the_questions(camera: Stream, probe: Probe) -> None:
     assert not ask(probe, question="").success
     probe.wait_for_health(
         "perception: questions",
-        lambda v: int(v["asked"]) == before["asked"] + 2
-        and int(v["answered"]) == before["answered"] + 1
-        and int(v["refused"]) == before["refused"] + 1,
+        lambda v: (
+            int(v["asked"]) == before["asked"] + 2
+            and int(v["answered"]) == before["answered"] + 1
+            and int(v["refused"]) == before["refused"] + 1
+        ),
     )
     probe.wait_for_health("perception: stages", lambda v: float(v["ask p50 (ms)"]) > 0)
 

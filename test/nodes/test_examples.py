@@ -39,9 +39,7 @@ class Example:
     `interrupted`: a message type; Ctrl-C comes while rclpy makes the first of it.
     """
 
-    def __init__(
-        self, name: str, domain_id: int, interrupted: str = "", **parameters: Any
-    ) -> None:
+    def __init__(self, name: str, domain_id: int, interrupted: str = "", **parameters: Any) -> None:
         given = [part for k, v in parameters.items() for part in ("-p", f"{k}:={v}")]
         prefix = [str(INTERRUPTED), interrupted] if interrupted else []
         self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - as long as the process
@@ -185,9 +183,7 @@ def test_patrol_stands_where_nobody_sees_for_it() -> None:
         probe.close()
 
 
-def test_narrator_keeps_a_log(
-    camera: Stream, probe: Probe, domain_id: int, tmp_path: Path
-) -> None:
+def test_narrator_keeps_a_log(camera: Stream, probe: Probe, domain_id: int, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     narrator = Example("narrator", domain_id, log=path, candidates="['one', 'two', 'three']")
     written: list[dict[str, Any]] = []

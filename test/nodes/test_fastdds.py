@@ -33,9 +33,7 @@ def test_both_settings_where_the_user_has_none() -> None:
 
 
 @pytest.mark.parametrize(("name", "left"), list(zip(NAMES, (NAMES[1], NAMES[0], NAMES[0]))))
-def test_what_the_user_has_set_stays(
-    monkeypatch: pytest.MonkeyPatch, name: str, left: str
-) -> None:
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch, name: str, left: str) -> None:
     monkeypatch.setenv(name, "mine")
     assert set(process.fastdds_settings()) == {left}
 

@@ -176,9 +176,7 @@ def stream(
     thresholds = {"gate": 3.0, "change": 0.05, "watch": 0.5}
     bundle = make_bundle(tmp_path_factory.mktemp("web") / "tiny", thresholds=thresholds)
     nodes = [
-        NodeProcess(
-            "perception_node", domain_id, bundle=bundle, labels=LABELS, max_gap=PATIENCE
-        ),
+        NodeProcess("perception_node", domain_id, bundle=bundle, labels=LABELS, max_gap=PATIENCE),
         NodeProcess("decoder_node", domain_id, bundle=bundle),
     ]
     for node in nodes:
@@ -342,9 +340,7 @@ def test_a_question_is_answered(stream: Stream, web: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ask", "watch"])
-def test_an_unknown_camera_is_refused_with_a_sentence(
-    kind: str, stream: Stream, web: str
-) -> None:
+def test_an_unknown_camera_is_refused_with_a_sentence(kind: str, stream: Stream, web: str) -> None:
     with Visitor(web) as page:
         request = {"question": "what ?"} if kind == "ask" else {"text": "a cube falls"}
         answer = page.ask(kind, camera="nowhere", **request)
@@ -413,9 +409,7 @@ def test_what_was_seen_is_recalled_with_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("qdrant_edge", reason="qdrant-edge-py is missing: pip install it")
     domain_id = domain()
     probe = Probe(domain_id)
-    bundle = make_bundle(
-        tmp_path / "tiny", thresholds={"gate": 3.0, "change": 0.05, "watch": 0.5}
-    )
+    bundle = make_bundle(tmp_path / "tiny", thresholds={"gate": 3.0, "change": 0.05, "watch": 0.5})
     web, url = start_web(domain_id)
     nodes = [
         NodeProcess("perception_node", domain_id, bundle=bundle, max_gap=PATIENCE),
@@ -487,9 +481,7 @@ def test_too_large_and_too_many_are_sentences(stream: Stream, web: str) -> None:
 def test_too_fast_is_a_sentence(web: str) -> None:
     with Visitor(web) as page:
         ids = [page.send("view", camera="") for _ in range(3 * BURST)]
-        answers = page.wait(
-            lambda: len(page.of("answer")) == len(ids) and page.of("answer")
-        )
+        answers = page.wait(lambda: len(page.of("answer")) == len(ids) and page.of("answer"))
         assert [answer["id"] for answer in answers] == ids
         refused = [answer for answer in answers if not answer["ok"]]
         assert all(answer["ok"] for answer in answers[:BURST])

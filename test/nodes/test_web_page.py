@@ -144,9 +144,7 @@ def test_it_shows_the_stream(graph: Graph, page: Browser) -> None:
     page.wait("document.getElementById('rate-out').textContent.includes('Hz')")
 
 
-def test_the_timeline_draws_scores_words_and_the_threshold(
-    graph: Graph, page: Browser
-) -> None:
+def test_the_timeline_draws_scores_words_and_the_threshold(graph: Graph, page: Browser) -> None:
     graph.show(page, f"{SAID} > 1")
     page.wait("Number(document.getElementById('timeline').dataset.steps) > 8")
     for name in ("line", "mark", "shade", "text"):

@@ -181,9 +181,7 @@ def test_what_changes_in_the_bundle_asks_for_another_engine(
     assert to_build(dataclasses.replace(graph, path=path))
 
 
-def test_engines_for_any_gpu_and_any_version_load_elsewhere(
-    gpu: FakeGpu, graph: GraphSpec
-) -> None:
+def test_engines_for_any_gpu_and_any_version_load_elsewhere(gpu: FakeGpu, graph: GraphSpec) -> None:
     def prepared(*options: str) -> None:
         _, engine = opening.prepare(graph, "tensorrt", "fp32", lambda phase, done: None, options)
         assert engine is not None

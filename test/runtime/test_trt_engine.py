@@ -156,9 +156,7 @@ def test_a_frame_that_is_needed_now_does_not_make_room_for_a_new_one(
     assert gpu.fakegpu.counts["htod"] == 4
 
 
-def test_tokens_stay_on_the_gpu_between_encoder_and_predictor(
-    gpu: FakeGpu, bundle: Bundle
-) -> None:
+def test_tokens_stay_on_the_gpu_between_encoder_and_predictor(gpu: FakeGpu, bundle: Bundle) -> None:
     encoder, predictor = opened(bundle, "x_encoder"), opened(bundle, "predictor")
     windows = [clip() for _ in range(3)]
     tokens = encoder.run_keeping(frames=windows)["visual_tokens"]
@@ -274,9 +272,7 @@ def test_shapes_outside_the_profile_are_refused(gpu: FakeGpu, bundle: Bundle) ->
     engine.run(frames=[clip()])
 
 
-def test_nodes_of_one_process_use_the_gpu_from_their_threads(
-    gpu: FakeGpu, bundle: Bundle
-) -> None:
+def test_nodes_of_one_process_use_the_gpu_from_their_threads(gpu: FakeGpu, bundle: Bundle) -> None:
     engines = [opened(bundle, "x_encoder") for _ in range(3)]
     windows = [clip() for _ in range(3)]
     results: dict[int, np.ndarray] = {}

@@ -218,16 +218,12 @@ class Altered(OrtEngine):
 
 
 @pytest.mark.parametrize("part", ["x_encoder", "predictor", "y_encoder", "y_decoder"])
-def test_the_comparison_finds_one_wrong_row_of_the_largest_batch(
-    bundle: Bundle, part: str
-) -> None:
+def test_the_comparison_finds_one_wrong_row_of_the_largest_batch(bundle: Bundle, part: str) -> None:
     graph = bundle.graphs[part]
     output = next(iter(graph.outputs))
 
     def cosine(row: int, value: float) -> float:
-        return numerics.least_cosine(
-            Altered(graph, output, row, value), graph, lambda *_: None
-        )
+        return numerics.least_cosine(Altered(graph, output, row, value), graph, lambda *_: None)
 
     assert cosine(0, 1.0) == pytest.approx(1.0, abs=1e-6)
     last = graph.profile["B"][2] - 1

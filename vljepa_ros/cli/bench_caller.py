@@ -72,9 +72,7 @@ class Caller:
 
     def crowd(self, callers: int, seconds: float) -> dict[str, Any]:
         """Each of so many clients asks again as soon as it is answered."""
-        clients = [
-            self.node.create_client(Ask, "ask", qos_profile=DEEP) for _ in range(callers)
-        ]
+        clients = [self.node.create_client(Ask, "ask", qos_profile=DEEP) for _ in range(callers)]
         self.wait(lambda: all(c.service_is_ready() for c in clients), "ask")
         self.begin()
         until = time.monotonic() + seconds

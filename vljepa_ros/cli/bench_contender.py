@@ -98,9 +98,9 @@ class Engines:
 
     def predict(self, tokens: Any, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         rows = [tokens[row] for row in range(len(tokens))]
-        return self._engines["predictor"].run(
-            visual_tokens=rows, query_ids=ids, query_mask=mask
-        )["embedding"]
+        return self._engines["predictor"].run(visual_tokens=rows, query_ids=ids, query_mask=mask)[
+            "embedding"
+        ]
 
     def embed_text(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return self._engines["y_encoder"].run(ids=ids, mask=mask)["embedding"]

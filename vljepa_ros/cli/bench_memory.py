@@ -212,9 +212,7 @@ def _percentiles(durations: list[float]) -> dict[str, float]:
 
 def _memory() -> dict[str, float]:
     """Resident megabytes of this process: all, its own, and pages of files."""
-    lines = dict(
-        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
-    )
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     names = {"resident": "VmRSS", "own": "RssAnon", "of_files": "RssFile"}
     return {name: int(lines[field].split()[0]) / 1024 for name, field in names.items()}
 

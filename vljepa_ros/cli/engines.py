@@ -63,9 +63,7 @@ def build(
     from .models import BuildProgress
 
     if precision not in PRECISIONS:
-        raise EngineError(
-            f"Unknown precision '{precision}'; use one of {', '.join(PRECISIONS)}."
-        )
+        raise EngineError(f"Unknown precision '{precision}'; use one of {', '.join(PRECISIONS)}.")
     loaded = load_bundle(bundle)
     graphs = _graphs(loaded.graphs, part)
     bounds = _bounds(profile, graphs)

@@ -80,9 +80,7 @@ def find_recordings(
     return found
 
 
-def _recording(
-    path: Path, topics: Sequence[str], names: Sequence[str], start_ns: int
-) -> Recording:
+def _recording(path: Path, topics: Sequence[str], names: Sequence[str], start_ns: int) -> Recording:
     if not path.exists():
         raise IndexingError(f"There is no recording {path}.")
     if not _is_bag(path):

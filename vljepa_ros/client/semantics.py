@@ -176,9 +176,7 @@ class SemanticClient:
 
     def pin(self, id: str, pinned: bool = True) -> Call:
         """Keep the moment `id` for good; `pinned=False`: no longer. Result: Pin.Response."""
-        return self._call(
-            Pin, "pin", lambda: Pin.Request(id=_text(id, "id"), pinned=bool(pinned))
-        )
+        return self._call(Pin, "pin", lambda: Pin.Request(id=_text(id, "id"), pinned=bool(pinned)))
 
     @property
     def pending(self) -> int:

@@ -68,9 +68,7 @@ class Recorder:
         change = _Change(segment_id, start_ns, previous_segment_id, previous_start_ns)
         self._stream(camera, query).change(change)
 
-    def words(
-        self, camera: str, query: str, segment_id: int, text: str, confidence: float
-    ) -> None:
+    def words(self, camera: str, query: str, segment_id: int, text: str, confidence: float) -> None:
         """What was said of a segment, which may not have begun yet, or be over."""
         self._stream(camera, query).words(segment_id, text, confidence)
 

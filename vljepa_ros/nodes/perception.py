@@ -273,9 +273,7 @@ class PerceptionNode(ModelNode):
                 drawn.add(step.camera)
                 self._draw(step, frames[step.camera][1])
 
-    def _send_thumbnails(
-        self, steps: Sequence[Step], frames: dict[str, tuple[Frame, Any]]
-    ) -> None:
+    def _send_thumbnails(self, steps: Sequence[Step], frames: dict[str, tuple[Frame, Any]]) -> None:
         """The picture of each camera's step, where somebody subscribes; before its embeddings."""
         for name, step in {step.camera: step for step in steps}.items():
             if self._thumbnails[name].get_subscription_count() == 0:

@@ -62,9 +62,7 @@ def bag_info(path: Path) -> BagInfo:
 def bag_images(path: Path, topics: Sequence[str]) -> Iterator[BagImage]:
     """Every image of these topics, in the order they were recorded. Raises BagError."""
     with _opened(path) as bag:
-        found = [
-            c for c in bag.connections if c.topic in topics and c.msgtype in (RAW, COMPRESSED)
-        ]
+        found = [c for c in bag.connections if c.topic in topics and c.msgtype in (RAW, COMPRESSED)]
         if not found:  # rosbags takes none to mean all
             return
         for connection, log_ns, data in bag.messages(connections=found):
@@ -93,9 +91,7 @@ def bag_pictures(path: Path, topic: str) -> Iterator[tuple[float, np.ndarray]]:
         try:
             picture = image.picture()
         except ValueError as error:
-            raise BagError(
-                f"The image at {seconds:.2f} s of {topic} in {path}: {error}"
-            ) from error
+            raise BagError(f"The image at {seconds:.2f} s of {topic} in {path}: {error}") from error
         yield seconds, picture
 
 

@@ -70,9 +70,7 @@ class StreamFile:
         for name in TOPICS.values():
             text = (message_folder() / f"{name}.msg").read_text(encoding="utf-8")
             self._types.register(get_types_from_msg(text, f"vljepa_ros/msg/{name}"))
-        self._folder = Path(
-            tempfile.mkdtemp(prefix=f".{self._out.name}.", dir=self._out.parent)
-        )
+        self._folder = Path(tempfile.mkdtemp(prefix=f".{self._out.name}.", dir=self._out.parent))
         self._writer = Writer(  # version 9 writes QoS as words, which Humble does not read
             self._folder / "stream", version=8, storage_plugin=StoragePlugin.MCAP
         )

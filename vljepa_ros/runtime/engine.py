@@ -199,9 +199,7 @@ def _candidates(
     if backend not in ("auto", *BACKENDS):
         raise EngineError(f"Unknown backend '{backend}'; use auto or one of {', '.join(BACKENDS)}.")
     if precision not in PRECISIONS:
-        raise EngineError(
-            f"Unknown precision '{precision}'; use one of {', '.join(PRECISIONS)}."
-        )
+        raise EngineError(f"Unknown precision '{precision}'; use one of {', '.join(PRECISIONS)}.")
     for candidate in _BACKENDS:
         if backend == "auto" and (candidate.by_name or candidate.name in but):
             continue

@@ -77,9 +77,7 @@ class GraphSpec:
         return replace(self, path=variant.path, sha256=variant.sha256)
 
 
-def read_graph(
-    section: Section, name: str, longest: dict[str, int], tolerance: float
-) -> GraphSpec:
+def read_graph(section: Section, name: str, longest: dict[str, int], tolerance: float) -> GraphSpec:
     """A graph of the manifest. `longest`: the largest value of each open size that counts tokens.
 
     Raises BundleError where the section does not describe a graph of that name.

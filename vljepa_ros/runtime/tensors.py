@@ -62,9 +62,7 @@ def stacked(value: Input) -> np.ndarray:
     return np.asarray(value)
 
 
-def check_inputs(
-    graph: str, specs: Mapping[str, TensorSpec], inputs: Mapping[str, Input]
-) -> None:
+def check_inputs(graph: str, specs: Mapping[str, TensorSpec], inputs: Mapping[str, Input]) -> None:
     """EngineError unless `inputs` has the names, dtypes and shapes of `specs`.
 
     A name in a spec's shape stands for one size within a call: `B` is the same everywhere.

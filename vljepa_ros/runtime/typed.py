@@ -208,9 +208,7 @@ class _Typing:
     A value that is known when the engine is built, a constant, takes the type of whoever uses it.
     """
 
-    def __init__(
-        self, onnx: Any, model: Any, source: Path, low: int, largest: float
-    ) -> None:
+    def __init__(self, onnx: Any, model: Any, source: Path, low: int, largest: float) -> None:
         self.onnx, self.model, self.graph, self.source = onnx, model, model.graph, source
         self.low, self.wide = low, onnx.TensorProto.FLOAT
         self.stored = {tensor.name: tensor for tensor in self.graph.initializer}

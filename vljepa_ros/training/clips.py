@@ -158,9 +158,7 @@ class ClipDataset(IterableDataset):
     ) -> list[tuple[str, str, str]]:
         """`count` of the (query, answer, type) triples; again only where there are too few."""
         weights = np.array([OFTENER.get(kind, 1.0) for _, _, kind in found])
-        picks = rng.choice(
-            len(found), count, replace=len(found) < count, p=weights / weights.sum()
-        )
+        picks = rng.choice(len(found), count, replace=len(found) < count, p=weights / weights.sum())
         return [(found[i][0], found[i][1], found[i][1]) for i in picks]
 
 

@@ -119,8 +119,11 @@ def find_similar(key: Key, option: str) -> Entry | None:
         with suppress(OSError, ValueError):  # `find` says what is wrong with those that are used
             entry = _read(sidecar)
             own, options = entry.key, set(entry.key.options)
-            if option in options and own.profile.keys() == key.profile.keys() and key == replace(
-                own, profile=key.profile, options=tuple(sorted(options - {option}))
+            if (
+                option in options
+                and own.profile.keys() == key.profile.keys()
+                and key
+                == replace(own, profile=key.profile, options=tuple(sorted(options - {option})))
             ):
                 found.append(entry)
     for entry in sorted(found, key=lambda one: one.built_at, reverse=True):

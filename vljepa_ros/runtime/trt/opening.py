@@ -287,4 +287,3 @@ def _request(graph: GraphSpec, key: Key, plan: Path, workspace_mib: int) -> Requ
         profile_shapes(graph), key.options, ANY_GPU not in key.options, workspace_mib,
         str(cache.folder() / f"{machine}{cache.TIMINGS}"), str(plan),
     )  # fmt: skip
-
