@@ -19,7 +19,7 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription
-from vljepa_ros.nodes.process import fastdds_settings
+from vljepa_ros.ros.process import fastdds_settings
 
 ARGUMENTS = {
     "params_file": (None, "Parameter file for all nodes."),

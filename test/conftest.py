@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 
 TEST = Path(__file__).resolve().parent
-sys.path.insert(0, str(TEST))
+sys.path.insert(0, str(TEST / "support"))
 if importlib.util.find_spec("vljepa_ros") is None:
     sys.path.insert(0, str(TEST.parent))
 

@@ -22,10 +22,10 @@ from bundles import make_bundle
 from graph import DEADLINE, NodeProcess, Probe, Stream, domain, noise
 from terminals import open_terminal
 
-from vljepa_ros.nodes.messages import to_ns
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.srv import Ask, Classify
+from vljepa_ros.stamps import to_ns
 
 COMMAND = [sys.executable, "-c", "from vljepa_ros.cli import main; main()"]
 CANDIDATES = ["the cube", "the ball", "a hand"]
@@ -114,7 +114,7 @@ def likely(camera: Stream, bundle: Path) -> str:
     (step,) = camera.step(noise(0))
     words = "red green cube ball falls table".split()
     texts = [f"{a} {b}" for a in words for b in words]
-    model = VLJepa(load_bundle(bundle), "onnxruntime-cpu", parts=("y_encoder",))
+    model = Runtime(load_bundle(bundle), "onnxruntime-cpu", parts=("y_encoder",))
     best = int(np.argmax(model.embed_text(texts) @ np.asarray(step.embedding)))
     model.close()
     return texts[best]
@@ -214,7 +214,7 @@ def test_a_signal_cancels_the_watch(
 
 
 def test_ctrl_c_while_the_answer_is_made(camera: Stream, domain_id: int) -> None:
-    interrupted = [sys.executable, str(Path(__file__).parents[1] / "interrupted.py")]
+    interrupted = [sys.executable, str(Path(__file__).parents[1] / "support" / "interrupted.py")]
     command = [*interrupted, "vljepa_ros.srv.Ask.Response", "vljepa"]
     code, out, err = Command(domain_id, "ask", "what is red?", *SOON, command=command).result()
     if code:  # else it had come
@@ -279,9 +279,10 @@ def test_recall_asks_the_memory_node(
 def test_a_lock_up_of_the_middleware_ends_the_command(call: str) -> None:
     code = (
         "import ctypes, rclpy\n"
-        "from vljepa_ros.cli import live, main\n"
+        "from vljepa_ros.cli import main\n"
+        "from vljepa_ros.cli.live import calls\n"
         "def lock_up(*_, **__): ctypes.PyDLL(None).sleep(1000)  # keeps the interpreter\n"
-        f"live.LOCKED_UP, rclpy.{call} = 1.0, lock_up\n"
+        f"calls.LOCKED_UP, rclpy.{call} = 1.0, lock_up\n"
         "main()"
     )
     command = Command(domain(), "ask", "what ?", *NOBODY, command=[sys.executable, "-c", code])

@@ -14,7 +14,7 @@ from terminals import open_terminal
 from typer.testing import CliRunner
 
 from vljepa_ros.cli.engines import app
-from vljepa_ros.runtime.errors import EngineError
+from vljepa_ros.errors import EngineError
 
 
 def vljepa(
@@ -104,10 +104,10 @@ def test_without_a_gpu_rtx_builds_for_any(tmp_path: Path, tiny_bundle: Path) -> 
      (("--profile", "S=1:1:1", "--part", "y_decoder"), "other bounds for B, not for 'S'")],
 )  # fmt: skip
 def test_what_cannot_be_built_is_one_sentence(
-    fake_gpu: FakeGpu,
+    fake_gpu: FakeGpu,  # noqa: F811
     tiny_bundle: Path,
     arguments: tuple[str, ...],
-    words: str,  # noqa: F811
+    words: str,
 ) -> None:
     result = CliRunner().invoke(app, ["build", "--bundle", str(tiny_bundle), *arguments])
     assert isinstance(result.exception, EngineError) and result.stdout == ""

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from vljepa_ros.cli import export as command
 from vljepa_ros.cli.app import app
-from vljepa_ros.runtime.errors import VLJepaError
+from vljepa_ros.cli.train import export as command
+from vljepa_ros.errors import VLJepaError
 from vljepa_ros.training import finetune_export, release
 from vljepa_ros.training.base import BASE
 
@@ -61,7 +61,7 @@ def test_a_public_checkpoint_is_kept_in_the_precision_asked_for(
     monkeypatch.setattr(
         public, "export_public", lambda *given: kept.append(given) or tmp_path / "bundle"
     )
-    monkeypatch.setattr("vljepa_ros.runtime.locate.find_folder", lambda *_: tmp_path)
+    monkeypatch.setattr("vljepa_ros.bundle.locate.find_folder", lambda *_: tmp_path)
     (tmp_path / "best.pt").write_bytes(b"")
     parts = [f"--{part}" for part in ("checkpoint", "x-encoder", "llama", "gemma")]
     given = [text for part in parts for text in (part, str(tmp_path))]

@@ -21,16 +21,16 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosDurability
 from rosbags.rosbag2 import StoragePlugin
 
-import vljepa_ros.cli.indexing as indexing
+import vljepa_ros.recordings.indexing as indexing
+from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.cli.app import app
-from vljepa_ros.cli.indexing import camera_of
+from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.store import MomentStore
-from vljepa_ros.perception.offline import bag_frames, perceive
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.recordings.indexing import camera_of
+from vljepa_ros.recordings.offline import bag_frames, perceive
 
 SECOND = 1_000_000_000
 BEGIN = 1_700_000_000 * SECOND
@@ -91,8 +91,8 @@ def content(moment: Moment) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def steps_of(bundle: Path, bag: Path, cameras: dict[str, str]) -> tuple[VLJepa, list[Step]]:
-    model = VLJepa(load_bundle(bundle), parts=("x_encoder", "predictor", "y_encoder", "y_decoder"))
+def steps_of(bundle: Path, bag: Path, cameras: dict[str, str]) -> tuple[Runtime, list[Step]]:
+    model = Runtime(load_bundle(bundle), parts=("x_encoder", "predictor", "y_encoder", "y_decoder"))
     perceiver = Perceiver(model, list(cameras.values()), Settings())
 
     def reject(*_: Any) -> None:
@@ -306,7 +306,7 @@ def test_the_exported_messages_are_those_of_the_nodes(
     from rclpy.serialization import deserialize_message, serialize_message
 
     import vljepa_ros.msg as interfaces
-    from vljepa_ros.nodes.messages import change_message, embedding_message, info_message
+    from vljepa_ros.nodes.perception.messages import change_message, embedding_message, info_message
 
     model, steps = steps_of(bundle, bags / "mcap", CAMERAS)
     step = {(s.camera, s.stamp_ns): s for s in steps}

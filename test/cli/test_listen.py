@@ -21,7 +21,7 @@ from rclpy.node import Node
 from std_msgs.msg import Header
 
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
-from vljepa_ros.nodes.process import FASTDDS_VARIABLE
+from vljepa_ros.ros.process import FASTDDS_VARIABLE
 
 DEADLINE = 30.0  # seconds; only a failure takes so long
 

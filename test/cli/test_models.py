@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from device import Device, installed
 
+from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.cli.models import open_model
-from vljepa_ros.runtime.bundle import load_bundle
 
 
 def test_a_build_says_how_far_it_is(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

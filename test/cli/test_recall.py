@@ -17,15 +17,15 @@ pytest.importorskip("qdrant_edge", reason="not installed: pip install qdrant-edg
 
 from bundles import make_bundle
 
+from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.cli.app import app
-from vljepa_ros.cli.sheet import CAPTION, HEIGHT, MARGIN, TITLE, WIDTH, draw_sheet
-from vljepa_ros.cli.times import clock, to_ns
+from vljepa_ros.cli.memory.sheet import CAPTION, HEIGHT, MARGIN, TITLE, WIDTH, draw_sheet
+from vljepa_ros.cli.times import clock, parse_stamp
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.store import Found, MomentStore
 from vljepa_ros.perception.thumbnails import thumbnail
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.errors import VLJepaError
-from vljepa_ros.runtime.model import VLJepa
 
 SECOND = 1_000_000_000
 BEGIN = 1_700_000_000  # seconds
@@ -33,13 +33,13 @@ TEXTS = ("a red cube falls", "a blue ball rolls", "the hand picks up the cube", 
 
 
 @pytest.fixture(scope="module")
-def model(tiny_bundle: Path) -> Iterator[VLJepa]:
-    model = VLJepa(load_bundle(tiny_bundle), parts=("y_encoder",))
+def model(tiny_bundle: Path) -> Iterator[Runtime]:
+    model = Runtime(load_bundle(tiny_bundle), parts=("y_encoder",))
     yield model
     model.close()
 
 
-def moment(model: VLJepa, number: int) -> Moment:
+def moment(model: Runtime, number: int) -> Moment:
     """Ten seconds apart; its embedding is that of its text, its picture of one grey."""
     picture = np.full((120, 160, 3), 40 + 50 * number, np.uint8)
     start = (BEGIN + 10 * number) * SECOND
@@ -51,7 +51,7 @@ def moment(model: VLJepa, number: int) -> Moment:
 
 
 @pytest.fixture
-def store(model: VLJepa, tmp_path: Path) -> Iterator[Path]:
+def store(model: Runtime, tmp_path: Path) -> Iterator[Path]:
     """A store that stays open for writing, as a robot's does."""
     bundle = model.bundle
     with MomentStore(tmp_path / "store", bundle.model_id, bundle.embedding_dim) as opened:
@@ -94,7 +94,7 @@ def test_bounds_cameras_and_limit(tiny_bundle: Path, store: Path) -> None:
     assert "Nothing that fits" in recall(*given, "--after", BEGIN + 1000)
 
 
-def test_json_says_everything(tiny_bundle: Path, store: Path, model: VLJepa) -> None:
+def test_json_says_everything(tiny_bundle: Path, store: Path, model: Runtime) -> None:
     best = json.loads(recall(TEXTS[2], "--store", store, "--bundle", tiny_bundle, "--json"))[0]
     wanted = moment(model, 2)
     assert best["id"] == wanted.id and best["score"] == pytest.approx(1, abs=1e-3)
@@ -121,7 +121,7 @@ def test_the_sheet_shows_every_moment(tiny_bundle: Path, store: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 30])
-def test_a_sheet_of_any_number(model: VLJepa, count: int) -> None:
+def test_a_sheet_of_any_number(model: Runtime, count: int) -> None:
     long = Moment("r", "c" * 99, "q", 1, 0, 10**18, np.zeros(1), "扉 " + "word " * 99)
     picture = draw_sheet("a title that is far too long " * 9, [Found(long, -0.5)] * count)
     assert picture.dtype == np.uint8 and picture.shape[1] <= 4 * (WIDTH + MARGIN) + MARGIN
@@ -180,13 +180,13 @@ def test_a_fleet_s_server(tiny_bundle: Path, store: Path, monkeypatch: pytest.Mo
 
 
 def test_times() -> None:
-    assert to_ns("--after", "") == 0
-    assert to_ns("--after", "1.5") == 1_500_000_000
-    assert to_ns("--after", "1700000000.123456789") == 1_700_000_000_123_456_789
+    assert parse_stamp("--after", "") == 0
+    assert parse_stamp("--after", "1.5") == 1_500_000_000
+    assert parse_stamp("--after", "1700000000.123456789") == 1_700_000_000_123_456_789
     for zone in ("+00:00", "Z"):
-        assert to_ns("--after", f"2026-05-01T14:30:00{zone}") == 1_777_645_800 * SECOND
+        assert parse_stamp("--after", f"2026-05-01T14:30:00{zone}") == 1_777_645_800 * SECOND
     for stamp in (1_700_000_000_250_000_000, 12_500_000_000):
-        assert to_ns("--after", clock(stamp)) == stamp
+        assert parse_stamp("--after", clock(stamp)) == stamp
     for bad in ("noon", "-5", "1e9", "1960-01-01", "nan", "1.2.3"):
         with pytest.raises(VLJepaError, match="--after"):
-            to_ns("--after", bad)
+            parse_stamp("--after", bad)

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from moments import DIM, EPOCH, MODEL, SECOND, moment, numbers, open_store, same, unit
 
+from vljepa_ros.errors import StoreError
 from vljepa_ros.memory import fleet
 from vljepa_ros.memory.fleet import FleetStore, push
 from vljepa_ros.memory.moment import Pose
-from vljepa_ros.memory.store import MomentStore, StoreError
+from vljepa_ros.memory.store import MomentStore
 
 pytest.importorskip("qdrant_edge", reason="no qdrant_edge: pip install qdrant-edge-py")
 qdrant_client = pytest.importorskip("qdrant_client", reason="pip install qdrant-client")

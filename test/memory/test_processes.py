@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from moments import DIM, moment, numbers, open_store, same, unit
 
+from vljepa_ros.errors import StoreError
 from vljepa_ros.memory import edge, store
-from vljepa_ros.memory.store import Limits, MomentStore, StoreError
+from vljepa_ros.memory.store import Limits, MomentStore
 
 pytest.importorskip("qdrant_edge", reason="no qdrant_edge: pip install qdrant-edge-py")
-TEST = Path(__file__).resolve().parents[1]
+TEST = Path(__file__).resolve().parents[1] / "support"
 
 # Small tomes and frequent flushes, so that a kill meets every part of the work.
 PRELUDE = f"""

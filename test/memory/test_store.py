@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moments import DIM, EPOCH, MODEL, SECOND, moment, numbers, open_store, same, unit
 
+from vljepa_ros.errors import StoreError
 from vljepa_ros.memory import edge, store
 from vljepa_ros.memory.files import disk_bytes
 from vljepa_ros.memory.moment import Moment, Pose
-from vljepa_ros.memory.store import Found, Limits, MomentStore, StoreError, default_store
+from vljepa_ros.memory.store import Found, Limits, MomentStore, default_store
 
 pytest.importorskip("qdrant_edge", reason="no qdrant_edge: pip install qdrant-edge-py")
 DAY = 86400 * SECOND

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from vljepa_ros.memory.errors import StoreError
+from vljepa_ros.errors import StoreError
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.writer import MOST, Writer
 

@@ -10,8 +10,10 @@ from networks import WIDTH as WIDTH_OF_PATCHES
 from networks import scramble, tiny_config
 from onnx import TensorProto, helper, numpy_helper
 
-from vljepa_ros.model import storage
-from vljepa_ros.model.export import (
+from vljepa_ros.bundle.graphs import GraphSpec, TensorSpec
+from vljepa_ros.inference.backends import open_engine
+from vljepa_ros.model.export import storage
+from vljepa_ros.model.export.bundle import (
     ExportError,
     _compare,
     _name_outputs,
@@ -19,10 +21,8 @@ from vljepa_ros.model.export import (
     export_graph,
     predictor_inputs,
 )
+from vljepa_ros.model.export.storage import store_small
 from vljepa_ros.model.networks import Predictor
-from vljepa_ros.model.storage import store_small
-from vljepa_ros.runtime.bundle import GraphSpec, TensorSpec
-from vljepa_ros.runtime.engine import open_engine
 
 WORDS, WIDTH, DIM = 300, 120, 100
 RANDOM = np.random.default_rng(0)

@@ -6,9 +6,9 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from vljepa_ros.model.storage import COMPRESSED
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.typed import LARGEST_SCORE
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.trt.typed import LARGEST_SCORE
+from vljepa_ros.model.export.storage import COMPRESSED
 
 BUNDLE = load_bundle("tabletop")
 FORBIDDEN = {"If", "Loop", "Scan", "NonZero", "Compress", "Unique", "NonMaxSuppression"}

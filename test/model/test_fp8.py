@@ -10,11 +10,12 @@ import pytest
 from bundles import make_bundle
 from onnx import TensorProto, helper, numpy_helper
 
-from vljepa_ros.model import fp8, quantise
-from vljepa_ros.model.fp8 import LARGEST, write_fp8
-from vljepa_ros.model.quantise import add_fp8, add_int8
-from vljepa_ros.runtime.bundle import load_bundle, verify_bundle
-from vljepa_ros.runtime.typed import typed_graph
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.trt.typed import typed_graph
+from vljepa_ros.inference.verify import verify_bundle
+from vljepa_ros.model.export import fp8, quantise
+from vljepa_ros.model.export.fp8 import LARGEST, write_fp8
+from vljepa_ros.model.export.quantise import add_fp8, add_int8
 
 QUERIES = ["what is happening?", "is the cube red?", "what moves?", "where stands the ball?"]
 CLIPS = np.random.default_rng(0).integers(0, 256, (4, 4, 32, 32, 3), np.uint8)

@@ -10,11 +10,11 @@ import torch
 from networks import WIDTH, scramble, tiny_config
 from transformers import LlamaConfig, VJEPA2Config
 
+from vljepa_ros.inference.backends import open_engine
 from vljepa_ros.model.config import VLJepaConfig, open_vljepa, tabletop
-from vljepa_ros.model.export import export_graph, predictor_inputs
+from vljepa_ros.model.export.bundle import export_graph, predictor_inputs
 from vljepa_ros.model.fused import FusedPredictor, FusedXEncoder, fused
 from vljepa_ros.model.networks import Predictor, XEncoder
-from vljepa_ros.runtime.engine import open_engine
 
 
 def reduced_open_vljepa() -> VLJepaConfig:

@@ -29,14 +29,15 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.cli.app import app
-from vljepa_ros.model import public, storage
+from vljepa_ros.errors import EngineError
+from vljepa_ros.inference.preprocess import prepare
+from vljepa_ros.inference.runtime import Runtime as Runtime
+from vljepa_ros.inference.text import TextTokenizer
+from vljepa_ros.inference.verify import verify_bundle
 from vljepa_ros.model.config import open_vljepa
-from vljepa_ros.runtime.bundle import load_bundle, verify_bundle
-from vljepa_ros.runtime.errors import EngineError
-from vljepa_ros.runtime.model import VLJepa as Runtime
-from vljepa_ros.runtime.preprocess import prepare
-from vljepa_ros.runtime.text import TextTokenizer
+from vljepa_ros.model.export import public, storage
 
 HIDDEN, DIM, QUERY, TEXT = 32, 40, 12, 14
 WORDS = "describe the video . what do you see a man cooks ?".split()

@@ -10,10 +10,11 @@ import pytest
 from bundles import make_bundle
 from onnx import TensorProto
 
-from vljepa_ros.model import quantise
-from vljepa_ros.model.quantise import add_int8
-from vljepa_ros.runtime.bundle import load_bundle, verify_bundle
-from vljepa_ros.runtime.engine import open_engine
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.backends import open_engine
+from vljepa_ros.inference.verify import verify_bundle
+from vljepa_ros.model.export import quantise
+from vljepa_ros.model.export.quantise import add_int8
 
 QUERIES = ["what is happening?", "is the cube red?", "what moves?", "where stands the ball?"]
 CLIPS = np.random.default_rng(0).integers(0, 256, (4, 4, 32, 32, 3), np.uint8)

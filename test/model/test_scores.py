@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vljepa_ros.model.scores import note_scores
-from vljepa_ros.runtime.typed import LARGEST_SCORE
+from vljepa_ros.inference.trt.typed import LARGEST_SCORE
+from vljepa_ros.model.export.scores import note_scores
 
 RANDOM = np.random.default_rng(0)
 KEYS = [RANDOM.normal(size=(8, 5)).astype(np.float32) * size for size in (1, 30)]

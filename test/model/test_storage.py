@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from vljepa_ros.model import storage
-from vljepa_ros.model.storage import store_small
+from vljepa_ros.model.export import storage
+from vljepa_ros.model.export.storage import store_small
 
 TABLE, MATRIX = (np.random.default_rng(i).normal(size=(120, 100)).astype("f4") for i in (0, 1))
 KINDS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

@@ -16,16 +16,16 @@ import pytest
 import torch
 from torch import nn
 
+from vljepa_ros.bundle.graphs import GraphSpec
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.trt import library
+from vljepa_ros.inference.trt.build import ANY_GPU, Request, build
+from vljepa_ros.inference.trt.plan import profile_shapes
+from vljepa_ros.inference.trt.typed import TYPED, typed_graph
 from vljepa_ros.model.config import PRESETS, VLJepaConfig
-from vljepa_ros.model.export import _y_decoder_inputs, export_graph, predictor_inputs
+from vljepa_ros.model.export.bundle import _y_decoder_inputs, export_graph, predictor_inputs
+from vljepa_ros.model.export.quantise import add_fp8
 from vljepa_ros.model.networks import Predictor, XEncoder, YDecoder, YEncoder
-from vljepa_ros.model.quantise import add_fp8
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.graphs import GraphSpec
-from vljepa_ros.runtime.trt import library
-from vljepa_ros.runtime.trt.build import ANY_GPU, Request, build
-from vljepa_ros.runtime.trt.engine import profile_shapes
-from vljepa_ros.runtime.typed import TYPED, typed_graph
 
 RTX = "tensorrt_rtx"
 missing = library.library_missing(RTX)

@@ -17,12 +17,12 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.qos import QoSProfile
 from rclpy.task import Future
 
-from vljepa_ros.nodes.messages import to_ns
-from vljepa_ros.perception.questions import softmax
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.runtime.preprocess import prepare
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.preprocess import prepare
+from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.perception.texts import softmax
 from vljepa_ros.srv import Ask, Decode
+from vljepa_ros.stamps import to_ns
 
 QUESTION = "what is red ?"
 CANDIDATES = ["the cube", "the ball", "nothing", "a hand"]
@@ -35,9 +35,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(bundle: Path) -> Iterator[VLJepa]:
+def model(bundle: Path) -> Iterator[Runtime]:
     parts = ("x_encoder", "predictor", "y_encoder", "y_decoder")
-    model = VLJepa(load_bundle(bundle), "onnxruntime-cpu", parts=parts)
+    model = Runtime(load_bundle(bundle), "onnxruntime-cpu", parts=parts)
     yield model
     model.close()
 
@@ -84,7 +84,7 @@ def ask(probe: Probe, **fields: Any) -> Ask.Response:
     return probe.call(Ask, "ask", Ask.Request(**fields))
 
 
-def see(camera: Stream, model: VLJepa, seed: int) -> np.ndarray:
+def see(camera: Stream, model: Runtime, seed: int) -> np.ndarray:
     """Four new pictures for the camera; their visual tokens, `[1, N, Dv]`."""
     pictures = [noise(seed + k) for k in range(4)]
     for picture in pictures:
@@ -93,7 +93,7 @@ def see(camera: Stream, model: VLJepa, seed: int) -> np.ndarray:
 
 
 def test_the_best_candidate_wins_as_the_model_says(
-    camera: Stream, probe: Probe, model: VLJepa
+    camera: Stream, probe: Probe, model: Runtime
 ) -> None:
     for seed in (100, 110):
         tokens = see(camera, model, seed)
@@ -110,7 +110,7 @@ def test_the_best_candidate_wins_as_the_model_says(
 
 
 def test_an_open_answer_is_what_the_decoder_says(
-    camera: Stream, probe: Probe, model: VLJepa
+    camera: Stream, probe: Probe, model: Runtime
 ) -> None:
     tokens = see(camera, model, 120)
     embedding = model.predict(tokens, [QUESTION])[0, 0]
@@ -170,7 +170,7 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(
     assert (answer.answer, len(answer.scores), len(answer.embedding)) == ("", 0, 0)
 
 
-def test_a_thousand_candidates_are_answered(camera: Stream, probe: Probe, model: VLJepa) -> None:
+def test_a_thousand_candidates_are_answered(camera: Stream, probe: Probe, model: Runtime) -> None:
     tokens = see(camera, model, 130)
     words = model._text_tokenizer._tokenizer.get_vocab()
     candidates = [f"{a} {b}" for a in sorted(words) for b in sorted(words) if a < b][:1000]
@@ -209,7 +209,7 @@ def test_an_old_picture_is_not_what_is_seen_now(camera: Stream, probe: Probe) ->
 
 
 def test_fifty_callers_are_answered_while_the_stream_goes_on(
-    camera: Stream, probe: Probe, model: VLJepa
+    camera: Stream, probe: Probe, model: Runtime
 ) -> None:
     # All answers reach every client of a service, which then drops those of others: with rclpy's
     # depth of 10, a burst of them would push out its own.

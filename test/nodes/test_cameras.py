@@ -23,7 +23,7 @@ from graph import (
     slow_down,
 )
 
-from vljepa_ros.nodes.messages import to_ns
+from vljepa_ros.stamps import to_ns
 
 CAMERAS = {"a": (1, 64, 48), "b": (2, 320, 240), "c": (3, 33, 77), "d": (5, 160, 120)}
 

@@ -17,13 +17,13 @@ from graph import NodeProcess, Probe, Stream, domain, noise
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage
 
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.runtime import TEXT_CACHE, Runtime
 from vljepa_ros.msg import LabelList, LabelScores, SemanticEmbedding
-from vljepa_ros.nodes.messages import to_ns
-from vljepa_ros.perception.questions import softmax
+from vljepa_ros.perception.texts import softmax
 from vljepa_ros.perception.thumbnails import thumbnail
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.model import TEXT_CACHE, VLJepa
 from vljepa_ros.srv import Classify, EmbedText
+from vljepa_ros.stamps import to_ns
 
 PATIENCE = 900.0  # seconds: a busy machine must not make a stream old
 LABELS = ["cube falls", "ball rolls", "hand picks", "nothing moves"]
@@ -36,8 +36,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(bundle: Path) -> Iterator[VLJepa]:
-    model = VLJepa(load_bundle(bundle), "onnxruntime-cpu")
+def model(bundle: Path) -> Iterator[Runtime]:
+    model = Runtime(load_bundle(bundle), "onnxruntime-cpu")
     yield model
     model.close()
 
@@ -72,7 +72,7 @@ def classify(probe: Probe, **fields: Any) -> Classify.Response:
 
 
 def scores_of(
-    model: VLJepa, embedding: Any, labels: list[str], template: str = "a video of {}"
+    model: Runtime, embedding: Any, labels: list[str], template: str = "a video of {}"
 ) -> np.ndarray:
     texts = model.embed_text([template.replace("{}", label) for label in labels])
     return softmax(texts @ np.asarray(embedding, np.float32), model.bundle.temperature)
@@ -80,7 +80,7 @@ def scores_of(
 
 @pytest.mark.parametrize("template", ["", "{}", "the {} on the table"])
 def test_labels_come_best_first_as_the_model_says(
-    template: str, camera: Stream, probe: Probe, model: VLJepa
+    template: str, camera: Stream, probe: Probe, model: Runtime
 ) -> None:
     (step,) = camera.step(noise(10))
     answer = classify(probe, label_template=template)
@@ -117,7 +117,7 @@ def test_what_cannot_be_classified_is_refused_in_a_sentence(
 
 
 def test_more_texts_than_are_kept_are_embedded_right(
-    camera: Stream, probe: Probe, model: VLJepa
+    camera: Stream, probe: Probe, model: Runtime
 ) -> None:
     words = sorted(model._text_tokenizer._tokenizer.get_vocab())
     texts = [f"{a} {b}" for a in words for b in words][: TEXT_CACHE + 100]
@@ -175,7 +175,7 @@ def labels(probe: Probe, camera: Stream) -> Iterator[Labels]:
 
 
 def test_standing_labels_are_scored_at_every_step(
-    labels: Labels, camera: Stream, model: VLJepa
+    labels: Labels, camera: Stream, model: Runtime
 ) -> None:
     assert labels.lists[-1].labels == []  # none, and that is said
     before = labels.version()
@@ -199,7 +199,7 @@ def test_standing_labels_are_scored_at_every_step(
 
 
 def test_scores_carry_the_version_they_were_computed_with(
-    labels: Labels, camera: Stream, model: VLJepa
+    labels: Labels, camera: Stream, model: Runtime
 ) -> None:
     sets = [
         [f"{a} {b}" for a in ("red", "green", "blue") for b in ("cube", "ball", "block")][: 3 + k]
@@ -219,7 +219,7 @@ def test_scores_carry_the_version_they_were_computed_with(
         np.testing.assert_allclose(scores.scores, scores_of(model, embedding, names), atol=1e-5)
 
 
-def test_the_template_changes_while_running(labels: Labels, model: VLJepa) -> None:
+def test_the_template_changes_while_running(labels: Labels, model: Runtime) -> None:
     labels.set(labels=LABELS)
     told = labels.set(label_template="one {} left")
     assert told.label_template == "one {} left"

@@ -31,15 +31,16 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 
 import vljepa_ros.memory.store as store_module
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.store import MomentStore
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
-from vljepa_ros.nodes.diagnostics import ERROR, OK, WARN
-from vljepa_ros.nodes.memory import MemoryNode
-from vljepa_ros.nodes.messages import floats, to_ns, to_time
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.nodes.memory.node import MemoryNode
+from vljepa_ros.ros.diagnostics import ERROR, OK, WARN
+from vljepa_ros.ros.messages import floats, to_time
 from vljepa_ros.srv import EmbedText, Pin, Recall
+from vljepa_ros.stamps import to_ns
 
 DIM = 32
 THRESHOLDS = {"gate": 3.0, "change": 0.05, "watch": 0.5}
@@ -154,7 +155,7 @@ def test_what_was_seen_is_recalled(graph: Graph, bundle: Path) -> None:
         assert (moment.robot, moment.camera) == ("robbie", "front")
         assert moment.text == said[moment.segment_id]
     # The best are first; scores, pictures and words are theirs.
-    model = VLJepa(load_bundle(bundle), parts=("y_encoder",))
+    model = Runtime(load_bundle(bundle), parts=("y_encoder",))
     text = model.embed_text(["a red cube falls"])[0]
     answer = graph.recall(limit=100)
     assert answer.success, answer.message
@@ -589,7 +590,7 @@ def test_an_index_that_breaks_is_a_sentence(alone: Any, monkeypatch: pytest.Monk
     with memory.spinning() as probe:
         empty = probe.call(Recall, "recall", Recall.Request(text="a cube"))
         assert empty.success and not empty.moments and "stored yet" in empty.message
-        monkeypatch.setattr(memory.node.store, "search", broken)
+        monkeypatch.setattr(memory.node._open.store, "search", broken)
         answer = probe.call(Recall, "recall", Recall.Request(text="a cube"))
         assert not answer.success and "ValueError: a torn page" in answer.message
         monkeypatch.undo()

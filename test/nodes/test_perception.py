@@ -20,11 +20,11 @@ from graph import SECOND, NodeProcess, Probe, Stream, compressed, domain, image,
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 
-from vljepa_ros.nodes.messages import to_ns
-from vljepa_ros.nodes.process import FASTDDS_VARIABLE
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.ros.process import FASTDDS_VARIABLE
 from vljepa_ros.srv import Decode, EmbedText
+from vljepa_ros.stamps import to_ns
 
 THRESHOLDS = {"gate": 3.0, "change": 0.05, "watch": 0.5}
 
@@ -100,12 +100,12 @@ def test_stamps_and_frame_ids_are_the_images(camera: Stream) -> None:
 
 
 def test_embeddings_are_those_of_the_model(camera: Stream, bundle: Path) -> None:
-    from vljepa_ros.runtime.preprocess import prepare
+    from vljepa_ros.inference.preprocess import prepare
 
     pictures = [noise(20 + k) for k in range(4)]
     for picture in pictures:
         (message,) = camera.step(picture)
-    model = VLJepa(load_bundle(bundle), "onnxruntime-cpu")
+    model = Runtime(load_bundle(bundle), "onnxruntime-cpu")
     clip = np.stack([prepare(picture, 32) for picture in pictures])[None]
     wanted = model.predict(model.encode(clip), ["What is happening?"])[0, 0]
     np.testing.assert_allclose(message.embedding, wanted, atol=1e-5)
@@ -156,7 +156,7 @@ def test_words_come_on_changes_only(camera: Stream, probe: Probe, bundle: Path) 
     changes = len(probe.changes)
     camera.restart(noise(40))  # a stream that begins is a change
     probe.wait(lambda: len(probe.changes) > changes, "a change")
-    model = VLJepa(load_bundle(bundle), parts=("y_decoder", "y_encoder"))
+    model = Runtime(load_bundle(bundle), parts=("y_decoder", "y_encoder"))
     for change in probe.changes[changes:]:
         key = (change.camera, change.segment_id, change.query)
         probe.wait(
@@ -352,7 +352,7 @@ def test_embed_text(probe: Probe, bundle: Path) -> None:
     texts = ["the red cube falls", "nothing moves"]
     answer = probe.call(EmbedText, "embed_text", EmbedText.Request(texts=texts))
     assert answer.success, answer.message
-    model = VLJepa(load_bundle(bundle))
+    model = Runtime(load_bundle(bundle))
     assert (answer.model_id, answer.embedding_dim) == (model.bundle.model_id, 32)
     np.testing.assert_allclose(
         np.reshape(answer.embeddings, (2, 32)), model.embed_text(texts), atol=1e-6
@@ -363,7 +363,7 @@ def test_embed_text(probe: Probe, bundle: Path) -> None:
 
 
 def test_decode(probe: Probe, bundle: Path) -> None:
-    model = VLJepa(load_bundle(bundle), parts=("y_decoder", "y_encoder"))
+    model = Runtime(load_bundle(bundle), parts=("y_decoder", "y_encoder"))
     embedding = np.eye(32, dtype=np.float32)[3]
 
     def ask(model_id: str, values: np.ndarray) -> Decode.Response:

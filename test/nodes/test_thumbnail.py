@@ -17,8 +17,8 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage
 
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding
-from vljepa_ros.nodes.messages import to_ns
-from vljepa_ros.nodes.perception import PerceptionNode
+from vljepa_ros.nodes.perception.node import PerceptionNode
+from vljepa_ros.stamps import to_ns
 
 
 def test_thumbnails_go_ahead_of_the_stream(
@@ -40,11 +40,11 @@ def test_thumbnails_go_ahead_of_the_stream(
         monkeypatch.setattr(node._thumbnails["front"], "get_subscription_count", lambda: 1)
         monkeypatch.setattr(node._thumbnails["rear"], "publish", None)  # nobody subscribes
         for k in range(5):
-            for camera in node.cameras.values():
+            for camera in node.stream.cameras.values():
                 camera._on_image(image(noise(k), SECOND + k * SECOND // 4))
             assert node.worker is not None
             end = time.monotonic() + 30
-            while any(camera.waiting for camera in node.cameras.values()):
+            while any(camera.waiting for camera in node.stream.cameras.values()):
                 assert time.monotonic() < end
                 node.worker.call(lambda: None)
         node.worker.call(lambda: None)  # the last step has been published

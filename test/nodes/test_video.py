@@ -16,13 +16,13 @@ import itertools
 from bundles import make_bundle
 from graph import SECOND, NodeProcess, Probe, domain, noise
 
-from vljepa_ros.nodes.messages import to_ns
-from vljepa_ros.perception.offline import run
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.perceiver import Perceiver
 from vljepa_ros.perception.settings import Settings
-from vljepa_ros.perception.video import VideoSource
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.recordings.offline import run
+from vljepa_ros.recordings.video import VideoSource
+from vljepa_ros.stamps import to_ns
 
 RATE = 8.0  # frames per second
 
@@ -63,7 +63,7 @@ def test_live_is_what_offline_is(folder: Path, tmp_path: Path) -> None:
 
     first = to_ns(live[0].window_start)
     assert first % SECOND == 0  # the video began on a whole second
-    perceiver = Perceiver(VLJepa(load_bundle(bundle)), ["camera"], Settings())
+    perceiver = Perceiver(Runtime(load_bundle(bundle)), ["camera"], Settings())
     source = VideoSource(folder, RATE)
     offline = list(run(source, perceiver, start_ns=first, frame_id="lens"))
     assert len(live) == len(offline) == 13

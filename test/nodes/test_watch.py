@@ -21,10 +21,11 @@ from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
 
 from vljepa_ros.action import Watch
-from vljepa_ros.nodes.messages import to_ns, to_time
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.thumbnails import thumbnail
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.ros.messages import to_time
+from vljepa_ros.stamps import to_ns
 
 NEVER, ALWAYS = 0.999, 1e-6  # thresholds; the tiny bundle's cosines lie in between, or below both
 BUNDLE_THRESHOLD = 0.6
@@ -40,8 +41,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(bundle: Path) -> Iterator[VLJepa]:
-    model = VLJepa(load_bundle(bundle), "onnxruntime-cpu", parts=("y_encoder",))
+def model(bundle: Path) -> Iterator[Runtime]:
+    model = Runtime(load_bundle(bundle), "onnxruntime-cpu", parts=("y_encoder",))
     yield model
     model.close()
 
@@ -113,11 +114,11 @@ class Goal:
         self.probe.wait(heard, "feedback")
 
 
-def cosine(model: VLJepa, text: str, embedding: Any) -> float:
+def cosine(model: Runtime, text: str, embedding: Any) -> float:
     return float(model.embed_text([text])[0] @ np.asarray(embedding, np.float32))
 
 
-def likely(camera: Stream, model: VLJepa, seed: int = 0) -> str:
+def likely(camera: Stream, model: Runtime, seed: int = 0) -> str:
     """A condition that is met, somewhat, by what the camera sees."""
     (step,) = camera.step(noise(seed))
     words = "the red green cube ball falls on table".split()
@@ -126,7 +127,7 @@ def likely(camera: Stream, model: VLJepa, seed: int = 0) -> str:
 
 
 def test_feedback_is_the_cosine_at_every_step(
-    camera: Stream, probe: Probe, client: ActionClient, model: VLJepa
+    camera: Stream, probe: Probe, client: ActionClient, model: Runtime
 ) -> None:
     goal = Goal(probe, client, threshold=NEVER)
     goal.wait_for_feedback(camera)
@@ -147,7 +148,7 @@ def test_feedback_is_the_cosine_at_every_step(
 
 
 def test_it_fires_at_the_step_that_reaches_the_threshold(
-    camera: Stream, probe: Probe, client: ActionClient, model: VLJepa
+    camera: Stream, probe: Probe, client: ActionClient, model: Runtime
 ) -> None:
     text = likely(camera, model, 3)
     pictures = [noise(20 + k) for k in range(4)] + [noise(3)] * 6
@@ -188,7 +189,7 @@ def test_it_fires_at_the_step_that_reaches_the_threshold(
 
 
 def test_the_bundles_threshold_holds_where_none_is_given(
-    camera: Stream, probe: Probe, client: ActionClient, model: VLJepa
+    camera: Stream, probe: Probe, client: ActionClient, model: Runtime
 ) -> None:
     goals = {
         text: Goal(probe, client, text=text)
@@ -215,7 +216,7 @@ def test_the_bundles_threshold_holds_where_none_is_given(
 
 
 def test_what_is_true_already_fires_at_the_next_step_with_its_picture(
-    camera: Stream, probe: Probe, client: ActionClient, model: VLJepa
+    camera: Stream, probe: Probe, client: ActionClient, model: Runtime
 ) -> None:
     text = likely(camera, model, 7)
     for _ in range(6):
@@ -326,7 +327,7 @@ def test_many_watches_end_together_when_the_node_is_deactivated(
 
 
 def test_too_many_watches_are_refused(camera: Stream, probe: Probe, client: ActionClient) -> None:
-    from vljepa_ros.nodes.watching import MOST
+    from vljepa_ros.nodes.perception.watch_action import MOST
 
     goals = [Goal(probe, client, threshold=NEVER) for _ in range(MOST)]
     assert f"{MOST} watches stand already" in Goal(probe, client, threshold=NEVER).refused()

@@ -53,22 +53,24 @@ def test_the_command_is_installed(prefix: Path) -> None:
 
 
 def test_every_ros_free_layer_is_installed(prefix: Path) -> None:
-    layers = "runtime.model perception.perceiver perception.video model.networks training cli.app"
+    layers = (
+        "inference.runtime perception.perceiver recordings.video model.networks training cli.app"
+    )
     imports = ", ".join(f"vljepa_ros.{layer}" for layer in layers.split())
-    where = python_without_ros(prefix, f"import {imports}; print(vljepa_ros.runtime.__file__)")
+    where = python_without_ros(prefix, f"import {imports}; print(vljepa_ros.inference.__file__)")
     assert where.startswith(str(prefix))
 
 
 def test_the_page_and_the_messages_are_installed(prefix: Path) -> None:
     """The web node serves the one; vljepa index --export writes the other into the file."""
     packages = next((prefix / "lib").glob("python3*/site-packages"))
-    assert (packages / "vljepa_ros" / "web" / "index.html").exists()
+    assert (packages / "vljepa_ros" / "web" / "static" / "index.html").exists()
     assert (prefix / "share" / "vljepa_ros" / "msg" / "SemanticEmbedding.msg").exists()
 
 
 def test_bundles_lie_where_they_are_looked_for(prefix: Path) -> None:
     code = (
         f"sys.prefix = {str(prefix)!r}\n"
-        "from vljepa_ros.runtime.locate import find_bundle; print(find_bundle('stand-in'))"
+        "from vljepa_ros.bundle.locate import find_bundle; print(find_bundle('stand-in'))"
     )
     assert Path(python_without_ros(prefix, code).strip()).is_relative_to(prefix / "share")

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from device import Device, OnDevice, installed
 
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.errors import EngineError
+from vljepa_ros.inference.runtime import Clips, Runtime
+from vljepa_ros.inference.tensors import Tensor
 from vljepa_ros.perception.change import ChangeDetector
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings, SettingsError
 from vljepa_ros.perception.window import Verdict
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.errors import EngineError
-from vljepa_ros.runtime.model import Clips, VLJepa
-from vljepa_ros.runtime.tensors import Tensor
 
 SECOND = 10**9
 START = 1000 * SECOND
@@ -28,8 +28,8 @@ ONCE = Settings(change_threshold=1.2)  # only when a transition between colours 
 
 
 @pytest.fixture
-def model(tiny_bundle: Path) -> Iterator[VLJepa]:
-    model = VLJepa(load_bundle(tiny_bundle, verify=False), "onnxruntime-cpu", threads=1)
+def model(tiny_bundle: Path) -> Iterator[Runtime]:
+    model = Runtime(load_bundle(tiny_bundle, verify=False), "onnxruntime-cpu", threads=1)
     yield model
     model.close()
 
@@ -55,11 +55,11 @@ def feed(
     return steps
 
 
-def perceive(model: VLJepa, settings: Settings | None = None, *cameras: str) -> Perceiver:
+def perceive(model: Runtime, settings: Settings | None = None, *cameras: str) -> Perceiver:
     return Perceiver(model, cameras or ("camera",), settings or Settings())
 
 
-def test_steps_carry_the_stamps_of_their_frames(model: VLJepa) -> None:
+def test_steps_carry_the_stamps_of_their_frames(model: Runtime) -> None:
     steps = feed(perceive(model), [RED] * 12)
     assert [s.stamp_ns for s in steps] == [START + i * SECOND // 4 for i in range(3, 12)]
     assert all(s.stamp_ns - s.window_start_ns == 3 * SECOND // 4 for s in steps)
@@ -70,7 +70,7 @@ def test_steps_carry_the_stamps_of_their_frames(model: VLJepa) -> None:
         assert np.linalg.norm(step.embedding) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_frozen_picture_is_encoded_once_and_announced_once(model: VLJepa) -> None:
+def test_a_frozen_picture_is_encoded_once_and_announced_once(model: Runtime) -> None:
     perceiver = perceive(model, Settings(gate_max_age=1e4))
     steps = feed(perceiver, [RED] * 400)
     assert [bool(s.change) for s in steps] == [True] + [False] * 396
@@ -80,13 +80,13 @@ def test_a_frozen_picture_is_encoded_once_and_announced_once(model: VLJepa) -> N
     assert len({s.embedding.tobytes() for s in steps}) == 1
 
 
-def test_a_frozen_picture_is_encoded_again_at_the_greatest_age(model: VLJepa) -> None:
+def test_a_frozen_picture_is_encoded_again_at_the_greatest_age(model: Runtime) -> None:
     steps = feed(perceive(model, Settings(gate_max_age=5)), [RED] * 64)
     assert [i for i, s in enumerate(steps) if not s.reused] == [0, 20, 40, 60]
     assert sum(s.change is not None for s in steps) == 1
 
 
-def test_another_picture_is_another_segment(model: VLJepa) -> None:
+def test_another_picture_is_another_segment(model: Runtime) -> None:
     steps = feed(perceive(model, ONCE), [RED] * 20 + [BLUE] * 20)
     changes = [s.change for s in steps if s.change]
     assert [c.segment_id for c in changes] == [1, 2]
@@ -99,7 +99,7 @@ def test_another_picture_is_another_segment(model: VLJepa) -> None:
 
 
 @pytest.mark.parametrize("fps", [10, 12.5, 30, 60])
-def test_the_camera_s_rate_does_not_change_the_steps(model: VLJepa, fps: float) -> None:
+def test_the_camera_s_rate_does_not_change_the_steps(model: Runtime, fps: float) -> None:
     """On a scene that changes at whole seconds, every camera shows the same quarter seconds."""
 
     def stream(rate: float) -> list[Scene]:
@@ -114,7 +114,7 @@ def test_the_camera_s_rate_does_not_change_the_steps(model: VLJepa, fps: float) 
 
 
 @pytest.mark.parametrize("rate", [1.0, 3.0, 8.0])
-def test_steps_come_at_the_rate_that_is_set(model: VLJepa, rate: float) -> None:
+def test_steps_come_at_the_rate_that_is_set(model: Runtime, rate: float) -> None:
     steps = feed(perceive(model, Settings(rate=rate)), [RED] * 300, fps=30)
     slots = [s.stamp_ns * round(rate) // SECOND for s in steps]
     assert slots == list(range(slots[0], slots[0] + len(slots)))
@@ -123,14 +123,14 @@ def test_steps_come_at_the_rate_that_is_set(model: VLJepa, rate: float) -> None:
         assert abs(step.stamp_ns - step.window_start_ns - 0.75 * SECOND) < 0.2 * SECOND
 
 
-def test_a_rate_of_its_own_for_one_camera(model: VLJepa) -> None:
+def test_a_rate_of_its_own_for_one_camera(model: Runtime) -> None:
     perceiver = perceive(model, Settings(rates={"rear": 1.0}), "front", "rear")
     front = feed(perceiver, [RED] * 40, camera="front")
     rear = feed(perceiver, [RED] * 40, camera="rear")
     assert (len(front), len(rear)) == (37, 10)
 
 
-def test_cameras_that_are_due_together_share_the_runs_and_nothing_else(model: VLJepa) -> None:
+def test_cameras_that_are_due_together_share_the_runs_and_nothing_else(model: Runtime) -> None:
     names = ("a", "b", "c")
     streams = {
         "a": [RED] * 12 + [BLUE] * 12, "b": [GREEN] * 24, "c": [BLUE, RED] * 12,
@@ -157,7 +157,7 @@ def test_cameras_that_are_due_together_share_the_runs_and_nothing_else(model: VL
         )
 
 
-def test_every_query_has_its_own_stream(model: VLJepa) -> None:
+def test_every_query_has_its_own_stream(model: Runtime) -> None:
     queries = ("what is happening ?", "describe the video")
     perceiver = perceive(model, Settings(queries=queries))
     steps = feed(perceiver, [RED] * 10)
@@ -167,7 +167,7 @@ def test_every_query_has_its_own_stream(model: VLJepa) -> None:
     assert perceiver.counters("camera").encodes == 1
 
 
-def test_queries_change_while_the_stream_runs(model: VLJepa) -> None:
+def test_queries_change_while_the_stream_runs(model: Runtime) -> None:
     one, two = "what is happening ?", "a red cube"
     perceiver = perceive(model, Settings(queries=[one]))
     feed(perceiver, [RED] * 10)
@@ -188,7 +188,7 @@ def test_queries_change_while_the_stream_runs(model: VLJepa) -> None:
     ]  # fmt: skip
 
 
-def test_thresholds_change_while_the_stream_runs(model: VLJepa) -> None:
+def test_thresholds_change_while_the_stream_runs(model: Runtime) -> None:
     perceiver = perceive(model, Settings(gate_threshold=0, change_threshold=1e5))
     steps = feed(perceiver, [RED] * 16 + [BLUE] * 16)
     assert sum(bool(s.change) for s in steps) == 1 and not any(s.reused for s in steps)
@@ -198,7 +198,7 @@ def test_thresholds_change_while_the_stream_runs(model: VLJepa) -> None:
 
 
 @pytest.mark.parametrize("jump", [-100, 60])
-def test_a_restart_leaves_nothing_from_before(model: VLJepa, jump: int) -> None:
+def test_a_restart_leaves_nothing_from_before(model: Runtime, jump: int) -> None:
     perceiver = perceive(model)
     before = feed(perceiver, [BLUE] * 10 + [RED] * 10)
     start = START + 5 * SECOND + jump * SECOND
@@ -214,7 +214,7 @@ def test_a_restart_leaves_nothing_from_before(model: VLJepa, jump: int) -> None:
     assert min(s.window_start_ns for s in after) == start
 
 
-def test_one_camera_s_restart_does_not_touch_another(model: VLJepa) -> None:
+def test_one_camera_s_restart_does_not_touch_another(model: Runtime) -> None:
     perceiver = perceive(model, None, "a", "b")
     feed(perceiver, [RED] * 10, camera="a")
     feed(perceiver, [RED] * 10, camera="b")
@@ -224,7 +224,7 @@ def test_one_camera_s_restart_does_not_touch_another(model: VLJepa) -> None:
     assert perceiver.counters("b").restarts == 0
 
 
-def test_frames_that_are_not_due_are_told_apart_and_counted(model: VLJepa) -> None:
+def test_frames_that_are_not_due_are_told_apart_and_counted(model: Runtime) -> None:
     perceiver = perceive(model)
     stamps = [0, START, START + 1, START + 1, START, START + SECOND, START + 60 * SECOND]
     verdicts = [perceiver.due("camera", s) for s in stamps]
@@ -236,7 +236,7 @@ def test_frames_that_are_not_due_are_told_apart_and_counted(model: VLJepa) -> No
     assert (counters.frames, counters.due, counters.late, counters.invalid) == (7, 3, 2, 1)
 
 
-def test_pictures_of_changing_size_go_on(model: VLJepa) -> None:
+def test_pictures_of_changing_size_go_on(model: Runtime) -> None:
     perceiver = perceive(model)
     steps = []
     for i, size in enumerate([(48, 64), (480, 640), (33, 20), (2, 2), (64, 64), (1, 9)]):
@@ -247,7 +247,7 @@ def test_pictures_of_changing_size_go_on(model: VLJepa) -> None:
     assert len(steps) == 3
 
 
-class Broken(VLJepa):
+class Broken(Runtime):
     """A model whose predictor gives NaN for some clips, or whose encoder fails."""
 
     poison: str | None = None
@@ -322,7 +322,7 @@ def test_an_engine_that_fails_is_tried_again(broken: Broken) -> None:
     assert [s.reused for s in steps] == [False, True] and steps[0].change is not None
 
 
-def test_the_last_visual_tokens_are_kept_for_questions(model: VLJepa) -> None:
+def test_the_last_visual_tokens_are_kept_for_questions(model: Runtime) -> None:
     perceiver = perceive(model)
     assert perceiver.seen("camera") is None
     steps = feed(perceiver, [RED] * 8)
@@ -346,13 +346,13 @@ def same(steps: list[Step], wanted: list[Step]) -> None:
         np.testing.assert_allclose(step.embedding, other.embedding, atol=1e-5)
 
 
-def test_a_device_that_fails_costs_no_step(model: VLJepa) -> None:
+def test_a_device_that_fails_costs_no_step(model: Runtime) -> None:
     """Visual tokens went with it while the gate holds them: they are made again."""
     wanted = feed(perceive(model), MOTION)
     for lost_at in (5, 12):
         device = Device()
         with installed(device):
-            perceiver = perceive(VLJepa(model.bundle, threads=1))
+            perceiver = perceive(Runtime(model.bundle, threads=1))
             steps = feed(perceiver, MOTION[:lost_at])
             assert isinstance(perceiver.seen("camera").tokens, OnDevice)
             device.lost = True
@@ -363,12 +363,12 @@ def test_a_device_that_fails_costs_no_step(model: VLJepa) -> None:
         assert counters.encodes + counters.reused == len(wanted)
 
 
-def test_another_model_takes_over_between_two_steps(model: VLJepa) -> None:
+def test_another_model_takes_over_between_two_steps(model: Runtime) -> None:
     wanted = feed(perceive(model), MOTION)
     with installed(Device()):
         perceiver = perceive(model)
         steps = feed(perceiver, MOTION[:7])
-        other = VLJepa(model.bundle, threads=1)
+        other = Runtime(model.bundle, threads=1)
         perceiver.replace_model(other)
         assert perceiver.seen("camera") is not None  # what was seen can be asked about at once
         steps += feed(perceiver, MOTION[7:], start=START + 7 * SECOND // 4)
@@ -379,7 +379,7 @@ def test_another_model_takes_over_between_two_steps(model: VLJepa) -> None:
     assert not steps[7 - 3].reused  # the first one after it is encoded
 
 
-def test_every_stage_is_timed(model: VLJepa) -> None:
+def test_every_stage_is_timed(model: Runtime) -> None:
     perceiver = perceive(model)
     feed(perceiver, [RED] * 10)
     stages = perceiver.stages.percentiles()
@@ -403,7 +403,7 @@ def test_every_stage_is_timed(model: VLJepa) -> None:
     ],
 )
 def test_settings_out_of_range_are_refused_and_change_nothing(
-    model: VLJepa, settings: Settings, words: str
+    model: Runtime, settings: Settings, words: str
 ) -> None:
     with pytest.raises(SettingsError, match=words):
         Perceiver(model, ["camera"], settings)
@@ -424,7 +424,7 @@ def test_the_detector_s_settings_are_counted_in_sample_rate_steps(tiny_bundle: P
     assert found.hysteresis == 0.5
 
 
-def test_twice_the_rate_sees_the_same_changes_in_time(model: VLJepa) -> None:
+def test_twice_the_rate_sees_the_same_changes_in_time(model: Runtime) -> None:
     """The Ward cost and the lengths are counted in sample-rate steps, whatever the rate."""
     stream = [RED] * 80 + [BLUE] * 80
     found = []

@@ -13,24 +13,26 @@ from device import Device, installed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.errors import EngineError
+from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.perceiver import Perceiver
-from vljepa_ros.perception.questions import (
+from vljepa_ros.perception.question_queue import (
     BATCH,
     MOST_WAITING,
     Answer,
     Question,
-    QuestionError,
     QuestionQueue,
+)
+from vljepa_ros.perception.settings import Settings
+from vljepa_ros.perception.texts import (
+    QuestionError,
     checked_template,
     checked_text,
     checked_texts,
     find_camera,
     softmax,
 )
-from vljepa_ros.perception.settings import Settings
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.errors import EngineError
-from vljepa_ros.runtime.model import VLJepa
 
 SECOND = 1_000_000_000
 CANDIDATES = ("the cube", "the ball", "nothing")
@@ -90,7 +92,7 @@ def test_softmax_sums_to_one_and_keeps_the_order(cosines: list[float], temperatu
 
 @pytest.fixture
 def perceiver(tiny_bundle: Path) -> Iterator[Perceiver]:
-    model = VLJepa(load_bundle(tiny_bundle, verify=False), "onnxruntime-cpu")
+    model = Runtime(load_bundle(tiny_bundle, verify=False), "onnxruntime-cpu")
     perceiver = Perceiver(model, ["front", "rear", "dark"], Settings())
     for k in range(4):
         for camera in ("front", "rear"):
@@ -171,7 +173,7 @@ def test_a_question_in_flight_when_the_device_fails_is_refused_and_the_next_one_
 ) -> None:
     device = Device()
     with installed(device):
-        model = VLJepa(load_bundle(tiny_bundle, verify=False), threads=1)
+        model = Runtime(load_bundle(tiny_bundle, verify=False), threads=1)
         perceiver = Perceiver(model, ["front"], Settings())
         queue, outcomes = QuestionQueue(perceiver), list[Any]()
         question = Question("front", "what falls ?", CANDIDATES, outcomes.append)
@@ -276,7 +278,7 @@ def test_not_finite_is_not_an_answer(asked: Asked, monkeypatch: pytest.MonkeyPat
 def test_every_question_has_one_outcome_even_when_given_up(
     tiny_bundle: Path, turns: int, waiting: int
 ) -> None:
-    model = VLJepa(load_bundle(tiny_bundle, verify=False), "onnxruntime-cpu")
+    model = Runtime(load_bundle(tiny_bundle, verify=False), "onnxruntime-cpu")
     perceiver = Perceiver(model, ["front"], Settings())
     for k in range(4):
         stamp = SECOND + k * SECOND // 4

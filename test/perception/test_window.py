@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vljepa_ros.bundle.spec import ClipSpec
 from vljepa_ros.perception.window import Sampler, Verdict, Window, millihertz, slot
-from vljepa_ros.runtime.bundle import ClipSpec
 
 SECOND = 10**9
 CLIP = ClipSpec(frames=8, image_size=8, tubelet=2, sample_rate=4.0)

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vljepa_ros.evaluation.tasks.streams import Stream
+from vljepa_ros.tabletop.sim.episode import SPLITS
 from vljepa_ros.training import calibrate
 from vljepa_ros.training.calibrate import shortfall
-from vljepa_ros.training.evaluation.streams import Stream
-from vljepa_ros.training.tabletop.episode import SPLITS
 
 RATE = 4  # steps per second
 LENGTH = 5.0  # s of every event

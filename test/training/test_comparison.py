@@ -1,4 +1,4 @@
-"""Embeddings against tokens: the same batches for both, true counts, exact resumption, a plot."""
+"""Embeddings against tokens: the same batches for both, true counts, exact resumption."""
 
 import dataclasses
 import json
@@ -12,15 +12,15 @@ import torch
 from networks import scramble, tiny_config
 from safetensors.torch import save_file
 
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.evaluation.plots import token_comparison
+from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.networks import VLJepa
-from vljepa_ros.runtime.errors import VLJepaError
-from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training import comparison
-from vljepa_ros.training.comparison import Plan, compare, learn, plain, plot
-from vljepa_ros.training.learners import EmbeddingLearner, TokenLearner
-from vljepa_ros.training.tabletop import language
-from vljepa_ros.training.texts import BEGIN, END, sentence_encoder_folder, train_tokenizer
-from vljepa_ros.training.token_model import (
+from vljepa_ros.tabletop import language
+from vljepa_ros.training.comparison import compare as comparison
+from vljepa_ros.training.comparison.compare import Plan, compare, learn, plain
+from vljepa_ros.training.comparison.learners import EmbeddingLearner, TokenLearner
+from vljepa_ros.training.comparison.token_model import (
     IGNORED,
     TokenModel,
     TokenTree,
@@ -28,7 +28,8 @@ from vljepa_ros.training.token_model import (
     rows_of,
     trainable,
 )
-from vljepa_ros.training.visual_cache import HeldOut, Shown, VisualCache
+from vljepa_ros.training.comparison.visual_cache import HeldOut, Shown, VisualCache
+from vljepa_ros.training.texts import BEGIN, END, sentence_encoder_folder, train_tokenizer
 
 SAID = {  # sentence: (name, grey of the picture)
     "nothing is moving": (("still", None, None), 20),
@@ -66,7 +67,9 @@ def sentence_encoder(tmp_path_factory: pytest.TempPathFactory, model: VLJepa) ->
     (folder / "tokenizer.json").write_bytes(words.read_bytes())
     save_file(model.y_encoder.model.state_dict(), str(folder / "model.safetensors"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vljepa_ros.training.learners.sentence_encoder_folder", lambda: folder)
+        patch.setattr(
+            "vljepa_ros.training.comparison.learners.sentence_encoder_folder", lambda: folder
+        )
         yield
 
 
@@ -117,9 +120,9 @@ def learners(model: VLJepa, tokenizer: Path, cache: VisualCache) -> dict[str, An
 
 @pytest.fixture
 def quick_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vljepa_ros.training.learners.FIRST_STEPS", 60)
-    monkeypatch.setattr("vljepa_ros.training.learners.NEXT_STEPS", 30)
-    monkeypatch.setattr("vljepa_ros.training.learners.DECODER_RATE", 1e-2)
+    monkeypatch.setattr("vljepa_ros.training.comparison.learners.FIRST_STEPS", 60)
+    monkeypatch.setattr("vljepa_ros.training.comparison.learners.NEXT_STEPS", 30)
+    monkeypatch.setattr("vljepa_ros.training.comparison.learners.DECODER_RATE", 1e-2)
 
 
 @pytest.mark.parametrize("name", ["vl_jepa", "token_model"])
@@ -236,7 +239,7 @@ def test_the_likeliest_candidate_is_the_same_in_small_trees(
     with torch.inference_mode():
         small, large = [], []
         for size, names in ((3, small), (64, large)):
-            monkeypatch.setattr("vljepa_ros.training.learners.TREE", size)
+            monkeypatch.setattr("vljepa_ros.training.comparison.learners.TREE", size)
             names += learner.classify(network, shown.visual, labels)
         ids = [[*row, END] for row in rows_of(learner.answer_tokens, list(labels))]
         best = network.score(shown.visual, question, TokenTree(ids)).argmax(1)
@@ -278,8 +281,8 @@ def test_other_words_of_training_name_the_usual_thing(usual: str):
 def test_compare_from_episodes_to_json_and_plot(
     model: VLJepa, tmp_path: Path, shown: HeldOut, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vljepa_ros.training.learners.FIRST_STEPS", 2)
-    monkeypatch.setattr("vljepa_ros.training.learners.NEXT_STEPS", 1)
+    monkeypatch.setattr("vljepa_ros.training.comparison.learners.FIRST_STEPS", 2)
+    monkeypatch.setattr("vljepa_ros.training.comparison.learners.NEXT_STEPS", 1)
     monkeypatch.setattr(comparison, "ClipDataset", lambda *_, **__: Greys())
     monkeypatch.setattr(comparison, "held_out", lambda *_: shown)
     monkeypatch.setattr(comparison.store, "needed", lambda *_: [])
@@ -297,8 +300,8 @@ def test_compare_from_episodes_to_json_and_plot(
         assert samples == sorted(set(samples)) and samples[-1] == 64
     assert result["token_model"]["by_perplexity"]["clips"] == len(shown)
     assert all(value > 0 for value in result["milliseconds"].values())
-    picture = tmp_path / "plot.png"
-    plot(json.loads(json.dumps(result)), picture)
+    picture = tmp_path / "comparison.png"
+    token_comparison(json.loads(json.dumps(result)), picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(VLJepaError, match="another folder"):
         compare(model, tmp_path, out, samples=128)

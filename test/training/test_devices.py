@@ -10,8 +10,8 @@ from networks import scramble, tiny_config
 from safetensors.torch import load_file, save_file
 
 from vljepa_ros.model.networks import YEncoder
-from vljepa_ros.training.tabletop import store
-from vljepa_ros.training.tabletop.episode import simulate
+from vljepa_ros.tabletop import store
+from vljepa_ros.tabletop.sim.episode import simulate
 from vljepa_ros.training.texts import sentence_encoder_folder
 
 SCRIPT = Path(__file__).with_name("two_devices.py")

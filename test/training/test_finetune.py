@@ -17,11 +17,14 @@ from lightning.pytorch.callbacks import Callback  # noqa: E402
 from networks import MANIFEST, scramble, tiny_config  # noqa: E402
 from safetensors.torch import load_file, save_model  # noqa: E402
 
-from vljepa_ros.model import export, storage  # noqa: E402
+from vljepa_ros.bundle.manifest import write_manifest  # noqa: E402
+from vljepa_ros.bundle.spec import load_bundle  # noqa: E402
+from vljepa_ros.errors import BundleError, VLJepaError  # noqa: E402
+from vljepa_ros.inference.verify import verify_bundle  # noqa: E402
+from vljepa_ros.model.export import bundle as export  # noqa: E402
+from vljepa_ros.model.export import storage  # noqa: E402
 from vljepa_ros.model.networks import VLJepa  # noqa: E402
 from vljepa_ros.model.restore import RestoreError, restore  # noqa: E402
-from vljepa_ros.runtime.bundle import load_bundle, verify_bundle, write_manifest  # noqa: E402
-from vljepa_ros.runtime.errors import BundleError, VLJepaError  # noqa: E402
 from vljepa_ros.training import finetune as tuning  # noqa: E402
 from vljepa_ros.training.base import UNCALIBRATED, load_base  # noqa: E402
 from vljepa_ros.training.finetune import Recipe, finetune  # noqa: E402

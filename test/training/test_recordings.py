@@ -17,8 +17,8 @@ rosbag2 = pytest.importorskip(
 
 from rosbags.typesys import Stores, get_typestore  # noqa: E402
 
-from vljepa_ros.perception.bags import BagError, bag_info, bag_pictures  # noqa: E402
-from vljepa_ros.runtime.bundle import ClipSpec  # noqa: E402
+from vljepa_ros.bundle.spec import ClipSpec  # noqa: E402
+from vljepa_ros.recordings.bags import BagError, bag_info, bag_pictures  # noqa: E402
 from vljepa_ros.training.recordings import (  # noqa: E402
     Line,
     RecordedClips,

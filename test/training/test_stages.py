@@ -8,8 +8,10 @@ import torch
 from networks import scramble, tiny_config
 from torch.nn import functional as F
 
+from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.networks import VLJepa
-from vljepa_ros.runtime.text import TextTokenizer
+from vljepa_ros.tabletop import language
+from vljepa_ros.tabletop.vocabulary import held_out
 from vljepa_ros.training.losses import info_nce
 from vljepa_ros.training.stages import (
     FURTHER_NEGATIVES,
@@ -18,8 +20,6 @@ from vljepa_ros.training.stages import (
     TextStage,
     scheduled,
 )
-from vljepa_ros.training.tabletop import language
-from vljepa_ros.training.tabletop.vocabulary import held_out
 from vljepa_ros.training.texts import (
     BEGIN,
     END,

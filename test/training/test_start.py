@@ -14,8 +14,8 @@ from transformers import VJEPA2Config, VJEPA2Model
 from typer.testing import CliRunner
 
 from vljepa_ros.cli.app import app
+from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.networks import VLJepa
-from vljepa_ros.runtime.text import TextTokenizer
 from vljepa_ros.training.base import load_checkpoint
 from vljepa_ros.training.texts import BEGIN, END, PAD, sentence_encoder_folder, tokens
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from networks import scramble, tiny_config
 
+from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.config import tabletop
 from vljepa_ros.model.networks import YEncoder
-from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training.tabletop import language
+from vljepa_ros.tabletop import language
 from vljepa_ros.training.texts import (
     BEGIN,
     END,

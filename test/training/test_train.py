@@ -15,17 +15,19 @@ import torch
 from networks import MANIFEST, scramble, tiny_config
 from safetensors.torch import load_file, save_file
 
-from vljepa_ros.model import export, storage
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.inference.verify import verify_bundle
+from vljepa_ros.model.export import bundle as export
+from vljepa_ros.model.export import storage
 from vljepa_ros.model.networks import VLJepa, YEncoder
-from vljepa_ros.runtime.bundle import load_bundle, verify_bundle
-from vljepa_ros.runtime.errors import VLJepaError
-from vljepa_ros.runtime.model import VLJepa as Runtime
+from vljepa_ros.tabletop import store
+from vljepa_ros.tabletop.clips import ClipDataset
+from vljepa_ros.tabletop.sim.episode import simulate
 from vljepa_ros.training import train as training
 from vljepa_ros.training.base import load_base, load_checkpoint, resized
-from vljepa_ros.training.clips import ClipDataset
 from vljepa_ros.training.stages import DecoderStage, JointStage
-from vljepa_ros.training.tabletop import store
-from vljepa_ros.training.tabletop.episode import simulate
 from vljepa_ros.training.texts import sentence_encoder_folder
 from vljepa_ros.training.train import Recipe
 
@@ -388,7 +390,7 @@ def test_graphs_have_the_names_and_open_sizes_of_the_contract(bundle: Path, name
 
 
 def test_nothing_of_this_machine_is_in_the_bundle(bundle: Path):
-    here = {str(Path(export.__file__).parents[2]), str(Path.home()), str(bundle.parent),
+    here = {str(Path(export.__file__).parents[3]), str(Path.home()), str(bundle.parent),
             str(Path(torch.__file__).parents[1]), os.path.sep + "site-packages"}  # fmt: skip
     for file in bundle.iterdir():
         if file.name.endswith("tokenizer.json"):

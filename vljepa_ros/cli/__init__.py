@@ -19,11 +19,12 @@ def main() -> None:
         signal.signal(signal.SIGINT, _stop)
         signal.signal(signal.SIGTERM, _stop)
 
-    from ..runtime.errors import VLJepaError
+    from vljepa_ros.errors import VLJepaError
 
     try:
+        from vljepa_ros.console import error_line
+
         from .app import app
-        from .output import error_line
     except ModuleNotFoundError as error:
         sys.exit(
             f"vljepa needs the Python package {error.name}: run rosdep install for this package, "

@@ -10,24 +10,24 @@ from typer.core import TyperGroup
 
 # Name: (module in this package, its function or Typer application), in the order of --help.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "up": ("up", "up"),
-    "listen": ("listen", "listen"),
-    "ask": ("ask", "ask"),
-    "classify": ("ask", "classify"),
-    "watch": ("ask", "watch"),
-    "index": ("index", "index"),
-    "recall": ("recall", "recall"),
-    "memory": ("memory", "app"),
+    "up": ("live.up", "up"),
+    "listen": ("live.listen", "listen"),
+    "ask": ("live.ask", "ask"),
+    "classify": ("live.ask", "classify"),
+    "watch": ("live.ask", "watch"),
+    "index": ("memory.index", "index"),
+    "recall": ("memory.recall", "recall"),
+    "memory": ("memory.memory", "app"),
     "doctor": ("doctor", "doctor"),
     "bundle": ("bundle", "app"),
     "engines": ("engines", "app"),
     "bench": ("bench", "app"),
-    "data": ("training", "data"),
-    "train": ("training", "train"),
-    "export": ("export", "export"),
-    "evaluate": ("evaluate", "evaluate"),
-    "compare": ("compare", "compare"),
-    "timeline": ("training", "timeline"),
+    "data": ("train.train", "data"),
+    "train": ("train.train", "train"),
+    "export": ("train.export", "export"),
+    "evaluate": ("train.evaluate", "evaluate"),
+    "compare": ("train.compare", "compare"),
+    "timeline": ("train.train", "timeline"),
 }
 
 
@@ -63,7 +63,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from .. import __version__
+        from vljepa_ros import __version__
 
         typer.echo(f"vljepa_ros {__version__}")
         raise typer.Exit()

@@ -6,8 +6,8 @@ from typing import Any
 
 import typer
 
-from ..runtime.errors import BundleError
-from .output import console, error_line
+from vljepa_ros.console import console, error_line
+from vljepa_ros.errors import BundleError
 
 app = typer.Typer(
     help="Look at a model bundle, or check it.", no_args_is_help=True, add_completion=False
@@ -19,7 +19,8 @@ SOURCE = typer.Argument("tabletop", help="A folder, a shipped bundle's name, or 
 @app.command()
 def show(source: str = SOURCE) -> None:
     """Print what the bundle is: geometry, graphs, where the weights came from, what they can do."""
-    from ..runtime.bundle import find_bundle, load_bundle
+    from vljepa_ros.bundle.locate import find_bundle
+    from vljepa_ros.bundle.spec import load_bundle
 
     bundle = load_bundle(find_bundle(source), verify=False)
     clip = bundle.clip
@@ -47,7 +48,9 @@ def show(source: str = SOURCE) -> None:
 @app.command()
 def verify(source: str = SOURCE) -> None:
     """Check every file against the manifest; exit code 1 and a line for each problem."""
-    from ..runtime.bundle import find_bundle, load_bundle, verify_bundle
+    from vljepa_ros.bundle.locate import find_bundle
+    from vljepa_ros.bundle.spec import load_bundle
+    from vljepa_ros.inference.verify import verify_bundle
 
     folder = find_bundle(source)
     problems = verify_bundle(folder)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
-from ..nodes.process import FASTDDS_TRANSPORTS, FASTDDS_VARIABLE
+from vljepa_ros.ros.process import FASTDDS_TRANSPORTS, FASTDDS_VARIABLE
 
 WORKS, NOTE, BROKEN = "works", "note", "broken"
 
@@ -144,7 +144,9 @@ def _transport() -> Check:
 def _bundle(source: str) -> Check:
     fix = "vljepa bundle verify says more; a new clone brings the shipped bundle back"
     try:
-        from ..runtime.bundle import find_bundle, load_bundle, verify_bundle
+        from vljepa_ros.bundle.locate import find_bundle
+        from vljepa_ros.bundle.spec import load_bundle
+        from vljepa_ros.inference.verify import verify_bundle
 
         folder = find_bundle(source)
         problems = verify_bundle(folder)

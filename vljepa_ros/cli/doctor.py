@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import typer
 
-from ..runtime.errors import VLJepaError
+from vljepa_ros.console import console
+from vljepa_ros.errors import VLJepaError
+
 from .checks import BROKEN, NOTE, WORKS, Check, run_checks
-from .output import console
 
 STYLES = {WORKS: "green", NOTE: "yellow", BROKEN: "red"}
 
@@ -42,7 +43,7 @@ def doctor(
 
 def _backends(bundle: str) -> tuple[list[Check], str | None]:
     """The backends as findings, and the one that `auto` would take."""
-    from ..runtime.engine import backends
+    from vljepa_ros.inference.backends import backends
 
     reports = backends()
     found = [
@@ -56,8 +57,8 @@ def _backends(bundle: str) -> tuple[list[Check], str | None]:
 
 def _unbuilt(backend: str, source: str) -> tuple[str, str]:
     """What is to be said of a backend that can run, and what to do beforehand."""
-    from ..runtime.bundle import load_bundle
-    from ..runtime.engine import must_build
+    from vljepa_ros.bundle.spec import load_bundle
+    from vljepa_ros.inference.backends import must_build
 
     try:
         graphs = load_bundle(source, verify=False).graphs.values()

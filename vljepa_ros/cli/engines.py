@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from ..runtime.errors import EngineError
-from .output import console, notice
+from vljepa_ros.console import console, notice
+from vljepa_ros.errors import EngineError
 
 if TYPE_CHECKING:
-    from ..runtime.trt.cache import Entry, Listed
+    from vljepa_ros.inference.trt.cache import Entry, Listed
 
 app = typer.Typer(
     help="Build the GPU's engines ahead, look at those that are built, remove them.",
@@ -55,11 +55,12 @@ def build(
 
     Nodes build what is missing themselves, which takes minutes; this does it before.
     """
-    from ..runtime.bundle import load_bundle
-    from ..runtime.engine import PRECISIONS
-    from ..runtime.trt import build as options
-    from ..runtime.trt.cuda import missing
-    from ..runtime.trt.opening import prepare
+    from vljepa_ros.bundle.spec import load_bundle
+    from vljepa_ros.inference.engine import PRECISIONS
+    from vljepa_ros.inference.trt import build as options
+    from vljepa_ros.inference.trt.cuda import missing
+    from vljepa_ros.inference.trt.open import prepare
+
     from .models import BuildProgress
 
     if precision not in PRECISIONS:
@@ -99,8 +100,7 @@ def _graphs(graphs: dict[str, Any], parts: list[str] | None) -> list[Any]:
 
 def _library(backend: str) -> str:
     """The library to build with; EngineError where it is not here."""
-    from ..runtime.trt import missing
-    from ..runtime.trt.library import library_missing, load
+    from vljepa_ros.inference.trt.library import library_missing, load, missing
 
     if backend in LIBRARIES:
         load(backend)
@@ -151,7 +151,7 @@ def list_engines(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Show every built engine, what it was built for, and what is wrong with it, if anything is."""
-    from ..runtime.trt.cache import described, folder, listed
+    from vljepa_ros.inference.trt.cache import described, folder, listed
 
     found = listed()
     if as_json:
@@ -189,8 +189,8 @@ def clean(
     everything: bool = typer.Option(False, "--all", help="Also engines that can still be used."),
 ) -> None:
     """Remove engines that are damaged or of another version of their library."""
-    from ..runtime.trt.cache import clean as clean_cache
-    from ..runtime.trt.cache import folder
+    from vljepa_ros.inference.trt.cache import clean as clean_cache
+    from vljepa_ros.inference.trt.cache import folder
 
     removed = clean_cache(_useless, everything)
     plans = sum(file.suffix == ".plan" for file in removed)
@@ -200,7 +200,7 @@ def clean(
 
 def _useless(one: Listed) -> bool:
     """Whether an engine is damaged, or of a version of its library that is not the one here."""
-    from ..runtime.trt.library import library_missing, load
+    from vljepa_ros.inference.trt.library import library_missing, load
 
     if one.entry is None or one.problem:
         return True

@@ -14,9 +14,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from ..runtime.bundle import Bundle
-from ..runtime.model import VLJepa
-from .output import errors, notice
+from vljepa_ros.bundle.spec import Bundle
+from vljepa_ros.console import errors, notice
+from vljepa_ros.inference.runtime import Runtime
 
 SAID = 0.25  # of a build, between two lines where there is no terminal
 
@@ -65,7 +65,7 @@ class BuildProgress:
 def open_model(
     bundle: Bundle, backend: str = "auto", parts: Sequence[str] = ("x_encoder", "predictor"),
     threads: int = 0, precision: str = "auto",
-) -> VLJepa:  # fmt: skip
+) -> Runtime:  # fmt: skip
     """A model whose engines are built first, where they have to be, with their progress shown."""
     with BuildProgress() as report:
-        return VLJepa(bundle, backend, threads, parts, precision, report=report)
+        return Runtime(bundle, backend, threads, parts, precision, report=report)

@@ -1,15 +1,15 @@
-"""Stamps as people write and read them. Invariant: `to_ns` reads what `clock` prints."""
+"""Stamps as people write and read them. Invariant: `parse_stamp` reads what `clock` prints."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from ..runtime.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError
 
 WALL = 1_000_000_000  # seconds; stamps below are of a simulation or a video, not of a calendar
 
 
-def to_ns(option: str, text: str) -> int:
+def parse_stamp(option: str, text: str) -> int:
     """Seconds since the epoch, or ISO 8601 (local time where it has no zone), in nanoseconds.
 
     Empty: 0. Raises VLJepaError, which names the option.

@@ -23,7 +23,7 @@ from rclpy.qos import QoSProfile
 from rclpy.task import Future, Task
 from rclpy.validate_namespace import validate_namespace
 
-from vljepa_ros.runtime.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError
 from vljepa_ros.srv import Pin, Recall
 
 TICK = 0.1  # seconds between two looks at the calls under way

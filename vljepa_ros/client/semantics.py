@@ -32,13 +32,13 @@ from rclpy.time import Time as RclpyTime
 from vljepa_ros.action import Watch
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.srv import Ask, Classify, EmbedText, Pin, Recall
+from vljepa_ros.stamps import SECOND_NS
 
 from .calls import Call, Caller, SemanticError
 from .watches import OnFeedback, Watches
 
 QUEUE = 100  # messages that wait for a callback, the oldest dropped when there are more
 TIMEOUT = 7.0  # seconds; longer than the nodes wait for one another, so that theirs is the sentence
-SECOND = 1_000_000_000
 LATEST = 2**31  # seconds; ROS counts them in 32 bits
 
 
@@ -137,7 +137,7 @@ class SemanticClient:
             goal = Watch.Goal(
                 camera=_text(camera, "camera"), text=_text(text, "text"),
                 threshold=_number(threshold, "threshold"),
-                timeout=Duration(sec=seconds // SECOND, nanosec=seconds % SECOND),
+                timeout=Duration(sec=seconds // SECOND_NS, nanosec=seconds % SECOND_NS),
             )  # fmt: skip
         except SemanticError as error:
             return self._failed("watch", error)
@@ -262,7 +262,7 @@ def _seconds(value: Any, what: str) -> int:
     seconds = _number(value, what)
     if not 0 <= seconds < LATEST:
         raise SemanticError(f"{what} must be seconds from 0 to {LATEST}, not {value!r}.")
-    return round(seconds * SECOND)
+    return round(seconds * SECOND_NS)
 
 
 def _stamp(value: Any, what: str) -> Time:
@@ -273,4 +273,4 @@ def _stamp(value: Any, what: str) -> Time:
     if isinstance(value, RclpyTime):
         return value.to_msg()
     stamp_ns = _seconds(value, what)
-    return Time(sec=stamp_ns // SECOND, nanosec=stamp_ns % SECOND)
+    return Time(sec=stamp_ns // SECOND_NS, nanosec=stamp_ns % SECOND_NS)

@@ -21,6 +21,7 @@ from action_msgs.msg import GoalStatus
 from action_msgs.srv import CancelGoal
 
 from vljepa_ros.action import Watch
+from vljepa_ros.stamps import to_ns
 
 from .calls import Call, Caller, SemanticError, SemanticTimeout
 
@@ -106,7 +107,7 @@ class _Goal:
         self._heard = self._alive = time.monotonic()
         self._renew_at = self._patience
         if self._on_feedback is not None and not self.call.done():
-            stamp = feedback.stamp.sec * 1_000_000_000 + feedback.stamp.nanosec
+            stamp = to_ns(feedback.stamp)
             done = self._on_feedback(feedback.score, stamp)
             if inspect.isawaitable(done):
                 await done

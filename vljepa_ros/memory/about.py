@@ -10,7 +10,8 @@ import json
 import os
 from pathlib import Path
 
-from .errors import StoreError
+from vljepa_ros.errors import StoreError
+
 from .files import write_json
 
 FORMAT = 1
@@ -34,7 +35,7 @@ def begin(folder: Path, model_id: str, dim: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
     if not file.exists():
-        from .. import __version__
+        from vljepa_ros import __version__
 
         write_json(
             file,

@@ -35,8 +35,9 @@ from typing import Any
 
 import numpy as np
 
+from vljepa_ros.errors import StoreError
+
 from .bounds import Bounds
-from .errors import StoreError
 from .files import disk_bytes, write_json
 from .table import Keyed
 

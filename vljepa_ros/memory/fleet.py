@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from vljepa_ros.errors import StoreError
+
 from .bounds import Bounds
-from .errors import StoreError
 from .files import write_json
 from .moment import Moment, Pose
 from .store import Found, MomentStore

@@ -25,10 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vljepa_ros.errors import StoreError
+
 from .about import about, begin
 from .bounds import Bounds
 from .edge import EdgeIndex, qdrant_edge
-from .errors import StoreError
 from .files import disk_bytes, free_bytes
 from .moment import Moment
 from .table import FILE, Table

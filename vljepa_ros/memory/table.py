@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from vljepa_ros.errors import StoreError
+
 from .bounds import Bounds, marks
-from .errors import StoreError
 from .moment import Moment, Pose
 
 FILE = "moments.sqlite"

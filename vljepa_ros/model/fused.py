@@ -22,7 +22,7 @@ from transformers.activations import GELUActivation
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Layer
 
-from vljepa_ros.model.networks import MASKED, Predictor, XEncoder
+from .networks import MASKED, Predictor, XEncoder
 
 CENTRE = 128  # grey level; what is left fits an int8
 State = dict[str, Tensor]

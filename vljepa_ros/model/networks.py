@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder, VJEPA2RopeAttention
 
-from vljepa_ros.model.config import VLJepaConfig
+from .config import VLJepaConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)

@@ -16,12 +16,14 @@ from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from torch import Tensor, nn
 
-from vljepa_ros.model.config import CONFIG, VLJepaConfig
-from vljepa_ros.model.fused import FusedPredictor, FusedXEncoder, fused
-from vljepa_ros.model.networks import VLJepa
-from vljepa_ros.runtime.bundle import Bundle, GraphSpec, load_bundle
-from vljepa_ros.runtime.engine import open_engine
-from vljepa_ros.runtime.errors import BundleError
+from vljepa_ros.bundle.graphs import GraphSpec
+from vljepa_ros.bundle.spec import Bundle, load_bundle
+from vljepa_ros.errors import BundleError
+from vljepa_ros.inference.backends import open_engine
+
+from .config import CONFIG, VLJepaConfig
+from .fused import FusedPredictor, FusedXEncoder, fused
+from .networks import VLJepa
 
 DIFFERENCE = 1e-3  # most, in parts of an output's largest number
 UNUSED = "model.pooler."  # of BERT: a graph does not hold it

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.msg import SemanticChange, Utterance
-from vljepa_ros.runtime.errors import VLJepaError
-from vljepa_ros.runtime.model import VLJepa
+from vljepa_ros.ros.diagnostics import ERROR, WARN, Status
+from vljepa_ros.ros.engines import Engines
+from vljepa_ros.ros.lifecycle import AUTOSTART, ENGINES, ModelNode
 from vljepa_ros.srv import Decode
-
-from .base import AUTOSTART, ENGINES, ModelNode
-from .diagnostics import ERROR, WARN, Status
-from .engines import Engines
 
 QUEUE = 64  # changes
 
@@ -79,7 +78,7 @@ class DecoderNode(ModelNode):
         self.engines.close()
 
     @property
-    def model(self) -> VLJepa | None:
+    def model(self) -> Runtime | None:
         """The engines that run now."""
         return self.engines.model
 
@@ -186,7 +185,7 @@ class DecoderNode(ModelNode):
         return [queue, *cameras, *self.engines.statuses()]
 
 
-def _words(model: VLJepa, model_id: str, embedding: np.ndarray) -> tuple[str, float]:
+def _words(model: Runtime, model_id: str, embedding: np.ndarray) -> tuple[str, float]:
     """Text and confidence of an embedding, float32 `[E]`; VLJepaError where it does not fit."""
     bundle = model.bundle
     if model_id != bundle.model_id:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from vljepa_ros.nodes.process import run
+from vljepa_ros.ros.process import run
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,16 +1,16 @@
-"""The executable `perception_node`. Its node, perception.py, is imported once signals are safe."""
+"""The executable `perception_node`. perception/node.py is imported once signals are safe."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from vljepa_ros.nodes.process import run
+from vljepa_ros.ros.process import run
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the node; returns the exit code. `args`: the command line; None: sys.argv."""
-    return run("vljepa_ros.nodes.perception", "PerceptionNode", args)
+    return run("vljepa_ros.nodes.perception.node", "PerceptionNode", args)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,13 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from vljepa_ros.perception.video import VideoSource
-from vljepa_ros.runtime.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.recordings.video import VideoSource
+from vljepa_ros.ros.messages import rgb_message, to_time
+from vljepa_ros.ros.parameters import ParameterError, Spec, declare, unknown, values
+from vljepa_ros.stamps import SECOND_NS
 
-from .messages import rgb_message, to_time
-from .parameters import ParameterError, Spec, declare, unknown, values
-
-SECOND = 1_000_000_000
-LEAD = SECOND // 4  # the publisher knows of a subscriber before that can receive
+LEAD = SECOND_NS // 4  # the publisher knows of a subscriber before that can receive
 
 SPECS = (
     Spec("source", "", "Video file, folder of images, or camera device (a number, /dev/videoN)."),
@@ -111,7 +110,7 @@ class VideoNode(Node):
                 self._publish(start + offset, picture)
             if not self._values["loop"] or source.live:
                 break
-            start += last + round(SECOND / source.fps)
+            start += last + round(SECOND_NS / source.fps)
         self.get_logger().info(f"The video has ended after {self.published} frames.")
 
     def _start(self, live: bool) -> int:
@@ -121,13 +120,13 @@ class VideoNode(Node):
         """
         while (now := self.get_clock().now().nanoseconds) == 0 and not self.finished.is_set():
             self.finished.wait(0.02)  # simulated time has not begun
-        return now if live else ((now + LEAD) // SECOND + 1) * SECOND
+        return now if live else ((now + LEAD) // SECOND_NS + 1) * SECOND_NS
 
     def _sleep_until(self, stamp_ns: int) -> bool:
         """Wait for the ROS clock; False where the node ends before."""
         simulated = self.get_clock().ros_time_is_active
         while (ahead := stamp_ns - self.get_clock().now().nanoseconds) > 0:
-            if self.finished.wait(min(ahead / SECOND, 0.005 if simulated else 1.0)):
+            if self.finished.wait(min(ahead / SECOND_NS, 0.005 if simulated else 1.0)):
                 return False
         return not self.finished.is_set()
 

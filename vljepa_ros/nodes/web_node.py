@@ -1,16 +1,16 @@
-"""The executable `web_node`. Its node, web.py, is imported once signals are safe."""
+"""The executable `web_node`. Its node, web/node.py, is imported once signals are safe."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from vljepa_ros.nodes.process import run
+from vljepa_ros.ros.process import run
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the node; returns the exit code. `args`: the command line; None: sys.argv."""
-    return run("vljepa_ros.nodes.web", "WebNode", args)
+    return run("vljepa_ros.web.node", "WebNode", args)
 
 
 if __name__ == "__main__":

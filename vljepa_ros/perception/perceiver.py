@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from vljepa_ros.runtime.errors import TensorsLostError
-from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.runtime.preprocess import prepare
-from vljepa_ros.runtime.tensors import Tensor
+from vljepa_ros.errors import TensorsLostError
+from vljepa_ros.inference.preprocess import prepare
+from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.inference.tensors import Tensor
 
 from .change import ChangeDetector
 from .gate import NoveltyGate, block_means
@@ -133,7 +133,7 @@ class Perceiver:
     returned true, one `step`. Raises SettingsError where the settings are out of range.
     """
 
-    def __init__(self, model: VLJepa, cameras: Sequence[str], settings: Settings) -> None:
+    def __init__(self, model: Runtime, cameras: Sequence[str], settings: Settings) -> None:
         settings.check()
         self.model = model
         self.bundle = model.bundle
@@ -242,7 +242,7 @@ class Perceiver:
             state.gate.restart()
             state.tokens = state.seen = None
 
-    def replace_model(self, model: VLJepa) -> None:
+    def replace_model(self, model: Runtime) -> None:
         """Go on with another model of the same bundle; called by the worker, between two steps.
 
         Windows, segments and sequences stay. What was encoded stays, too, on the host, so that

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vljepa_ros.runtime.bundle import Bundle
-from vljepa_ros.runtime.errors import VLJepaError
+from vljepa_ros.bundle.spec import Bundle
+from vljepa_ros.errors import VLJepaError
 
 from .change import ChangeDetector
 

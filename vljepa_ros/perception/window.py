@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vljepa_ros.runtime.bundle import ClipSpec
+from vljepa_ros.bundle.spec import ClipSpec
 
 
 def millihertz(rate: float) -> int:

@@ -14,12 +14,14 @@ from typing import Any
 
 from safetensors.torch import load_model
 
+from vljepa_ros.bundle.locate import find_bundle
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.errors import VLJepaError
 from vljepa_ros.model.config import CONFIG, VLJepaConfig
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.model.restore import restore
-from vljepa_ros.runtime.bundle import find_bundle, load_bundle
-from vljepa_ros.runtime.errors import VLJepaError
-from vljepa_ros.training.texts import sentence_encoder_folder
+
+from .texts import sentence_encoder_folder
 
 WEIGHTS, RECIPE, BASE = "weights.safetensors", "recipe.json", "base.json"
 KEPT = ("name", "temperature", "thresholds", "change", "source")  # of the manifest of the base

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.training.evaluation import selection
-from vljepa_ros.training.evaluation.agents import Watched, watch
-from vljepa_ros.training.evaluation.boundaries import Found, f1, match
-from vljepa_ros.training.evaluation.run import Extent
-from vljepa_ros.training.evaluation.streams import Bench, Stream, perceive, point
-from vljepa_ros.training.tabletop import store
-from vljepa_ros.training.tabletop.episode import SPLITS
-from vljepa_ros.training.tabletop.language import describe
+from vljepa_ros.evaluation import selection
+from vljepa_ros.evaluation.figures.boundaries import Found, f1, match
+from vljepa_ros.evaluation.run import Extent
+from vljepa_ros.evaluation.tasks.agents import Watched, watch
+from vljepa_ros.evaluation.tasks.streams import Bench, Stream, perceive, point
+from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.tabletop import store
+from vljepa_ros.tabletop.language import describe
+from vljepa_ros.tabletop.sim.episode import SPLITS
 
 THRESHOLDS = np.geomspace(1.0, 0.15, 80)  # Ward costs, from few decodes to many
 CANDIDATES = (2, 3, 4)
@@ -37,7 +37,7 @@ FIRED_NEVER = 0.05  # at most, of the conditions that never hold in a stream
 Parts = tuple[float, int, int, float]  # threshold, candidate, min_segment, hysteresis
 
 
-def calibrate(model: VLJepa, paths: Sequence[Path]) -> dict[str, Any]:
+def calibrate(model: Runtime, paths: Sequence[Path]) -> dict[str, Any]:
     """The detector's parameters that fall least short of what is wanted, and what they earned.
 
     Wanted are 2.85 times fewer decodes than at 1 Hz, with a CIDEr no lower, a boundary F1 of 0.8,
@@ -61,7 +61,7 @@ def calibrate(model: VLJepa, paths: Sequence[Path]) -> dict[str, Any]:
     return {**dict(zip(names, parts, strict=True)), **figures}
 
 
-def calibrate_watch(model: VLJepa, paths: Sequence[Path]) -> dict[str, Any]:
+def calibrate_watch(model: Runtime, paths: Sequence[Path]) -> dict[str, Any]:
     """The lowest threshold at which few conditions fire that never hold, and what it earned.
 
     A watch is set on what is rare, so a false alarm costs more than a late one. Returns the

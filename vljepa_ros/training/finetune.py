@@ -25,13 +25,14 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vljepa_ros.bundle.spec import ClipSpec
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.config import CONFIG, VLJepaConfig
-from vljepa_ros.runtime.bundle import ClipSpec
-from vljepa_ros.runtime.errors import VLJepaError
-from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training.base import BASE, RECIPE, WEIGHTS, Base, load_base, resized
-from vljepa_ros.training.precision import precision
-from vljepa_ros.training.recordings import (
+
+from .base import BASE, RECIPE, WEIGHTS, Base, load_base, resized
+from .precision import precision
+from .recordings import (  # fmt: skip
     Line,
     RecordedClips,
     Recordings,
@@ -39,11 +40,11 @@ from vljepa_ros.training.recordings import (
     meaning,
     read_lines,
     split,
-)  # fmt: skip
-from vljepa_ros.training.retrieval_stop import MONITOR, by_query, stop_on_retrieval
-from vljepa_ros.training.stages import DecoderStage, JointStage
-from vljepa_ros.training.texts import Sentences
-from vljepa_ros.training.train import DecoderPairs
+)
+from .retrieval_stop import MONITOR, by_query, stop_on_retrieval
+from .stages import DecoderStage, JointStage
+from .texts import Sentences
+from .train import DecoderPairs
 
 log = logging.getLogger(__name__)
 HELD_OUT = "held_out.npz"

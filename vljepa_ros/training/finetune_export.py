@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 
 from vljepa_ros import __version__
-from vljepa_ros.model.export import export_bundle
-from vljepa_ros.model.quantise import add_fp8, add_int8
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.manifest import read_manifest, write_manifest
-from vljepa_ros.runtime.model import VLJepa as Runtime
-from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training.base import BASE, KEPT, RECIPE, load_checkpoint
-from vljepa_ros.training.finetune import HELD_OUT
-from vljepa_ros.training.recordings import meaning
-from vljepa_ros.training.retrieval_stop import by_query
+from vljepa_ros.bundle.manifest import read_manifest, write_manifest
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.runtime import Runtime as Runtime
+from vljepa_ros.inference.text import TextTokenizer
+from vljepa_ros.model.export.bundle import export_bundle
+from vljepa_ros.model.export.quantise import add_fp8, add_int8
+
+from .base import BASE, KEPT, RECIPE, load_checkpoint
+from .finetune import HELD_OUT
+from .recordings import meaning
+from .retrieval_stop import by_query
 
 QUANTISED_ON = 128  # held-out clips: they give the range of numbers, and teach nothing
 

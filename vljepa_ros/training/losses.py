@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vljepa_ros.tabletop.vocabulary import STATE_FLAGS
+
 
 def info_nce(
     predicted: Tensor,
@@ -36,7 +38,6 @@ def info_nce(
     return (F.cross_entropy(to_texts, pairs) + F.cross_entropy(to_predictions, pairs)) / 2
 
 
-STATE_FLAGS = 5
 SHAPE_WEIGHS = 3.0  # of an object's properties, the one that is hardest to see
 
 

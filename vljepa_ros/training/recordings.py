@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from vljepa_ros.perception.bags import bag_info, bag_pictures
-from vljepa_ros.perception.video import VideoSource
-from vljepa_ros.runtime.bundle import ClipSpec
-from vljepa_ros.runtime.errors import VLJepaError
-from vljepa_ros.runtime.preprocess import prepare
-from vljepa_ros.training.clips import View, augment
+from vljepa_ros.bundle.spec import ClipSpec
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.inference.preprocess import prepare
+from vljepa_ros.recordings.bags import bag_info, bag_pictures
+from vljepa_ros.recordings.video import VideoSource
+from vljepa_ros.tabletop.clips import View, augment
 
 FINER = 2  # pictures kept for one frame of a clip, so that clips may begin in between
 HELD_OUT = 5  # one part in so many

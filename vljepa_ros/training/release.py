@@ -15,21 +15,22 @@ import numpy as np
 import yaml
 
 from vljepa_ros import __version__
-from vljepa_ros.model.export import export_bundle
-from vljepa_ros.model.quantise import add_fp8, add_int8
+from vljepa_ros.bundle.manifest import MANIFEST, write_manifest
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.evaluation.tasks.agents import judge_agents
+from vljepa_ros.evaluation.tasks.shipped import judge_stream
+from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.inference.text import TextTokenizer
+from vljepa_ros.model.export.bundle import export_bundle
+from vljepa_ros.model.export.quantise import add_fp8, add_int8
 from vljepa_ros.perception.settings import Settings
-from vljepa_ros.runtime.bundle import load_bundle
-from vljepa_ros.runtime.manifest import MANIFEST, write_manifest
-from vljepa_ros.runtime.model import VLJepa
-from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training import train
-from vljepa_ros.training.base import load_checkpoint
-from vljepa_ros.training.calibrate import calibrate, calibrate_watch
-from vljepa_ros.training.clips import ClipDataset
-from vljepa_ros.training.evaluation.agents import judge_agents
-from vljepa_ros.training.evaluation.shipped import judge_stream
-from vljepa_ros.training.tabletop import store
-from vljepa_ros.training.texts import sentence_encoder_folder
+from vljepa_ros.tabletop import store
+from vljepa_ros.tabletop.clips import ClipDataset
+
+from . import train
+from .base import load_checkpoint
+from .calibrate import calibrate, calibrate_watch
+from .texts import sentence_encoder_folder
 
 log = logging.getLogger(__name__)
 PARTS = ("x_encoder", "predictor", "y_encoder", "y_decoder")
@@ -68,14 +69,14 @@ def release(
     log.info("int8, least cosine of an embedding: %s", add_int8(out, clips, asked))
     if fp8:
         log.info("fp8, least cosine of an embedding: %s", add_fp8(out, clips, asked))
-    bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
+    bundle = Runtime(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
     found = calibrate(bundle, store.needed(data, "stream"))
     watches = calibrate_watch(bundle, store.needed(data, "stream"))
     log.info("calibrated: %s, watches: %s", found, watches)
     _amend(out, found, watches, {"calibration": {**_rounded(found), "watch": watches}})
     evaluation: dict[str, Any] = {}
     if video is not None:
-        bundle = VLJepa(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
+        bundle = Runtime(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
         judged = judge_stream(bundle, video, video.with_suffix(".json"), Settings())
         for said in judged.pop("spoken"):
             log.info("%(at)6.2f s  said: %(text)s  true: %(truth)s", said)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.networks import VLJepa
-from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training.losses import StateHead, info_nce
-from vljepa_ros.training.tabletop import language
-from vljepa_ros.training.tabletop.vocabulary import COLOURS, SHAPES, held_out
-from vljepa_ros.training.texts import BEGIN, END, PAD, Sentences, tokens
+from vljepa_ros.tabletop import language
+from vljepa_ros.tabletop.vocabulary import COLOURS, SHAPES, held_out
+
+from .losses import StateHead, info_nce
+from .texts import BEGIN, END, PAD, Sentences, tokens
 
 FURTHER_NEGATIVES = 128
 STILLS_SHARE = 0.5  # of the loss on stills, beside that on video

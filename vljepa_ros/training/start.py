@@ -15,10 +15,16 @@ from safetensors.torch import load_file, save_model
 from transformers import BertConfig, LlamaConfig
 
 from vljepa_ros.model.config import VLJepaConfig
+from vljepa_ros.model.export.public import (
+    licence_of,
+    load_named,
+    load_x_encoder,
+    read_config,
+)
 from vljepa_ros.model.networks import VLJepa
-from vljepa_ros.model.public import licence_of, load_named, load_x_encoder, read_config
-from vljepa_ros.training.base import WEIGHTS
-from vljepa_ros.training.texts import BEGIN, END, PAD, sentence_encoder_folder
+
+from .base import WEIGHTS
+from .texts import BEGIN, END, PAD, sentence_encoder_folder
 
 
 def start(x_encoder: Path, out: Path, seed: int = 0) -> Path:

@@ -18,9 +18,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.networks import YEncoder
-from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training.tabletop import language
+from vljepa_ros.tabletop import language
 
 PRE_TRAINED = 0.15  # of the tuned sentence encoder's weights
 WORDINGS = 3000  # that the head is fitted to

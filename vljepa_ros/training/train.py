@@ -29,23 +29,17 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.config import CONFIG, VLJepaConfig, tabletop
 from vljepa_ros.model.networks import VLJepa
-from vljepa_ros.runtime.errors import VLJepaError
-from vljepa_ros.runtime.text import TextTokenizer
-from vljepa_ros.training.base import RECIPE, WEIGHTS, Base, resized
-from vljepa_ros.training.clips import ClipDataset, ClipShape, collate
-from vljepa_ros.training.precision import precision
-from vljepa_ros.training.stages import DecoderStage, JointStage, TextStage
-from vljepa_ros.training.tabletop import language, store
-from vljepa_ros.training.texts import (
-    Sentences,
-    corpus,
-    fit_head,
-    mix,
-    sentence_encoder_folder,
-    train_tokenizer,
-)
+from vljepa_ros.tabletop import language, store
+from vljepa_ros.tabletop.clips import ClipDataset, ClipShape, collate
+
+from .base import RECIPE, WEIGHTS, Base, resized
+from .precision import precision
+from .stages import DecoderStage, JointStage, TextStage
+from .texts import Sentences, corpus, fit_head, mix, sentence_encoder_folder, train_tokenizer
 
 DECODER_CHUNK = 40  # clips encoded at a time
 

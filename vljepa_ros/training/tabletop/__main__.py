@@ -1,8 +1,8 @@
-"""`python -m vljepa_ros.training.tabletop SPLIT EPISODES [WORKERS]`: fills the data cache."""
+"""`python -m vljepa_ros.tabletop SPLIT EPISODES [WORKERS]`: fills the data cache."""
 
 import sys
 
-from .store import default_root, generate
+from vljepa_ros.tabletop.store import default_root, generate
 
 if __name__ == "__main__":
     split, episodes, workers = [*sys.argv[1:], "2"][:3]

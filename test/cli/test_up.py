@@ -1,0 +1,251 @@
+"""`vljepa up`: the graph in one process, its view and its ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+
+pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
+
+from bundles import make_bundle
+from graph import domain, noise, wait
+from rich.console import Console
+from terminals import open_terminal
+
+from vljepa_ros.cli.live.up import Graph, check_params
+from vljepa_ros.cli.live.view import CameraView, Said, StreamView, bar, clock, sparkline
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.memory.store import MomentStore
+from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
+
+COMMAND = [sys.executable, "-c", "from vljepa_ros.cli import main; main()", "up"]
+SECOND = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("up") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 images: 2 s at the 10 Hz of a folder."""
+    folder = tmp_path_factory.mktemp("images")
+    for k in range(20):
+        cv2.imwrite(str(folder / f"{k}.png"), noise(k // 6)[..., ::-1])
+    return folder
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "ROS_DOMAIN_ID": str(domain()), "TERM": "xterm", "COLUMNS": "80"}
+
+
+def test_a_video_ends_with_a_summary(bundle: Path, folder: Path) -> None:
+    run = subprocess.run(
+        [*COMMAND, "--tui", "--bundle", str(bundle), "--video", str(folder), "--cameras", "front"],
+        env=environment(), cwd=tempfile.gettempdir(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "What was said" in run.stdout
+    assert "front" in run.stdout
+    assert "decodes where uniform decoding at 1 Hz takes" in run.stdout
+    assert "\x1b" not in run.stdout  # no terminal, no control codes
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "shown", "not_shown"),
+    [([], ("\x1b", "Hz in", "said", "What was said"), "camera: a change"),
+     (["--no-tui"], ("camera: a change", "What was said"), "Hz in")],
+)  # fmt: skip
+def test_a_terminal_gets_the_live_view_or_lines(
+    bundle: Path, folder: Path, options: list[str], shown: tuple[str, ...], not_shown: str
+) -> None:
+    text = in_terminal(["--bundle", str(bundle), "--video", str(folder), *options])
+    for words in shown:
+        assert words in text
+    assert not_shown not in text
+
+
+def in_terminal(arguments: list[str]) -> str:
+    """What the command shows on a terminal, until it ends well."""
+    master, slave = open_terminal()
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=environment(), cwd=tempfile.gettempdir(), stdout=slave, stderr=slave, stdin=slave,
+    )  # fmt: skip
+    os.close(slave)
+    shown = bytearray()
+
+    def read() -> None:
+        try:
+            while data := os.read(master, 65536):
+                shown.extend(data)
+        except OSError:  # the terminal's other end is closed
+            pass
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    assert process.wait(60) == 0
+    reader.join(10)
+    return shown.decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_a_summary(bundle: Path, number: int) -> None:
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [*COMMAND, "--bundle", str(bundle)],
+            env=environment(), cwd=tempfile.gettempdir(), stdout=output, stderr=output,
+        )  # fmt: skip
+
+        def printed() -> str:
+            return os.pread(output.fileno(), 1 << 20, 0).decode()
+
+        wait(lambda: "Active." in printed(), "the nodes to be active")
+        began = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert time.monotonic() - began < 3.0
+        assert "Traceback" not in printed()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bundle", "/no/such/bundle"], "/no/such/bundle"),
+        (["--params", "/no/such.yaml"], "/no/such.yaml"),
+        (["--params", __file__], "is not valid YAML"),
+        (["--log-level", "loud"], "'--log-level loud'"),
+        (["--video", "/no/such.mp4"], "/no/such.mp4"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(bundle: Path, arguments: list[str], words: str) -> None:
+    given = ["--bundle", str(bundle), *arguments]
+    run = subprocess.run(
+        [*COMMAND, *given], env=environment(), cwd=tempfile.gettempdir(), capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert words in run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def params(folder: Path, port: int = 0) -> Path:
+    """The memory in `folder`, and the page on a port."""
+    file = folder / "params.yaml"
+    file.write_text(
+        f"/**/memory:\n  ros__parameters: {{store: '{folder / 'memory'}'}}\n"
+        f"/**/web:\n  ros__parameters: {{port: {port}}}\n"
+    )
+    return file
+
+
+def test_memory_and_page_come_up_beside(bundle: Path, folder: Path, tmp_path: Path) -> None:
+    run = subprocess.run(
+        [*COMMAND, "--memory", "--web", "--params", str(params(tmp_path)), "--bundle", str(bundle),
+         "--video", str(folder)],
+        env=environment(), cwd=tempfile.gettempdir(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "The page is at http://127.0.0.1:" in run.stdout
+    with MomentStore(tmp_path / "memory", read_only=True) as store:
+        assert len(store) >= 1
+
+
+def test_a_page_that_cannot_be_served_is_an_error(bundle: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        file = params(tmp_path, taken.getsockname()[1])
+        run = subprocess.run(
+            [*COMMAND, "--web", "--params", str(file), "--bundle", str(bundle)],
+            env=environment(), cwd=tempfile.gettempdir(), capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
+    assert run.returncode == 1
+    assert "something listens there already" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_looped_video_is_played_again(bundle: Path, folder: Path) -> None:
+    """20 images are 2 s; the 30th embedding comes after them."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [*COMMAND, "--no-tui", "--bundle", str(bundle), "--video", str(folder), "--loop"],
+            env=environment(), cwd=tempfile.gettempdir(), stdout=output, stderr=output,
+        )  # fmt: skip
+        changes = re.compile(r"^00:0([3-9])\.\d  camera: a change", re.M)
+
+        def printed() -> str:
+            return os.pread(output.fileno(), 1 << 20, 0).decode()
+
+        wait(lambda: changes.search(printed()), "a change after the video's end")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("content", ["hello", "perception: {rate: 2.0}", ""])
+def test_a_file_without_parameters_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(content)
+    with pytest.raises(VLJepaError, match=r"params\.yaml is not a parameter file"):
+        check_params(file)
+
+
+def test_messages_of_another_graph_are_not_shown() -> None:
+    """Two graphs in one domain and namespace hear each other."""
+    graph = Graph.__new__(Graph)
+    graph.view = StreamView({"front": CameraView()})
+    graph._queries = []
+    graph._print = lambda line: None
+    for handler, message in (
+        (graph._on_embedding, SemanticEmbedding(camera="other")),
+        (graph._on_change, SemanticChange(camera="other")),
+        (graph._on_utterance, Utterance(camera="other", text="a cube falls")),
+    ):
+        handler(message)
+    assert graph.view.said == []
+    assert list(graph.view.cameras) == ["front"]
+
+
+def test_the_view_counts_what_was_saved() -> None:
+    view = StreamView({"front": CameraView(), "rear": CameraView()}, queries=2)
+    for name in view.cameras:
+        for k in range(41):
+            view.cameras[name].step(100 * SECOND + k * SECOND // 4, 99 * SECOND, 0.5)
+    view.cameras["front"].encodes, view.cameras["front"].reused = 30, 10
+    view.cameras["rear"].encodes = 40
+    view.say(Said(1.0, "front", "what?", "a cube falls", 0.9))
+    assert view.seconds() == pytest.approx(22)
+    assert view.savings() == (70, 80, 1, 44)
+    assert "the gate saved 12 %" in view.saved()
+    assert "98 % saved" in view.saved()
+    console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(view.render())
+    console.print(view.summary())
+    text = console.export_text()
+    assert text.count("a cube falls") == 2
+    assert max(len(line) for line in text.splitlines()) <= 60
+
+
+def test_bar_and_sparkline() -> None:
+    assert bar(0.0).plain.count("█") == 0
+    assert bar(99.0).plain.count("█") == bar(1.5).plain.count("█")
+    assert bar(0.7).plain.index("┃") == bar(1.2).plain.index("┃")
+    view = CameraView()
+    for k in range(200):
+        view.step(k, 0, k / 100)
+    line = sparkline(view.scores).plain
+    assert len(line) == 56
+    assert line[-1] == "█"
+    assert clock(83.44) == "01:23.4"

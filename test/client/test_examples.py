@@ -1,0 +1,241 @@
+"""The examples as processes, beside a real graph: they do what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
+
+from bundles import make_bundle
+from geometry_msgs.msg import Twist
+from graph import NodeProcess, Probe, Stream, domain, noise, wait
+
+from vljepa_ros.action import Watch
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.msg import Utterance
+from vljepa_ros.stamps import to_ns
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+INTERRUPTED = Path(__file__).resolve().parents[1] / "support" / "interrupted.py"
+SAFE, DANGER = noise(1), noise(2)
+PATIENCE = 900.0  # seconds: a busy machine must not make a stream old
+
+
+class Example:
+    """A script of examples/, with parameters.
+
+    `interrupted`: a message type; Ctrl-C comes while rclpy makes the first of it.
+    """
+
+    def __init__(self, name: str, domain_id: int, interrupted: str = "", **parameters: Any) -> None:
+        given = [part for k, v in parameters.items() for part in ("-p", f"{k}:={v}")]
+        prefix = [str(INTERRUPTED), interrupted] if interrupted else []
+        self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, *prefix, str(EXAMPLES / f"{name}.py"), "--ros-args", *given],
+            stdout=self.log, stderr=subprocess.STDOUT, cwd=tempfile.gettempdir(),
+            env={**os.environ, "ROS_DOMAIN_ID": str(domain_id), "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        return Path(self.log.name).read_text()
+
+    def end(self) -> None:
+        """Ctrl-C; it ends well."""
+        try:
+            assert self.process.poll() is None, self.text
+            self.process.send_signal(signal.SIGINT)
+            self.ended()
+        finally:
+            self.close()
+
+    def ended(self) -> None:
+        """It ends well, without another Ctrl-C."""
+        try:
+            assert self.process.wait(20) == 0, self.text
+            assert "Traceback" not in self.text
+            assert "never retrieved" not in self.text
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let nothing be left."""
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    thresholds = {"gate": 3.0, "change": 0.05, "watch": 0.5}
+    return make_bundle(tmp_path_factory.mktemp("examples") / "tiny", thresholds=thresholds)
+
+
+@pytest.fixture(scope="module")
+def domain_id() -> int:
+    return domain()
+
+
+@pytest.fixture(scope="module")
+def probe(bundle: Path, domain_id: int) -> Iterator[Probe]:
+    nodes = [
+        NodeProcess("perception_node", domain_id, bundle=bundle, max_gap=PATIENCE),
+        NodeProcess("decoder_node", domain_id, bundle=bundle),
+    ]
+    for node in nodes:
+        node.wait_for_log("Active.")
+    probe = Probe(domain_id)
+    yield probe
+    probe.close()
+    for node in nodes:
+        assert node.end() == 0
+        assert "Traceback" not in node.log
+
+
+@pytest.fixture(scope="module")
+def camera(probe: Probe) -> Stream:
+    return Stream(probe, "camera", SAFE)
+
+
+def settled(camera: Stream, picture: np.ndarray) -> np.ndarray:
+    """The embedding of a picture that fills the window."""
+    for _ in range(6):
+        (step,) = camera.step(picture)
+    return np.asarray(step.embedding)
+
+
+def condition(camera: Stream, bundle: Path) -> tuple[str, float]:
+    """A text that fits DANGER and not SAFE, and the threshold between."""
+    safe, danger = settled(camera, SAFE), settled(camera, DANGER)
+    words = "red green blue cube ball block falls rolls hand table".split()
+    texts = [f"{a} {b}" for a in words for b in words]
+    model = Runtime(load_bundle(bundle), "onnxruntime-cpu", parts=("y_encoder",))
+    written = model.embed_text(texts)
+    model.close()
+    scores = np.stack([written @ safe, written @ danger])
+    scores[:, scores[1] <= 0.1] = 0  # a threshold is to be positive
+    best = int(np.argmax(scores[1] - np.maximum(scores[0], 0)))
+    low, high = max(float(scores[0, best]), 0.0), float(scores[1, best])
+    assert high - low > 0.1
+    return texts[best], (low + high) / 2
+
+
+def test_patrol_drives_stops_asks_and_goes_on(
+    camera: Stream, probe: Probe, bundle: Path, domain_id: int
+) -> None:
+    text, threshold = condition(camera, bundle)
+    speeds: list[float] = []
+    probe.node.create_subscription(Twist, "cmd_vel", lambda m: speeds.append(m.linear.x), 100)
+    settled(camera, SAFE)
+    patrol = Example(
+        "patrol", domain_id, condition=text, threshold=round(threshold, 4), speed=0.25, pause=0.5
+    )
+
+    def see(picture: np.ndarray, until: Callable[[], Any], what: str) -> None:
+        def met() -> bool:
+            camera.step(picture)
+            return bool(until())
+
+        probe.wait(met, f"{what}:\n{patrol.text}", deadline=60.0)
+
+    try:
+        see(SAFE, lambda: speeds and speeds[-1] == 0.25, "it to drive")
+        see(DANGER, lambda: f"I stop: {text}" in patrol.text, "it to stop")
+        see(DANGER, lambda: speeds[-1] == 0.0, "it to stand")
+        see(DANGER, lambda: "I see: " in patrol.text, "it to ask")
+        assert "Of what I expect here: " in patrol.text
+        see(SAFE, lambda: speeds[-1] == 0.25, "it to go on")
+        # Nothing is seen any more: it no longer drives.
+        probe.wait(lambda: speeds[-1] == 0.0, "it to stand while the camera stands still")
+        see(SAFE, lambda: speeds[-1] == 0.25, "it to go on")
+    finally:
+        patrol.end()
+    probe.wait_for_health("perception: watches", lambda values: values["standing"] == "0")
+    probe.wait(lambda: speeds[-1] == 0.0, "it to be left standing")
+
+
+def test_patrol_stands_where_nobody_sees_for_it() -> None:
+    alone = domain()
+    probe = Probe(alone)
+    speeds: list[float] = []
+    probe.node.create_subscription(Twist, "cmd_vel", lambda m: speeds.append(m.linear.x), 100)
+    patrol = Example("patrol", alone, pause=0.1)
+    try:
+        probe.wait(lambda: "I stand still, as I cannot see: Nobody offered /watch" in patrol.text,
+                   f"it to say so:\n{patrol.text}")  # fmt: skip
+        probe.wait(lambda: speeds, "its commands")
+        assert set(speeds) == {0.0}
+    finally:
+        patrol.end()
+        probe.close()
+
+
+def test_narrator_keeps_a_log(camera: Stream, probe: Probe, domain_id: int, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    narrator = Example("narrator", domain_id, log=path, candidates="['one', 'two', 'three']")
+    written: list[dict[str, Any]] = []
+
+    def lines() -> int:
+        written[:] = [json.loads(line) for line in path.read_text().splitlines()]
+        return len(written)
+
+    try:
+        wait(lambda: "I write to" in narrator.text, f"it to begin:\n{narrator.text}")
+        seeds = iter(range(100, 1000))
+
+        def three() -> bool:
+            settled(camera, noise(next(seeds)))
+            return lines() >= 3
+
+        probe.wait(three, f"three lines:\n{narrator.text}", deadline=60.0)
+        said = {(to_ns(u.segment_start) / 1e9, u.text) for u in probe.utterances}
+        for line in written:
+            assert (line["time"], line["text"]) in said
+            assert line["camera"] == "camera"
+            assert line["question"] == "How many objects are on the table?"
+            assert line["answer"] in ("one", "two", "three")
+            assert 1 / 3 <= line["certainty"] <= 1
+            assert line["answered_at"] >= line["time"]
+        assert [line["time"] for line in written] == sorted(line["time"] for line in written)
+    finally:
+        narrator.end()
+
+
+@pytest.mark.parametrize(
+    ("name", "topic", "kind", "type_name"),
+    [("patrol", "watch/_action/feedback", Watch.Impl.FeedbackMessage,
+      "vljepa_ros.action.Watch.Impl.FeedbackMessage"),
+     ("narrator", "utterances", Utterance, "vljepa_ros.msg.Utterance")],
+)  # fmt: skip
+def test_ctrl_c_while_a_message_is_made(
+    name: str, topic: str, kind: Any, type_name: str, tmp_path: Path
+) -> None:
+    alone = domain()
+    probe = Probe(alone)
+    publisher = probe.node.create_publisher(kind, topic, 10)
+    parameters = {"log": tmp_path / "log.jsonl"} if name == "narrator" else {}
+    example = Example(name, alone, interrupted=type_name, **parameters)
+    try:
+
+        def over() -> bool:
+            publisher.publish(kind())
+            return example.process.poll() is not None
+
+        probe.wait(over, f"it to end:\n{example.text}")
+        example.ended()
+    finally:
+        example.close()
+        probe.close()

@@ -1,0 +1,1 @@
+"""`vljepa bench`: what this package costs on this machine, beside what it replaces."""

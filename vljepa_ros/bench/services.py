@@ -1,0 +1,258 @@
+"""`vljepa bench services`: what agents wait for, and what the stream pays for it.
+
+The perception node runs here as it is, with every step encoded; its camera, its callers and the
+decoder node are processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from vljepa_ros.console import console, notice
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.ros.process import Signals, Spinner, set_fastdds
+
+WIDTH, HEIGHT = 640, 480
+MARGIN = 3.0  # milliseconds that an answer may take beside the predictor
+LONGEST = 1800.0  # seconds that all of it may take
+SLOWER = 0.2  # of the stream's rate, that callers may take
+
+
+def services(
+    bundle: str = typer.Option("tabletop", help="Model bundle."),
+    backend: str = typer.Option("auto", help="What runs the engines."),
+    threads: int = typer.Option(0, help="Threads per engine on the CPU; 0: the backend's choice."),
+    fps: float = typer.Option(30.0, min=0.1, help="Frames per second of the camera."),
+    rate: float = typer.Option(0.0, help="Steps per second; 0: the bundle's sample rate."),
+    asks: int = typer.Option(200, min=10, max=450, help="Calls of each service to measure."),
+    callers: int = typer.Option(50, min=1, max=500, help="Callers at once."),
+    watches: int = typer.Option(32, min=1, max=256, help="Watches at once."),
+    seconds: float = typer.Option(10.0, min=1, help="How long to watch the stream each time."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Ask, classify and watch between processes while the stream runs: latencies and its rate."""
+    set_fastdds()
+    os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))  # away from a live robot
+    try:
+        import rclpy
+        from rclpy.parameter import Parameter
+        from rclpy.signals import SignalHandlerOptions
+
+        from vljepa_ros.nodes.perception.node import PerceptionNode
+    except ImportError as error:
+        raise VLJepaError(
+            f"vljepa bench services needs ROS 2 and the built package ({error}): run "
+            "`. scripts/env.sh`, then try again."
+        ) from error
+    _start("vljepa_ros.bench.publisher", WIDTH, HEIGHT, fps, LONGEST, "camera")
+    _start(
+        "vljepa_ros.nodes.decoder_node", "--ros-args", "-p", f"bundle:={bundle}",
+        "-p", f"backend:={backend}", "-p", f"threads:={threads}",
+    )  # fmt: skip
+    Signals().on_stop(_kill)  # what waits for a child then fails
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    values = {
+        "bundle": bundle, "backend": backend, "threads": threads, "rate": rate,
+        "gate_threshold": 0.0,  # off: every step is encoded
+    }  # fmt: skip
+    perception = PerceptionNode(
+        parameter_overrides=[Parameter(name, value=value) for name, value in values.items()]
+    )
+    spinner = Spinner(perception)
+    try:
+        report = _Bench(perception, seconds).report(asks, callers, watches)
+    finally:
+        _kill()
+        spinner.end()
+        rclpy.try_shutdown()
+    report = {"camera_fps": fps, **report}
+    if as_json:
+        console.print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+
+
+class _Bench:
+    """The measurements, one after the other, on one node."""
+
+    def __init__(self, perception: Any, seconds: float) -> None:
+        self._perception = perception
+        self._seconds = seconds
+        while perception.stream.stages.steps == 0:
+            if perception.failure:
+                raise VLJepaError(perception.failure)
+            time.sleep(0.05)
+
+    def report(self, asks: int, callers: int, watches: int) -> dict[str, Any]:
+        """Everything that is measured."""
+        perception = self._perception
+        report: dict[str, Any] = {
+            "model_id": perception.stream.model.bundle.model_id,
+            "engines": {
+                e.name: f"{e.backend} ({e.precision})" for e in perception.stream.model.info
+            },
+        }
+        for name in ("ask", "open", "classify"):
+            notice(f"{name}: {asks} calls, one after the other")
+            report[name] = _milliseconds(self._call(name, asks)["seconds"])
+            if name == "ask":  # of the last 500 runs, those for the questions and the stream's
+                p50, p99 = perception.stream.model.latency("predictor")
+                report["predictor"] = {"p50_ms": p50 * 1e3, "p99_ms": p99 * 1e3}
+        report["added_ms"] = report["ask"]["p50_ms"] - report["predictor"]["p50_ms"]
+        notice(f"the stream alone, then with {callers} callers at once")
+        alone = self._rate_while(lambda: time.sleep(self._seconds))
+        report["crowd"] = self._crowd(callers, alone)
+        notice(f"{watches} watches")
+        report["watches"] = self._watches(watches)
+        return report
+
+    def _crowd(self, callers: int, alone: float) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        process = _Child("crowd", callers, self._seconds)
+        process.ready()
+        rate = self._rate_while(lambda: found.update(process.run()))
+        return {
+            "callers": callers,
+            **{key: found[key] for key in ("asked", "answered", "refused", "reason", "fewest")},
+            "answers_per_second": found["answered"] / self._seconds,
+            **_milliseconds(found["seconds"]),
+            "stream_hz_alone": alone,
+            "stream_hz_during": rate,
+            "slower": 1 - rate / alone,
+        }
+
+    def _watches(self, count: int) -> dict[str, Any]:
+        def steps() -> dict[str, float]:
+            self._perception.stream.measure()
+            time.sleep(self._seconds)
+            found = self._perception.stream.stages.percentiles()
+            return {name: found[name][0] * 1e3 for name in ("step", "watches") if name in found}
+
+        without = steps()
+        process = _Child("watch", count)
+        process.ready()
+        process.begin(str(2 * self._seconds))
+        with_them = steps()
+        process.kill()
+        return {
+            "watches": count,
+            "step_ms_without": without["step"],
+            "step_ms_with": with_them["step"],
+            "watches_ms": with_them["watches"],
+        }
+
+    def _call(self, *words: Any) -> dict[str, Any]:
+        process = _Child(*words)
+        process.ready()
+        return process.run()
+
+    def _rate_while(self, action: Any) -> float:
+        """Steps per second while `action()` runs."""
+        counters = self._perception.stream.perceiver.counters("camera")
+        before, began = counters.encodes + counters.reused, time.monotonic()
+        action()
+        return float((counters.encodes + counters.reused - before) / (time.monotonic() - began))
+
+
+class _Child:
+    """A process that calls."""
+
+    def __init__(self, *words: Any) -> None:
+        self._process = _start("vljepa_ros.bench.caller", *words, pipes=True)
+
+    def ready(self) -> None:
+        """Until it has found the node."""
+        self._line()
+
+    def begin(self, line: str = "") -> None:
+        """Let it begin."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def run(self) -> dict[str, Any]:
+        """Let it begin; what it measured."""
+        self.begin()
+        return json.loads(self._line())  # type: ignore[no-any-return]
+
+    def kill(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise VLJepaError("A caller of the benchmark ended early; its reason is above.")
+        return str(line)
+
+
+_children: list[Any] = []
+
+
+def _start(module: str, *words: Any, pipes: bool = False) -> Any:
+    pipe = subprocess.PIPE if pipes else None
+    child = subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, words)],
+        stdin=pipe, stdout=pipe or subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    _children.append(child)
+    return child
+
+
+def _kill() -> None:
+    """End every child that still runs."""
+    for child in _children:
+        child.kill()
+        child.wait()
+
+
+def _milliseconds(durations: list[float]) -> dict[str, float]:
+    p50, p90, p99 = np.percentile(durations, (50, 90, 99)) * 1e3
+    return {"p50_ms": float(p50), "p90_ms": float(p90), "p99_ms": float(p99)}
+
+
+def _print(report: dict[str, Any]) -> None:
+    table = Table(title="Services of the perception node", title_justify="left")
+    for heading in ("call", "p50 (ms)", "p90 (ms)", "p99 (ms)"):
+        table.add_column(heading, justify="left" if heading == "call" else "right")
+    crowd, watches = report["crowd"], report["watches"]
+    rows = {
+        "predictor": report["predictor"],
+        "ask, 4 candidates": report["ask"],
+        "ask, open": report["open"],
+        "classify, 4 labels": report["classify"],
+        f"ask, {crowd['callers']} callers": crowd,
+    }
+    for name, row in rows.items():
+        cells = (f"{row[key]:.2f}" if key in row else "" for key in ("p50_ms", "p90_ms", "p99_ms"))
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print(
+        f"{report['model_id']}, a camera of {WIDTH}x{HEIGHT} at {report['camera_fps']:g} Hz, "
+        f"{crowd['stream_hz_alone']:.2f} steps a second.\n"
+        f"An answer takes {report['added_ms']:.2f} ms beside the predictor ({MARGIN:g} ms may be): "
+        f"{_verdict(report['added_ms'] <= MARGIN)}.\n"
+        f"{crowd['callers']} callers: {crowd['answered']} of {crowd['asked']} answered, at least "
+        f"{crowd['fewest']} for each, {crowd['answers_per_second']:.0f} a second; "
+        f"{crowd['refused']} refused. {crowd['reason']}\nThe stream went from "
+        f"{crowd['stream_hz_alone']:.2f} to {crowd['stream_hz_during']:.2f} Hz "
+        f"({-100 * crowd['slower']:+.1f} %; -20 % may be): "
+        f"{_verdict(crowd['slower'] <= SLOWER and not crowd['refused'])}.\n"
+        f"A step took {watches['step_ms_without']:.2f} ms, with {watches['watches']} watches "
+        f"{watches['step_ms_with']:.2f} ms, of which {watches['watches_ms']:.2f} ms for them."
+    )
+
+
+def _verdict(holds: bool) -> str:
+    return "holds" if holds else "does not hold"

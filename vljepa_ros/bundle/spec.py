@@ -1,0 +1,306 @@
+"""The bundle: a folder with `bundle.yaml`, ONNX graphs and tokenizers (docs/bundle-format.md).
+
+Invariant: a `Bundle` that `load_bundle` returned says what its schema asks for, and, unless
+verification was turned off, every file that it lists has the content that its manifest promises.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vljepa_ros.errors import BundleError
+
+from .graphs import GraphSpec, read_graph
+from .locate import find_bundle
+from .manifest import MANIFEST, Section, file_problem, listed_files, read_manifest
+
+RESAMPLE = ("area", "bilinear")  # see inference.preprocess
+REQUIRED = ("x_encoder", "predictor", "y_encoder")
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """The geometry of a clip: `frames` square RGB pictures of `image_size` pixels.
+
+    `sample_rate`: frames per second inside the clip; `tubelet`: frames per visual token.
+    """
+
+    frames: int
+    image_size: int
+    tubelet: int
+    sample_rate: float
+
+    @property
+    def period_ns(self) -> int:
+        """Nanoseconds between two frames of the clip."""
+        return round(1e9 / self.sample_rate)
+
+    @property
+    def span_ns(self) -> int:
+        """Nanoseconds from the oldest to the newest frame of the clip."""
+        return (self.frames - 1) * self.period_ns
+
+
+@dataclass(frozen=True)
+class QuerySpec:
+    """The query side of the predictor: default question, token count, tokenizer file."""
+
+    default: str
+    length: int
+    tokenizer: Path
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """The text side of the Y-encoder: token count, tokenizer file, prompt around each text."""
+
+    length: int
+    tokenizer: Path
+    prompt: str
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """The Y-decoder: longest text in tokens, tokenizer, token ids, cache geometry.
+
+    `empty_text` is said where the decoder ends at once.
+    """
+
+    length: int
+    tokenizer: Path
+    begin: int
+    end: int
+    layers: int
+    heads: int
+    head_dim: int
+    empty_text: str
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Calibrated thresholds.
+
+    `gate`: grey levels 0..255 of a block mean that count as new; `change`: the Ward cost at which
+    `change_score` is 1.0; `watch`: the cosine at which a standing condition holds.
+    """
+
+    gate: float
+    change: float
+    watch: float
+
+
+@dataclass(frozen=True)
+class ChangeSpec:
+    """The change detector's defaults for this bundle, in steps at the clip's sample rate."""
+
+    candidate: int
+    min_segment: int
+    hysteresis: float
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model bundle, read and checked. `path` is its folder, `manifest` the YAML as it stands.
+
+    `resample`: how a picture is resized, `area` or `bilinear`.
+    """
+
+    path: Path
+    name: str
+    version: str
+    model_id: str
+    embedding_dim: int
+    clip: ClipSpec
+    resample: str
+    query: QuerySpec
+    y_encoder: TextSpec
+    decoder: DecoderSpec | None
+    templates: dict[str, str]
+    temperature: float
+    thresholds: Thresholds
+    change: ChangeSpec
+    tolerance: float
+    graphs: dict[str, GraphSpec]
+    source: dict[str, Any]
+    evaluation: dict[str, Any]
+    manifest: dict[str, Any]
+
+    @property
+    def label_template(self) -> str:
+        """What is put around labels to classify by, with {} where they go."""
+        return self.templates.get("classify", "{}")
+
+
+def load_bundle(source: str | Path, verify: bool = True) -> Bundle:
+    """Read the bundle in a folder, or the one that a name or Hub id means (`find_bundle`).
+
+    With `verify` every listed file's sha256 is checked. Raises BundleError, which names the file.
+    """
+    folder = source if isinstance(source, Path) else find_bundle(source)
+    manifest, digest = read_manifest(folder)
+    bundle = parse(folder, manifest, digest)
+    if verify:
+        problems = file_problems(bundle)
+        if problems:
+            more = f" ({len(problems) - 1} more problems.)" if len(problems) > 1 else ""
+            raise BundleError(problems[0] + more)
+    return bundle
+
+
+def tokenizers(bundle: Bundle) -> list[tuple[Path, int]]:
+    """File and length of the bundle's tokenizers."""
+    specs = (bundle.query, bundle.y_encoder, bundle.decoder)
+    return [(spec.tokenizer, spec.length) for spec in specs if spec is not None]
+
+
+def file_problems(bundle: Bundle) -> list[str]:
+    """A sentence for each file that is missing, altered, or used and not listed."""
+    file = bundle.path / MANIFEST
+    listed = dict(listed_files(bundle.manifest, file))
+    problems = [p for p in (file_problem(*item) for item in listed.items()) if p]
+    # What is not listed goes unchecked; a graph may keep its weights in a file beside it.
+    used = [tokenizer for tokenizer, _ in tokenizers(bundle)]
+    for pattern in ("*.onnx*", "*.data"):
+        used += sorted(bundle.path.rglob(pattern))
+    problems += [
+        f"{extra} is not listed in {file}; list it under 'files' or take it away."
+        for extra in used
+        if extra not in listed
+    ]
+    return list(dict.fromkeys(problems))
+
+
+def parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
+    """The bundle that a manifest describes; its files are not looked at. Raises BundleError."""
+    root = Section(manifest, folder / MANIFEST)
+    name, version = root.get("name", str), root.get("version", str)
+    clip, query, y_encoder = root.section("clip"), root.section("query"), root.section("y_encoder")
+    thresholds, change = root.section("thresholds"), root.section("change")
+    graphs = root.section("graphs")
+    tolerance = root.section("tolerance").positive("cosine", float)
+    bundle = Bundle(
+        path=folder,
+        name=name,
+        version=version,
+        model_id=f"{name}-{version}#{digest[:8]}",
+        embedding_dim=root.positive("embedding_dim", int),
+        clip=ClipSpec(
+            clip.positive("frames", int),
+            clip.positive("image_size", int),
+            clip.positive("tubelet", int),
+            clip.positive("sample_rate", float),
+        ),
+        resample=_resample(root.section("preprocess")),
+        query=QuerySpec(
+            query.get("default", str), query.positive("length", int), query.inside("tokenizer")
+        ),
+        y_encoder=TextSpec(
+            y_encoder.positive("length", int),
+            y_encoder.inside("tokenizer"),
+            y_encoder.template("prompt", "{}"),
+        ),
+        decoder=_decoder(root.section("decoder")) if "y_decoder" in graphs.values else None,
+        templates={
+            key: root.section("templates").template(key) for key in manifest.get("templates", {})
+        },
+        temperature=root.positive("temperature", float),
+        thresholds=Thresholds(
+            thresholds.positive("gate", float),
+            thresholds.positive("change", float),
+            thresholds.get("watch", float),
+        ),
+        change=ChangeSpec(
+            change.positive("candidate", int),
+            change.positive("min_segment", int),
+            change.positive("hysteresis", float),
+        ),
+        tolerance=tolerance,
+        graphs={
+            key: read_graph(graphs.section(key), key, _longest(root), tolerance)
+            for key in graphs.values
+        },
+        source=manifest.get("source", {}),
+        evaluation=manifest.get("evaluation", {}),
+        manifest=manifest,
+    )
+    _check_geometry(bundle)
+    return bundle
+
+
+def _resample(section: Section) -> str:
+    """How the manifest has pictures resized, once the rest of its section is checked."""
+    for key, only in (("resize", "shorter_side"), ("crop", "centre")):
+        if section.get(key, str) != only:
+            raise BundleError(
+                f"{section.file}: 'preprocess.{key}' is {section.values[key]!r}, and only "
+                f"'{only}' is supported."
+            )
+    resample = section.get("resample", str, "area")
+    if resample not in RESAMPLE:
+        raise BundleError(
+            f"{section.file}: 'preprocess.resample' is '{resample}'; "
+            f"use one of {', '.join(RESAMPLE)}."
+        )
+    return resample
+
+
+def _decoder(section: Section) -> DecoderSpec:
+    return DecoderSpec(
+        section.positive("length", int),
+        section.inside("tokenizer"),
+        section.get("begin", int),
+        section.get("end", int),
+        section.positive("layers", int),
+        section.positive("heads", int),
+        section.positive("head_dim", int),
+        section.get("empty_text", str, ""),
+    )
+
+
+def _longest(root: Section) -> dict[str, int]:
+    """The largest value of each open size that counts tokens."""
+    sizes = {"L": root.section("query").positive("length", int)}
+    if "decoder" in root.values:
+        sizes["S"] = root.section("decoder").positive("length", int)
+    return sizes
+
+
+def _check_geometry(bundle: Bundle) -> None:
+    """The sizes that the manifest gives twice must agree, and the required graphs be there."""
+    file = bundle.path / MANIFEST
+    for name in REQUIRED:
+        if name not in bundle.graphs:
+            raise BundleError(f"{file}: the graph '{name}' is missing.")
+    clip, dim = bundle.clip, bundle.embedding_dim
+    if clip.frames % clip.tubelet:
+        raise BundleError(
+            f"{file}: {clip.frames} clip frames do not divide into tubelets of {clip.tubelet}."
+        )
+    size = clip.image_size
+    wanted: list[tuple[str, str, tuple[int | None, ...]]] = [
+        ("x_encoder", "frames", (None, clip.frames, size, size, 3)),
+        ("predictor", "query_ids", (None, bundle.query.length)),
+        ("predictor", "query_mask", (None, bundle.query.length)),
+        ("predictor", "embedding", (None, None, dim)),
+        ("y_encoder", "ids", (None, bundle.y_encoder.length)),
+        ("y_encoder", "mask", (None, bundle.y_encoder.length)),
+        ("y_encoder", "embedding", (None, dim)),
+    ]
+    if bundle.decoder is not None:
+        cache = (2 * bundle.decoder.layers, None, bundle.decoder.heads, None)
+        wanted += [
+            ("y_decoder", "embedding", (None, dim)),
+            ("y_decoder", "past", (*cache, bundle.decoder.head_dim)),
+            ("y_decoder", "present", (*cache, bundle.decoder.head_dim)),
+        ]
+    for name, tensor, sizes in wanted:
+        graph = bundle.graphs[name]
+        shape = (graph.inputs.get(tensor) or graph.outputs[tensor]).shape
+        for found, size_wanted in zip(shape, sizes, strict=True):
+            if isinstance(found, int) and size_wanted is not None and found != size_wanted:
+                raise BundleError(
+                    f"{file}: the shape of '{tensor}' of '{name}' is {list(shape)}, and the "
+                    f"manifest's other sections ask for {size_wanted} where it has {found}."
+                )

@@ -1,0 +1,1 @@
+"""The commands that join a running graph, or bring one up."""

@@ -1,0 +1,144 @@
+"""`vljepa ask`, `vljepa classify` and `vljepa watch`: a running graph, asked from a shell.
+
+Invariant: the answer goes to stdout; that there is none is one sentence on stderr and exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich.live import Live as Screen
+from rich.text import Text
+
+from vljepa_ros.console import console
+from vljepa_ros.stamps import to_ns
+
+from ..times import clock
+from .calls import TIMEOUT, live
+from .view import BAR
+
+INTERVAL = 1.0  # seconds between two scores where there is no terminal
+
+CAMERA = typer.Option("", help="The camera that is meant; not needed where there is one alone.")
+NAMESPACE = typer.Option("", help="Namespace of the perception node.")
+WAIT = typer.Option(TIMEOUT, min=0.1, help="Seconds until an answer is no longer waited for.")
+JSON = typer.Option(False, "--json", help="Print JSON.")
+LABELS = typer.Argument(..., help="What it may be, in words.")
+CANDIDATE = typer.Option(None, help="A possible answer; again for more. None: an open answer.")
+
+
+def ask(
+    question: str = typer.Argument(..., help='E.g. "what colour is the cube?"'),
+    candidate: list[str] = CANDIDATE,
+    camera: str = CAMERA,
+    namespace: str = NAMESPACE,
+    timeout: float = WAIT,
+    as_json: bool = JSON,
+) -> None:
+    """Ask what a camera sees now."""
+    candidates = list(candidate or ())
+    with live("ask", namespace, timeout) as graph:
+        answer = graph.result(graph.client.ask(question, candidates, camera))
+    scores = list(zip(candidates, answer.scores))
+    if as_json:
+        _print_json(answer=answer.answer, scores=_scored(scores), stamp=_seconds(answer.stamp))
+    elif candidates:
+        _print_scores(sorted(scores, key=lambda pair: -pair[1]))
+    else:
+        console.print(answer.answer)
+
+
+def classify(
+    label: list[str] = LABELS,
+    camera: str = CAMERA,
+    template: str = typer.Option("", help='A sentence around each label, e.g. "a video of {}".'),
+    namespace: str = NAMESPACE,
+    timeout: float = WAIT,
+    as_json: bool = JSON,
+) -> None:
+    """Score labels against what a camera sees now, the best first."""
+    with live("classify", namespace, timeout) as graph:
+        found = graph.result(graph.client.classify(label, camera, template))
+    scores = list(zip(found.labels, found.scores))
+    if as_json:
+        _print_json(scores=_scored(scores), stamp=_seconds(found.stamp))
+    else:
+        _print_scores(scores)
+
+
+def watch(
+    text: str = typer.Argument(..., help='The condition, e.g. "the red cube falls".'),
+    camera: str = CAMERA,
+    threshold: float = typer.Option(
+        0.0, min=0.0, max=1.0, help="Cosine from which on it is true; 0: the calibrated one."
+    ),
+    timeout: float = typer.Option(0.0, min=0.0, help="Seconds to watch; 0: until it is true."),
+    namespace: str = NAMESPACE,
+    as_json: bool = JSON,
+) -> None:
+    """Wait until a condition is true: exit code 0, as soon as it is; 1 if it does not become so."""
+    with live("watch", namespace, TIMEOUT) as graph, _Score(shown=not as_json) as score:
+        call = graph.client.watch(text, camera, threshold, timeout, score.show)
+        moment = graph.result(call, f"'{text}' was true")
+    if as_json:
+        _print_json(
+            text=text, camera=moment.camera, score=round(moment.score, 4),
+            segment_id=moment.segment_id, start=_seconds(moment.start), end=_seconds(moment.end),
+        )  # fmt: skip
+    else:
+        at = clock(to_ns(moment.end))
+        console.print(f"{at}  {moment.camera}  true  ({moment.score:.2f})")
+
+
+class _Score:
+    """The score while it is watched: one line with a bar on a terminal, else a line now and then.
+
+    It goes to stdout as long as nothing else does; with `shown=False` nowhere.
+    """
+
+    def __init__(self, shown: bool) -> None:
+        self._screen: Screen | None = None
+        self._lines = shown and not console.is_terminal
+        if shown and console.is_terminal:
+            self._screen = Screen(console=console, auto_refresh=False, transient=True)
+        self._printed = float("-inf")
+
+    def __enter__(self) -> _Score:
+        if self._screen is not None:
+            self._screen.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._screen is not None:
+            self._screen.stop()
+
+    def show(self, score: float, stamp_ns: int) -> None:
+        """The score at an image's stamp."""
+        if self._screen is not None:
+            filled = round(BAR * min(max(score, 0.0), 1.0))
+            bar = "█" * filled + "·" * (BAR - filled)
+            self._screen.update(Text(f"{clock(stamp_ns)}  {bar} {score:5.2f}"), refresh=True)
+        elif self._lines and time.monotonic() - self._printed >= INTERVAL:
+            self._printed = time.monotonic()
+            console.print(f"{clock(stamp_ns)}  {score:.2f}")
+
+
+def _scored(scores: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    return [{"text": text, "score": round(score, 4)} for text, score in scores]
+
+
+def _print_scores(scores: Sequence[tuple[str, float]]) -> None:
+    for text, score in scores:
+        console.print(f"{score:.2f}  {text}")
+
+
+def _print_json(**values: Any) -> None:
+    console.print(json.dumps(values, ensure_ascii=False, indent=2))
+
+
+def _seconds(stamp: Any) -> float:
+    return round(to_ns(stamp) / 1e9, 6)

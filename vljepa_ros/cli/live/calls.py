@@ -1,0 +1,148 @@
+"""Questions to a running graph from a command of its own.
+
+Invariant: the command ends: with the answer, or with a sentence: within its timeout, or soon after
+SIGINT or SIGTERM. These are noted, and looked at between two callbacks: raised as exceptions, they
+could come while rclpy makes a message, in C++, and would come out of it as errors of another kind.
+Nothing is heard while a node is made or taken away: rclpy keeps the interpreter to itself, and Fast
+DDS can lock up there as another process leaves (eProsima/Fast-DDS, issue 6502). A command that does
+not come back from there ends with exit code 1 and a trace.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.ros.process import init_ros, set_fastdds
+from vljepa_ros.stamps import to_ns
+
+if TYPE_CHECKING:
+    from vljepa_ros.client import Call, SemanticClient
+    from vljepa_ros.memory.store import Found
+
+TIMEOUT = 7.0  # seconds; longer than the nodes wait for one another, so that theirs is the sentence
+SPIN = 0.1  # seconds until a signal is seen
+LOCKED_UP = 30.0  # seconds; no node takes as long to be made or taken away
+
+
+class Live:
+    """A node of the command's own, spun by whoever waits."""
+
+    def __init__(self, node: Any, client: SemanticClient, stopped: list[int]) -> None:
+        self.client = client
+        self._node = node
+        self._stopped = stopped  # the signals that have come
+
+    def result(self, call: Call, what: str = "there was an answer") -> Any:
+        """The result of a call; VLJepaError where it has none, or is stopped before `what`."""
+        while not call.done() and not self._stopped:
+            self._spin()
+        if not call.done():
+            call.cancel()
+            self._see_off()
+            raise VLJepaError(f"Stopped before {what}.")
+        return call.result()
+
+    def _see_off(self) -> None:
+        """Until the node has heard of the cancellation, or a second signal comes."""
+        end = time.monotonic() + TIMEOUT
+        while self.client.pending and len(self._stopped) < 2 and time.monotonic() < end:
+            self._spin()
+
+    def _spin(self) -> None:
+        """Let what has come be handled; returns after `SPIN` seconds at the latest."""
+        import rclpy
+
+        rclpy.spin_once(self._node, timeout_sec=SPIN)
+        faulthandler.cancel_dump_traceback_later()  # node and clients have been made
+
+
+@contextmanager
+def live(command: str, namespace: str, timeout: float) -> Iterator[Live]:
+    """A client of the graph in `namespace`, whose calls take `timeout` seconds at most."""
+    set_fastdds()
+    try:
+        import rclpy
+
+        from vljepa_ros.client import SemanticClient
+    except ImportError as error:
+        raise VLJepaError(
+            f"vljepa {command} needs ROS 2 and the built package ({error}): run "
+            "`. scripts/env.sh`, or source your workspace's set-up file, then try again."
+        ) from error
+    with _noted() as stopped, ExitStack() as stack:
+        stack.callback(faulthandler.cancel_dump_traceback_later)
+        _end_if_locked_up()
+        init_ros([])
+        stack.callback(rclpy.try_shutdown)
+        node = rclpy.create_node(f"vljepa_{command}", start_parameter_services=False)
+        stack.callback(node.destroy_node)
+        client = SemanticClient(node, namespace, timeout)
+        stack.callback(client.destroy)
+        stack.callback(_end_if_locked_up)
+        yield Live(node, client, stopped)
+
+
+def _end_if_locked_up() -> None:
+    """End the process, with a trace, unless that is cancelled in time."""
+    if sys.stderr is not None:
+        faulthandler.dump_traceback_later(LOCKED_UP, exit=True)
+
+
+@contextmanager
+def _noted() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM, as they come; they interrupt nothing."""
+    noted: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: noted.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def recall_live(
+    text: str,
+    cameras: Sequence[str] = (),
+    after_ns: int = 0,
+    before_ns: int = 0,
+    limit: int = 0,
+    fleet: bool = False,
+    namespace: str = "",
+    timeout: float = TIMEOUT,
+) -> list[Found]:
+    """What the running memory node recalls, best first; the moments are without embeddings.
+
+    Bounds in nanoseconds, 0: none. `fleet`: it is to ask the fleet's server. VLJepaError where it
+    refuses, or does not answer within `timeout` seconds.
+    """
+    from vljepa_ros.ros.messages import to_time
+
+    after, before = (to_time(bound) for bound in (after_ns, before_ns))
+    with live("recall", namespace, timeout) as graph:
+        call = graph.client.recall(text, cameras, after, before, limit, fleet)
+        return [_found(message) for message in graph.result(call).moments]
+
+
+def _found(message: Any) -> Found:
+    import numpy as np
+
+    from vljepa_ros.memory.moment import Moment
+    from vljepa_ros.memory.store import Found
+
+    moment = Moment(
+        robot=message.robot, camera=message.camera, query=message.query,
+        segment_id=message.segment_id, start_ns=to_ns(message.start), end_ns=to_ns(message.end),
+        embedding=np.empty(0, np.float32), text=message.text,
+        thumbnail=bytes(message.thumbnail.data), pinned=message.pinned,
+    )  # fmt: skip
+    return Found(moment, message.score)

@@ -1,0 +1,131 @@
+"""`vljepa listen`: changes and utterances as they come, from every namespace or one.
+
+Invariant: it only subscribes; nothing on the robot notices more than one more subscriber.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from datetime import datetime
+from typing import Any
+
+import typer
+
+from vljepa_ros.console import console, notice
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.ros.process import Signals, init_ros, set_fastdds
+
+SILENCE = 5.0  # seconds without a publisher before it is said
+LOOK_AROUND = 0.25  # seconds between two looks at the graph for further topics
+KINDS = {"changes": "SemanticChange", "utterances": "Utterance", "embeddings": "SemanticEmbedding"}
+
+
+def listen(
+    namespace: str = typer.Option("", help="Only streams in this namespace; empty: everywhere."),
+    embeddings: bool = typer.Option(False, "--embeddings", help="A line per embedding, too."),
+) -> None:
+    """Print what the robot notices and says, as it comes, until Ctrl-C."""
+    set_fastdds()
+    signals = Signals()
+    stopped = threading.Event()
+    try:
+        import rclpy
+
+        import vljepa_ros.msg  # noqa: F401
+    except ImportError as error:
+        raise VLJepaError(
+            f"vljepa listen needs ROS 2 and the built package ({error}): run `. scripts/env.sh`, "
+            "or source your workspace's set-up file, then try again."
+        ) from error
+
+    init_ros([])
+    signals.on_stop(stopped.set)
+    node = rclpy.create_node("listen")
+    listener = Listener(node, namespace, embeddings)
+    try:
+        while not stopped.is_set():
+            listener.look_around()
+            rclpy.spin_once(node, timeout_sec=LOOK_AROUND)
+    finally:
+        node.destroy_node()
+        rclpy.shutdown()
+
+
+class Listener:
+    """Subscribes to every stream topic in `namespace` (empty: all namespaces) and prints it."""
+
+    def __init__(self, node: Any, namespace: str, embeddings: bool) -> None:
+        self.node = node
+        self.prefix = "/".join(["", *filter(None, namespace.split("/")), ""])  # "/" or "/a/b/"
+        self.kinds = [kind for kind in KINDS if embeddings or kind != "embeddings"]
+        self.subscriptions: dict[str, Any] = {}
+        self.silent_since = self.looked = float("-inf")
+        # At the usual names at once: what is found by looking around may miss its first message.
+        for kind in self.kinds:
+            self._subscribe(self.prefix + kind, kind)
+        self._heard()
+
+    def look_around(self) -> None:
+        """Subscribe to stream topics that appeared; say so when nobody publishes any."""
+        now = time.monotonic()
+        if now - self.looked < LOOK_AROUND:
+            return
+        self.looked = now
+        kinds = {f"vljepa_ros/msg/{KINDS[kind]}": kind for kind in self.kinds}
+        for topic, types in self.node.get_topic_names_and_types():
+            if topic in self.subscriptions or not topic.startswith(self.prefix):
+                continue
+            for kind in (kinds[name] for name in types if name in kinds):
+                self._subscribe(topic, kind)
+        if any(self.node.count_publishers(topic) for topic in self.subscriptions):
+            self._heard()
+        elif now - self.silent_since > SILENCE:
+            self.silent_since = float("inf")  # once, until somebody publishes
+            notice(self._nobody())
+
+    def _heard(self) -> None:
+        self.silent_since = time.monotonic()
+
+    def _nobody(self) -> str:
+        where = "" if self.prefix == "/" else f" in {self.prefix[:-1]}"
+        domain = os.environ.get("ROS_DOMAIN_ID", "0")
+        return (
+            f"Nobody publishes {' or '.join(self.kinds)}{where} in ROS domain {domain} yet; start "
+            "vljepa up or the launch file, with the same ROS_DOMAIN_ID. Waiting."
+        )
+
+    def _subscribe(self, topic: str, kind: str) -> None:
+        import vljepa_ros.msg as interfaces
+
+        prefix = topic[: -len(kind)].strip("/") if topic.endswith("/" + kind) else topic
+
+        def show(message: Any) -> None:
+            console.print(line(kind, prefix, message))
+
+        self.subscriptions[topic] = self.node.create_subscription(
+            getattr(interfaces, KINDS[kind]), topic, show, 10
+        )
+
+
+def line(kind: str, prefix: str, message: Any) -> str:
+    """One message as a line: time, stream, what happened."""
+    stream = "/".join(part for part in (prefix, message.camera) if part)
+    head = f"{clock(message.header.stamp)}  {stream}  segment {message.segment_id}"
+    if kind == "utterances":
+        decode_ms = message.decode_time * 1e3
+        return f"{head}  says  {message.text}  ({message.confidence:.2f}, {decode_ms:.0f} ms)"
+    head = f"{head}  score {message.change_score:.2f}"
+    if kind == "changes":
+        return f"{head}  change, since {clock(message.segment_start)}"
+    reused = ", reused" if message.reused else ""
+    return f"{head}  embedding {message.sequence}, {message.latency * 1e3:.0f} ms old{reused}"
+
+
+def clock(stamp: Any) -> str:
+    """A stamp as local time of day, or in seconds where it comes from a simulation's clock."""
+    seconds = stamp.sec + stamp.nanosec * 1e-9
+    if stamp.sec < 10**9:
+        return f"{seconds:.3f}"
+    return datetime.fromtimestamp(seconds).strftime("%H:%M:%S.%f")[:-3]

@@ -1,0 +1,311 @@
+"""`vljepa up`: camera, perception, decoder, memory and page in one process, from one YAML file.
+
+Invariant: the nodes are those of the launch file, unchanged, each with its own executor and
+thread; what is shown comes over the same topics as anybody else gets it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.live import Live
+
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.ros.process import Signals, Spinner, init_ros, set_fastdds
+from vljepa_ros.stamps import to_ns
+
+from .view import CameraView, Said, StreamView, clock
+
+REFRESH = 8.0  # pictures of the terminal view per second
+STATUS = 10.0  # seconds between two plain status lines
+FLUSH = 1.0  # seconds without news, after the end of a video, until the summary
+
+
+def up(
+    params: str = typer.Option("", help="Parameter file; default: the package's own."),
+    video: str = typer.Option(
+        "", help="Video file, folder of images or camera device to play as the first camera."
+    ),
+    cameras: str = typer.Option("", help="Names of the cameras, e.g. front,rear."),
+    bundle: str = typer.Option("", help="Model bundle: a folder, a shipped name, or a Hub id."),
+    backend: str = typer.Option("", help="What runs the engines: auto, onnxruntime-cpu, ..."),
+    namespace: str = typer.Option("", help="Namespace of all nodes."),
+    loop: bool = typer.Option(False, "--loop", help="Play the video again when it ends."),
+    memory: bool = typer.Option(False, "--memory", help="Remember what was seen, on disk."),
+    web: bool = typer.Option(False, "--web", help="Serve a page to look at."),
+    log_level: str = typer.Option("", help="debug, info, warn or error."),
+    tui: bool | None = typer.Option(
+        None, "--tui/--no-tui", help="Live view; by default where stdout is a terminal."
+    ),
+) -> None:
+    """Start perception and decoder, as asked camera, memory and page, and show what is said."""
+    set_fastdds()
+    signals = Signals()
+    stop = threading.Event()
+    live = tui is not False and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    names = [name.strip() for name in cameras.split(",") if name.strip()]
+    file = Path(params) if params else default_params()
+    check_params(file)
+    try:
+        import rclpy
+
+        import vljepa_ros.msg  # noqa: F401
+    except ImportError as error:
+        raise VLJepaError(
+            f"vljepa up needs ROS 2 and the built package ({error}): run `. scripts/env.sh`, or "
+            "source your workspace's set-up file, then try again."
+        ) from error
+    level = log_level or ("warn" if live else "info")
+    arguments = ["--ros-args", "--params-file", str(file), "--log-level", level]
+    if namespace.strip("/"):
+        arguments += ["-r", f"__ns:=/{namespace.strip('/')}"]
+    init_ros(arguments)
+    signals.on_stop(stop.set)
+    code = 0
+    graph = Graph(names, bundle, backend, memory, web)
+    try:
+        with _screen(live, graph) as console:
+            code = graph.run(Video(video, loop), console, stop, plain=not live)
+        if code == 0:
+            console.print(graph.view.summary())
+    finally:
+        graph.end()
+        rclpy.try_shutdown()
+    if code:
+        raise typer.Exit(code)
+
+
+def default_params() -> Path:
+    """config/perception.yaml: of the installed package, or of the source tree."""
+    source = Path(__file__).resolve().parents[3] / "config" / "perception.yaml"
+    try:
+        from ament_index_python.packages import get_package_share_directory
+
+        return Path(get_package_share_directory("vljepa_ros")) / "config" / "perception.yaml"
+    except (ImportError, LookupError):
+        return source
+
+
+def check_params(file: Path) -> None:
+    """VLJepaError unless the file holds parameters: ROS itself takes one that holds none."""
+    if not file.is_file():
+        raise VLJepaError(f"There is no parameter file {file}; give one with --params.")
+    try:
+        content = yaml.safe_load(file.read_bytes())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise VLJepaError(f"The parameter file {file} is not valid YAML: {reason}.") from None
+    if not isinstance(content, dict) or "ros__parameters" not in str(content):
+        raise VLJepaError(
+            f"{file} is not a parameter file: no node in it has 'ros__parameters'; copy "
+            f"{default_params()} and change what you need."
+        )
+
+
+@dataclass(frozen=True)
+class Video:
+    """What the camera node plays; an empty source: there is none."""
+
+    source: str
+    loop: bool = False
+
+
+class Graph:
+    """The nodes of one process, and the view of what they do."""
+
+    def __init__(
+        self, cameras: list[str], bundle: str, backend: str, memory: bool = False, web: bool = False
+    ) -> None:
+        from vljepa_ros.nodes.decoder import DecoderNode
+        from vljepa_ros.nodes.perception.node import PerceptionNode
+        from vljepa_ros.ros.listener import ListenerNode
+
+        model = {key: value for key, value in (("bundle", bundle), ("backend", backend)) if value}
+        named = {"cameras": cameras} if cameras else {}
+        self.perception = PerceptionNode(parameter_overrides=_overrides({**model, **named}))
+        self.decoder = DecoderNode(parameter_overrides=_overrides(model))
+        self.models: list[Any] = [self.perception, self.decoder]
+        if memory:
+            from vljepa_ros.nodes.memory.node import MemoryNode
+
+            own = {"bundle": bundle} if bundle else {}
+            self.models.append(MemoryNode(parameter_overrides=_overrides(own)))
+        self.pages: list[Any] = []
+        if web:
+            from vljepa_ros.web.node import WebNode
+
+            self.pages.append(WebNode())
+        self.cameras = list(self.perception.get_parameter("cameras").value)
+        self.view = StreamView({name: CameraView() for name in self.cameras})
+        self._news = time.monotonic()
+        self._print: Callable[[str], None] = lambda line: None
+        self._info: Any = None  # the last ModelInfo
+        listener = ListenerNode(
+            self._on_info, self._on_embedding, self._on_change, self._on_utterance
+        )
+        self.spinners = [Spinner(node) for node in (listener, *self.models, *self.pages)]
+
+    def run(self, video: Video, console: Console, stop: threading.Event, plain: bool) -> int:
+        """Until the video has ended or `stop` is set; returns the exit code.
+
+        `plain`: print a line for what happens, because there is no live view.
+        """
+        if plain:
+            self._print = console.print
+        while not stop.is_set() and not self._is_up():
+            if self._has_failed():  # which is logged
+                return 1
+            stop.wait(0.02)
+        for page in self.pages:
+            console.print(f"The page is at {page.url}")
+        player = self._play(video) if video.source and not stop.is_set() else None
+        shown = time.monotonic()
+        while not stop.wait(1 / REFRESH):
+            self._refresh()
+            if player is not None and player.finished.is_set() and self._is_done():
+                self._explain(console)
+                return int(player.exit_code)
+            if time.monotonic() - shown >= STATUS:
+                shown = time.monotonic()
+                self._print(self.view.status())
+        return 0
+
+    def _is_up(self) -> bool:
+        return all(node.state == "active" for node in self.models) and all(
+            page.url for page in self.pages
+        )
+
+    def _has_failed(self) -> bool:
+        return any(node.failure for node in self.models) or any(
+            page.exit_code for page in self.pages
+        )
+
+    def end(self) -> None:
+        """End the nodes, all at once."""
+        threads = [threading.Thread(target=spinner.end) for spinner in self.spinners]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _play(self, video: Video) -> Any:
+        from vljepa_ros.nodes.video import VideoNode
+
+        source = video.source if video.source.isdigit() else str(Path(video.source).absolute())
+        values: dict[str, Any] = {"source": source, "camera": self.cameras[0]}
+        if video.loop:
+            values["loop"] = True
+        node = VideoNode(parameter_overrides=_overrides(values))
+        self.spinners.append(Spinner(node))
+        return node
+
+    def _explain(self, console: Console) -> None:
+        """Why there was not one step, where a video was played."""
+        camera = self.perception.snapshot().get(self.cameras[0])
+        info = self._info
+        if info is None or camera is None or not camera.received or self.view.savings()[1]:
+            return
+        console.print(
+            f"The video is too short: the model needs {info.clip_frames} frames in a row, "
+            f"{1 / info.sample_rate:g} s from one to the next."
+        )
+
+    def _is_done(self) -> bool:
+        """Whether nothing is under way after the last frame."""
+        if self.decoder.waiting or any(
+            camera.waiting for camera in self.perception.snapshot().values()
+        ):
+            self._news = time.monotonic()
+        return time.monotonic() - self._news >= FLUSH
+
+    # -------------------------------------------------------------- the view
+
+    def _on_info(self, message: Any) -> None:
+        self.view.model = f"{message.model_id} on {message.backend} ({message.precision})"
+        self.view.queries = len(message.queries)
+        self._info = message
+        self._print(self.view.model)
+
+    def _on_embedding(self, message: Any) -> None:
+        camera = self._camera(message)
+        if camera is not None and (self._info is None or message.query == self._info.queries[0]):
+            camera.step(
+                to_ns(message.header.stamp), to_ns(message.window_start), message.change_score
+            )
+
+    def _on_change(self, message: Any) -> None:
+        camera = self._camera(message)
+        if camera is not None:
+            at = clock(camera.time(to_ns(message.segment_start)))
+            self._print(f"{at}  {message.camera}: a change ({message.change_score:.2f})")
+
+    def _on_utterance(self, message: Any) -> None:
+        camera = self._camera(message)
+        if camera is not None:
+            at = camera.time(to_ns(message.segment_start))
+            said = Said(at, message.camera, message.query, message.text, message.confidence)
+            self._print(self.view.say(said))
+
+    def _camera(self, message: Any) -> CameraView | None:
+        """The camera that a message is about; None where it is another graph's."""
+        self._news = time.monotonic()
+        return self.view.cameras.get(message.camera)
+
+    def _refresh(self) -> None:
+        """Take over the cameras' counters."""
+        for name, camera in self.perception.snapshot().items():
+            shown = self.view.cameras[name]
+            shown.encodes, shown.reused, shown.changes = (
+                camera.encodes, camera.reused, camera.changes,
+            )  # fmt: skip
+            shown.dropped, shown.age, shown.problem = camera.dropped, camera.age, camera.silence
+            shown.rate_in, shown.rate_out = camera.rate_in, camera.rate_out
+
+
+def _overrides(values: dict[str, Any]) -> list[Any]:
+    from rclpy.parameter import Parameter
+
+    return [Parameter(name, value=value) for name, value in values.items()]
+
+
+@contextmanager
+def _screen(live: bool, graph: Graph) -> Iterator[Console]:
+    """The console; where `live`, with the view at its foot and everything logged above it."""
+    console = Console(highlight=False, markup=False, soft_wrap=not live)
+    if not live:
+        yield console
+        return
+    read, write = os.pipe()
+    stderr = os.dup(2)
+    os.dup2(write, 2)  # ROS logs from C++, past sys.stderr
+    os.close(write)
+    screen = Live(
+        console=console, get_renderable=graph.view.render, refresh_per_second=REFRESH,
+        redirect_stderr=False, transient=True,  # the summary takes its place
+    )  # fmt: skip
+
+    def forward() -> None:
+        with os.fdopen(read, errors="replace") as lines:
+            for line in lines:
+                console.print(line.rstrip("\n"))
+
+    forwarder = threading.Thread(target=forward, daemon=True)
+    forwarder.start()
+    try:
+        with screen:
+            yield console
+    finally:
+        os.dup2(stderr, 2)  # closes the pipe's last end
+        os.close(stderr)
+        forwarder.join(1.0)

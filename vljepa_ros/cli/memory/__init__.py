@@ -1,0 +1,1 @@
+"""The commands that write, search and look into a moment store."""

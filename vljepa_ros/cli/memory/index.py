@@ -1,0 +1,112 @@
+"""`vljepa index`: recordings into a store of moments, without ROS, as fast as the engines run.
+
+Invariant: a run that was cut off is completed by another with the same words.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vljepa_ros.console import console, notice
+
+from ..times import parse_stamp
+
+RECORDINGS = typer.Argument(None, help="Bags (folders, .db3, .mcap), videos, folders of images.")
+TOPIC = typer.Option(None, help="An image topic of the bags; again for more. Default: all.")
+CAMERA = typer.Option(None, help="The name of its camera. Default: from the topic, or the file.")
+STORE = typer.Option(None, help="The folder of the moments. Default: the robot's own.")
+QUERY = typer.Option(None, help="A standing question; again for more. Default: the bundle's.")
+EXPORT = typer.Option(None, help="Also write the stream as ROS 2 messages into this .mcap file.")
+
+
+def index(
+    recordings: list[Path] = RECORDINGS,
+    topic: list[str] = TOPIC,
+    camera: list[str] = CAMERA,
+    store: Path | None = STORE,
+    bundle: str = typer.Option("tabletop", help="Model bundle: a folder, a name, or a Hub id."),
+    backend: str = typer.Option("auto", help="What runs the engines: auto, onnxruntime-cpu, ..."),
+    query: list[str] = QUERY,
+    robot: str = typer.Option("", help="The robot that recorded them. Default: this host."),
+    start: str = typer.Option("", help="When a video begins: seconds or ISO 8601. Default: 1 s."),
+    words: bool = typer.Option(True, "--words/--no-words", help="Say each moment in words."),
+    export: Path | None = EXPORT,
+) -> None:
+    """Remember what recordings show: bags and videos into a store, for vljepa recall --store."""
+    from vljepa_ros.bundle.spec import load_bundle
+    from vljepa_ros.memory.store import Limits, MomentStore, default_store
+    from vljepa_ros.perception.settings import Settings
+    from vljepa_ros.recordings.indexing import Indexer, find_recordings
+    from vljepa_ros.recordings.stream_file import StreamFile
+    from vljepa_ros.stamps import SECOND_NS
+
+    from ..models import open_model
+
+    found = find_recordings(
+        recordings or [], topic or [], camera or [], parse_stamp("--start", start) or SECOND_NS
+    )
+    loaded = load_bundle(bundle)
+    settings = Settings(queries=tuple(query or ()))
+    settings.check()
+    if words and loaded.decoder is None:
+        notice(f"{loaded.model_id} has no decoder: the moments get no words.")
+        words = False
+    with ExitStack() as stack:
+        folder = store or default_store()
+        kept = MomentStore(folder, loaded.model_id, loaded.embedding_dim, Limits(0, 0, 0))
+        stack.callback(kept.close)
+        before = len(kept)
+        parts = ("x_encoder", "predictor", "y_encoder", "y_decoder")
+        model = open_model(loaded, backend, parts if words else parts[:3])
+        stack.callback(model.close)
+        queries = tuple(settings.queries_of(loaded))
+        file = stack.enter_context(StreamFile(export, model, queries)) if export else None
+        bar = stack.enter_context(_Bar(sum(one.seconds for one in found)))
+        indexer = Indexer(
+            model, settings, kept, robot or socket.gethostname(), words, file, bar.show
+        )
+        try:
+            for one in found:
+                indexer.index(one)
+        except KeyboardInterrupt:
+            notice("Cut off; what was finished is kept, and the same command does the rest.")
+            raise
+        new = len(kept) - before
+    for problem in indexer.problems():
+        notice(problem)
+    console.print(f"{indexer.moments} moments, {new} of them new, in {folder}: {indexer.pace()}")
+    if export:
+        console.print(f"stream: {export}")
+
+
+class _Bar:
+    """The progress bar, in time of the recordings, on stderr."""
+
+    def __init__(self, seconds: float) -> None:
+        self._total = seconds
+        self._bar = Progress(
+            BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
+            console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=seconds or None)
+        self._began = time.monotonic()
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, seconds: float, moments: int) -> None:
+        """So many seconds of the recordings are done."""
+        speed = seconds / max(time.monotonic() - self._began, 1e-3)
+        text = f"{seconds:.0f} s of {self._total:.0f} s, {speed:.1f} x, {moments} moments"
+        self._bar.update(self._task, completed=seconds, description=text)

@@ -1,0 +1,141 @@
+"""`vljepa memory`: look into a moment store, pin moments, push them to the fleet's server.
+
+Invariant: looking and pushing open the store for reading only, so a robot may go on writing it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from vljepa_ros.console import console, notice
+from vljepa_ros.errors import StoreError
+from vljepa_ros.memory.store import Limits, MomentStore, default_store
+
+from ..times import clock
+
+app = typer.Typer(
+    help="Look into a moment store, pin moments, push them to a Qdrant server.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+STORE = typer.Option(None, help="The folder of the moments. Default: the robot's own.")
+CAMERA = typer.Option(None, help="Only moments of this camera; again for more.")
+IDS = typer.Argument(..., help="Ids of moments, as `vljepa memory list` shows them.")
+
+
+@app.command()
+def show(
+    store: Path = STORE,
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Print what the store holds: how many moments, of which model, cameras and times."""
+    with MomentStore(store or default_store(), read_only=True) as opened:
+        first, last = opened.span_ns()
+        facts: dict[str, Any] = {
+            "folder": str(opened.folder), "model_id": opened.model_id, "dim": opened.dim,
+            "moments": len(opened), "pinned": opened.pinned, "megabytes": opened.size() / 1e6,
+            "cameras": opened.cameras(), "first": first / 1e9, "last": last / 1e9,
+        }  # fmt: skip
+    if as_json:
+        console.print(json.dumps(facts, ensure_ascii=False, indent=2))
+        return
+    cameras = ", ".join(f"{name} ({count})" for name, count in facts["cameras"].items())
+    for name, value in (
+        ("folder", facts["folder"]),
+        ("model", f"{facts['model_id']}, {facts['dim']} numbers"),
+        ("moments", f"{facts['moments']}, {facts['pinned']} of them pinned"),
+        ("size", f"{facts['megabytes']:.1f} MB"),
+        ("cameras", cameras or "none"),
+        ("times", f"{clock(first)} to {clock(last)}" if facts["moments"] else "none"),
+    ):
+        console.print(f"{name:<9}{value}")
+
+
+@app.command("list")
+def list_(
+    store: Path = STORE,
+    camera: list[str] = CAMERA,
+    limit: int = typer.Option(20, min=1, help="How many."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Print the newest moments."""
+    with MomentStore(store or default_store(), read_only=True) as opened:
+        moments = opened.newest(limit, tuple(camera or ()))
+    if as_json:
+        rows = [
+            {
+                "id": m.id, "robot": m.robot, "camera": m.camera, "query": m.query,
+                "start": m.start_ns / 1e9, "end": m.end_ns / 1e9, "text": m.text,
+                "pinned": m.pinned,
+            }
+            for m in moments
+        ]  # fmt: skip
+        console.print(json.dumps(rows, ensure_ascii=False, indent=2))
+    elif moments:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("time", "s", "camera", "text", "pinned", "id"):
+            table.add_column(heading, no_wrap=heading != "text")
+        for m in moments:
+            seconds = f"{(m.end_ns - m.start_ns) / 1e9:.1f}"
+            pinned = "pinned" if m.pinned else ""
+            table.add_row(clock(m.start_ns), seconds, m.camera, m.text, pinned, m.id)
+        console.print(table)
+    else:
+        notice("There are no moments.")
+
+
+@app.command()
+def pin(ids: list[str] = IDS, store: Path = STORE) -> None:
+    """Keep moments for good. While a robot writes the store, call its service `pin` instead."""
+    _pin(ids, store, True)
+
+
+@app.command()
+def unpin(ids: list[str] = IDS, store: Path = STORE) -> None:
+    """Let moments go when their time comes."""
+    _pin(ids, store, False)
+
+
+def _pin(ids: list[str], folder: Path | None, pinned: bool) -> None:
+    with MomentStore(folder or default_store(), limits=Limits(0, 0)) as opened:
+        unknown = [one for one in ids if not opened.pin(one, pinned)]
+        if unknown:
+            raise StoreError(
+                f"There is no moment {', '.join(unknown)} in {opened.folder}; the others are done."
+            )
+
+
+@app.command()
+def push(
+    url: str = typer.Option(..., help="Address of the Qdrant server, e.g. http://fleet:6333."),
+    store: Path = STORE,
+    collection: str = typer.Option("vljepa", help="Collection on the server."),
+    api_key_env: str = typer.Option("QDRANT_API_KEY", help="Environment variable with the key."),
+) -> None:
+    """Copy what is new or has changed to a Qdrant server; again after an error: the rest."""
+    from vljepa_ros.memory import fleet
+
+    with ExitStack() as stack:
+        opened = stack.enter_context(MomentStore(store or default_store(), read_only=True))
+        errors = Console(stderr=True)
+        bar = stack.enter_context(
+            Progress(
+                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                console=errors, transient=True, disable=not errors.is_terminal,
+            )
+        )  # fmt: skip
+        task = bar.add_task("", total=None)
+        count = fleet.push(
+            opened, url, collection, os.environ.get(api_key_env, ""),
+            lambda done, of: bar.update(task, completed=done, total=of),
+        )  # fmt: skip
+    console.print(f"{count} moments pushed to {url}, collection '{collection}'.")

@@ -1,0 +1,153 @@
+"""`vljepa recall`: moments by their meaning, from a running robot, a store on disk, or a fleet.
+
+Invariant: nothing is changed; a store is opened for reading, while a robot may be writing it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.console import console, notice
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.memory.fleet import COLLECTION, FleetStore
+from vljepa_ros.memory.store import Found, MomentStore
+
+from ..models import open_model
+from ..times import clock, parse_stamp
+
+STORE = typer.Option(None, help="The folder of the moments. Default: ask the running memory node.")
+CAMERA = typer.Option(None, help="Only this camera; again for more.")
+SHEET = typer.Option(None, help="Also draw the moments into this picture, .png or .jpg.")
+API_KEY = "QDRANT_API_KEY"  # environment variable
+
+
+def recall(
+    text: str = typer.Argument(..., help='What to look for, e.g. "the red cube falls".'),
+    store: Path | None = STORE,
+    bundle: str = typer.Option("tabletop", help="The bundle that the moments were made with."),
+    backend: str = typer.Option("auto", help="What runs its Y-encoder."),
+    camera: list[str] = CAMERA,
+    after: str = typer.Option("", help="Not over before: seconds since 1970, or ISO 8601."),
+    before: str = typer.Option("", help="Begun by: seconds since 1970, or ISO 8601."),
+    limit: int = typer.Option(5, min=1, max=100, help="At most so many moments."),
+    sheet: Path | None = SHEET,
+    url: str = typer.Option("", help="URL of the fleet's Qdrant server, to ask it instead."),
+    collection: str = typer.Option(COLLECTION, help="The collection on that server."),
+    fleet: bool = typer.Option(False, "--fleet", help="Have the memory node ask its server."),
+    namespace: str = typer.Option("", help="Namespace of the memory node."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Find the moments that fit a text best: the running robot's, a store's, or a fleet's."""
+    from vljepa_ros.perception.texts import checked_text
+
+    wanted = checked_text("text", text)
+    bounds = (parse_stamp("--after", after), parse_stamp("--before", before))
+    if bounds[1] and bounds[0] > bounds[1]:
+        raise VLJepaError("--before is earlier than --after; nothing can lie between.")
+    if (store is not None) + bool(url) + fleet > 1:
+        raise VLJepaError("Give one of --store, --url and --fleet.")
+    cameras = list(dict.fromkeys(camera or ()))
+    if store is not None:
+        found = _in_store(store, _Text(wanted, bundle, backend), cameras, bounds, limit)
+    elif url:
+        found = _in_fleet(url, collection, _Text(wanted, bundle, backend), cameras, bounds, limit)
+    else:
+        from ..live.calls import recall_live
+
+        found = recall_live(wanted, cameras, *bounds, limit, fleet, namespace)
+    if sheet is not None:
+        from .sheet import write_sheet
+
+        write_sheet(sheet, wanted, found)
+    if as_json:
+        shown = json.dumps([_plain(one) for one in found], ensure_ascii=False, indent=2)
+        console.print(shown)
+    elif found:
+        console.print(_table(found))
+    else:
+        notice("Nothing that fits has been stored.")
+
+
+class _Text:
+    """A text that is to be embedded by a bundle."""
+
+    def __init__(self, text: str, bundle: str, backend: str) -> None:
+        self.text, self.bundle, self.backend = text, load_bundle(bundle), backend
+
+    def embedding(self, model_id: str, where: str) -> np.ndarray:
+        """float32 `[E]`; VLJepaError where the moments are of another model."""
+        own = self.bundle.model_id
+        if model_id != own:
+            raise VLJepaError(
+                f"{where} holds moments of {model_id}, and the bundle {self.bundle.path} is {own}; "
+                "give the one that they were made with (--bundle)."
+            )
+        model = open_model(self.bundle, self.backend, ("y_encoder",))
+        try:
+            return model.embed_text([self.text])[0]
+        finally:
+            model.close()
+
+
+def _in_store(
+    folder: Path, text: _Text, cameras: Sequence[str], bounds: tuple[int, int], limit: int
+) -> list[Found]:
+    store = MomentStore(folder, read_only=True)
+    try:
+        known = store.cameras()
+        for camera in cameras:
+            if camera not in known:
+                there = f"there are: {', '.join(sorted(known))}" if known else "it is empty"
+                raise VLJepaError(f"There is no camera '{camera}' in {folder}; {there}.")
+        embedding = text.embedding(store.model_id, str(folder))
+        return store.search(embedding, cameras, *bounds, limit)
+    finally:
+        store.close()
+
+
+def _in_fleet(
+    url: str,
+    collection: str,
+    text: _Text,
+    cameras: Sequence[str],
+    bounds: tuple[int, int],
+    limit: int,
+) -> list[Found]:
+    bundle, key = text.bundle, os.environ.get(API_KEY, "")
+    fleet = FleetStore(url, bundle.model_id, bundle.embedding_dim, collection, key)
+    return fleet.search(text.embedding(bundle.model_id, url), cameras, *bounds, limit)
+
+
+def _table(found: Sequence[Found]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("time", "camera", "s", "score"):
+        table.add_column(column, justify="right" if column in ("s", "score") else "left",
+                         no_wrap=True)  # fmt: skip
+    table.add_column("text", overflow="fold")
+    for one in found:
+        moment = one.moment
+        seconds = (moment.end_ns - moment.start_ns) / 1e9
+        table.add_row(
+            clock(moment.start_ns), moment.camera, f"{seconds:.1f}", f"{one.score:.2f}",
+            moment.text,
+        )  # fmt: skip
+    return table
+
+
+def _plain(found: Found) -> dict[str, Any]:
+    """A moment as JSON has it; times in seconds since 1970."""
+    moment = found.moment
+    return {
+        "id": moment.id, "robot": moment.robot, "camera": moment.camera, "query": moment.query,
+        "segment_id": moment.segment_id, "start": moment.start_ns / 1e9, "end": moment.end_ns / 1e9,
+        "text": moment.text, "score": round(found.score, 4), "pinned": moment.pinned,
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""The commands of a workstation with torch: from nothing to a bundle."""

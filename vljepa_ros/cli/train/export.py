@@ -1,0 +1,162 @@
+"""`vljepa export`: a bundle of a training or of a public checkpoint, or a start for a training."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from vljepa_ros.console import console
+from vljepa_ros.errors import VLJepaError
+
+from .train import DATA, _needs_training
+
+
+class Source(str, Enum):
+    """What an export starts from."""
+
+    training = "training"
+    open_vljepa = "open-vljepa"
+    hf = "hf"
+
+
+class Storage(str, Enum):
+    """How a bundle keeps its weights."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+RUN = typer.Argument(None, help="The folder of a finished training.")
+OUT = typer.Argument(None, help="The folder that is made; --out says the same.")
+STREAM = typer.Option(None, help="A held-out stream to judge the bundle on.")
+FROM = typer.Option(
+    Source.training, "--from",
+    help="A finished training; the public Open-VLJEPA checkpoint; or V-JEPA 2 (hf): a start for a "
+    "training, its predictor untrained.",
+)  # fmt: skip
+CHECKPOINT = typer.Option("", help="best.pt of Open-VLJEPA, or the Hub id that holds it.")
+X_ENCODER = typer.Option("", help="Folder or Hub id of V-JEPA 2 (facebook/vjepa2-vitl-fpc64-256).")
+LLAMA = typer.Option("", help="Folder or Hub id of meta-llama/Llama-3.2-1B; no weights needed.")
+GEMMA = typer.Option("", help="Folder or Hub id of google/embeddinggemma-300m; likewise.")
+PRECISION = typer.Option(
+    Storage.fp16, help="How weights are kept in the files: fp16 is half of fp32 and as exact as a "
+    "GPU's fp16; bf16 for networks whose weights fp16 cannot hold. Graphs compute in fp32.",
+)  # fmt: skip
+FP8 = typer.Option(False, help="Add variants for GPUs with fp8; their scales come from the clips.")
+OUT_OPTION = typer.Option(None, "--out", help="The folder that is made.")
+
+
+def export(
+    run: Path = RUN,
+    out: Path = OUT,
+    source: Source = FROM,
+    checkpoint: str = CHECKPOINT,
+    x_encoder: str = X_ENCODER,
+    llama: str = LLAMA,
+    gemma: str = GEMMA,
+    out_option: Path = OUT_OPTION,
+    version: str = typer.Option("1.0.0", help="The bundle's version."),
+    folder: Path = DATA,
+    video: Path = STREAM,
+    precision: Storage = PRECISION,
+    fp8: bool = FP8,
+) -> None:
+    """Make a bundle: of a training (export, calibrate, judge) or of a public checkpoint."""
+    made = out_option or out or (run if source is not Source.training else None)
+    if made is None:
+        raise VLJepaError("Say which folder to make: vljepa export RUN OUT, or --out FOLDER.")
+    if fp8 and source is not Source.training:
+        raise VLJepaError("--fp8 needs clips, and only a training has them; leave it out.")
+    _say_what_is_ours()
+    if source is Source.open_vljepa:
+        _open_vljepa(checkpoint, x_encoder, llama, gemma, made, version, precision.value)
+    elif source is Source.hf:
+        _start(x_encoder, made)
+    elif run is None:
+        raise VLJepaError("Say which training to export: vljepa export RUN OUT.")
+    else:
+        _training(run, made, version, folder, video, precision.value, fp8)
+
+
+def _say_what_is_ours() -> None:
+    """Let this package's own lines be seen, without the exporters' remarks between them.
+
+    Nobody could act on those, and whether a graph is right is not read from them: each is compared
+    with the networks.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for library in ("onnxscript", "onnx_ir", "torch", "torch.onnx._internal", "OpenGL"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: record.name != "root")  # onnxruntime's quantizer
+    warnings.filterwarnings("ignore", module=r"torch\.|copyreg")
+
+
+def _training(
+    run: Path, out: Path, version: str, folder: Path | None, video: Path | None, storage: str,
+    fp8: bool,
+) -> None:  # fmt: skip
+    store = _needs_training().store
+    from vljepa_ros.training.finetune import is_finetuned
+    from vljepa_ros.training.finetune_export import export_finetuned
+    from vljepa_ros.training.release import release
+
+    if is_finetuned(run):
+        evaluation = export_finetuned(run, out, version, storage, fp8)
+    else:
+        data = folder or store.default_root()
+        evaluation = release(run, data, out, version, video, storage, fp8)
+    for name, figures in evaluation.items():
+        console.print(f"{name}: {figures}")
+
+
+def _open_vljepa(
+    checkpoint: str, x_encoder: str, llama: str, gemma: str, out: Path, version: str, storage: str
+) -> None:
+    given = {"checkpoint": checkpoint, "x-encoder": x_encoder, "llama": llama, "gemma": gemma}
+    missing = [f"--{name}" for name, value in given.items() if not value]
+    if missing:
+        raise VLJepaError(f"--from open-vljepa also needs {', '.join(missing)}.")
+    public = _public()
+    from vljepa_ros.bundle.locate import find_folder
+
+    file = Path(checkpoint).expanduser()
+    if not file.is_file():
+        file = find_folder(checkpoint, ["best.pt"]) / "best.pt"
+    loaded = public.load_open_vljepa(
+        file,
+        find_folder(x_encoder, (*public.DESCRIPTION_FILES, *public.WEIGHT_FILES)),
+        find_folder(llama, public.DESCRIPTION_FILES),
+        find_folder(gemma, public.DESCRIPTION_FILES),
+    )
+    console.print(f"bundle: {public.export_public(loaded, out, version, storage)}")
+
+
+def _start(x_encoder: str, out: Path) -> None:
+    if not x_encoder:
+        raise VLJepaError("--from hf also needs --x-encoder.")
+    _needs_training()
+    public = _public()
+    from vljepa_ros.bundle.locate import find_folder
+    from vljepa_ros.training.start import start
+
+    folder = find_folder(x_encoder, (*public.DESCRIPTION_FILES, *public.WEIGHT_FILES))
+    console.print(f"start for a training: {start(folder, out)}")
+
+
+def _public() -> Any:
+    try:
+        from vljepa_ros.model.export import public
+
+        return public
+    except ImportError as error:
+        raise VLJepaError(
+            f"this command needs the package '{error.name}': install vljepa_ros with "
+            "pip install '.[export]' in a Python environment of your own."
+        ) from error

@@ -1,0 +1,116 @@
+"""`vljepa data`, `train` and `timeline`: from nothing to a model, on a workstation with torch."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from vljepa_ros.console import console
+from vljepa_ros.errors import VLJepaError
+
+DATA = typer.Option(None, help="The folder of the episodes; by default one in the user's cache.")
+TRAINING = typer.Argument(..., help="The folder of the training; an interrupted one goes on.")
+VIDEO = typer.Argument(..., help="A video file; its truth lies beside it as .json.")
+RECORDINGS = typer.Option(
+    None, "--data", help="Fine-tune on the recordings in this JSONL file (docs/fine-tuning.md)."
+)
+BASE = typer.Option(
+    None, "--from",
+    help="The start: a bundle (folder, name or Hub id) or a finished training. With --data it is "
+    "tabletop if you name none; without, all is trained from nothing.",
+)  # fmt: skip
+SIZE = typer.Option(
+    None, min=1, help="Pixels a side of the clips; by default those of the start, or tabletop's."
+)
+PICTURE = typer.Argument(..., help="The picture (PNG) that is made.")
+
+
+def data(
+    split: str = typer.Option("train", help="train, stills, stream, test or composition."),
+    episodes: int = typer.Option(2000, min=1, help="How many episodes there shall be."),
+    seconds: float = typer.Option(30.0, min=0.25, help="Length of an episode."),
+    start: int = typer.Option(0, min=0, help="The first one's number: each has its own scene."),
+    folder: Path = DATA,
+    workers: int = typer.Option(2, min=1, help="Processes."),
+) -> None:
+    """Simulate episodes of the table for training; those that are there already are kept."""
+    store = _needs_training().store
+    store.generate(folder or store.default_root(), split, episodes, workers, seconds, start)
+
+
+def train(
+    out: Path = TRAINING,
+    folder: Path = DATA,
+    images: int = typer.Option(1000, min=1, help="Steps of the image stage."),
+    video: int = typer.Option(2000, min=1, help="Steps of the video stage."),
+    decoder: int = typer.Option(400, min=1, help="Steps of the decoder."),
+    devices: int = typer.Option(1, min=1, help="Processes, or GPUs, that train together."),
+    seed: int = typer.Option(0, help="Seed of weights and batches."),
+    threads: int = typer.Option(0, min=0, help="Threads of one process; 0: torch's choice."),
+    recordings: Path | None = RECORDINGS,
+    base: str | None = BASE,
+    size: int | None = SIZE,
+    steps: int = typer.Option(400, min=1, help="With --data: steps at most."),
+) -> None:
+    """Train the tabletop model on simulated episodes, or fine-tune a model on your recordings."""
+    store = _needs_training().store
+    import torch
+
+    # Lightning tells of devices that there are not, and of services that it would log to.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec", module="lightning")
+    from vljepa_ros.training.base import load_base
+    from vljepa_ros.training.train import Recipe
+    from vljepa_ros.training.train import train as run
+
+    if threads:
+        torch.set_num_threads(threads)
+    if recordings is not None:
+        _finetune(recordings, base or "tabletop", out, steps, seed, size)
+        return
+    recipe = Recipe(
+        image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed, devices=devices,
+        image_size=size,
+    )  # fmt: skip
+    start = load_base(base) if base else None
+    console.print(f"trained: {run(folder or store.default_root(), out, recipe, start)}")
+
+
+def _finetune(
+    recordings: Path, base: str, out: Path, steps: int, seed: int, size: int | None
+) -> None:
+    from vljepa_ros.training.finetune import Recipe, finetune
+
+    recipe = Recipe(steps=steps, seed=seed, image_size=size)
+    made = finetune(recordings, base, out, recipe, console.print)
+    console.print(f"fine-tuned: {made}\nnext: vljepa export {made} BUNDLE")
+
+
+def timeline(
+    video: Path = VIDEO,
+    out: Path = PICTURE,
+    bundle: str = typer.Option("tabletop", help="A folder, a shipped bundle's name, or a Hub id."),
+) -> None:
+    """Draw the change score of a video over time, with what was said and what is true."""
+    _needs_training()
+    from vljepa_ros.evaluation.timeline import draw
+
+    draw(bundle, video, out)
+    console.print(f"{out}")
+
+
+def _needs_training() -> Any:
+    try:
+        from vljepa_ros import tabletop
+        from vljepa_ros.tabletop import store  # noqa: F401  (imports what training needs)
+
+        return tabletop
+    except ImportError as error:
+        raise VLJepaError(
+            f"this command needs the package '{error.name}': install vljepa_ros with "
+            "pip install '.[train]' in a Python environment of your own."
+        ) from error

@@ -1,0 +1,35 @@
+"""The errors of the lower rooms: each message is one sentence that a user can act on."""
+
+from __future__ import annotations
+
+
+class VLJepaError(Exception):
+    """What was wrong, with which file, topic or parameter, and what to do about it."""
+
+
+class BundleError(VLJepaError):
+    """A model bundle is missing, altered, or does not say what its schema asks for."""
+
+
+class EngineError(VLJepaError):
+    """An engine cannot be opened on this machine, or was given inputs that it does not take."""
+
+
+class DeviceError(EngineError):
+    """The device failed, at the start or in a run: out of memory, lost, or it never worked."""
+
+
+class PrecisionError(EngineError):
+    """A backend does not have a graph in the precision that was asked for."""
+
+
+class BuildError(EngineError):
+    """An engine cannot be built from its graph."""
+
+
+class TensorsLostError(EngineError):
+    """What a device kept went with it; it is to be computed again."""
+
+
+class StoreError(VLJepaError):
+    """A moment store cannot be opened, read or written, or was given what it does not take."""

@@ -1,0 +1,1 @@
+"""What the tables are computed with: intervals, boundaries, CIDEr, targets."""

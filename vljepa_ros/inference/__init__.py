@@ -1,0 +1,1 @@
+"""What runs a bundle: engines of every backend, the networks as one object; no ROS, no torch."""

@@ -1,0 +1,60 @@
+"""Steps and changes as ROS messages."""
+
+from __future__ import annotations
+
+from std_msgs.msg import Header
+
+from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding
+from vljepa_ros.perception.perceiver import Change, Step
+from vljepa_ros.ros.messages import floats, to_time
+
+
+def embedding_message(step: Step, model_id: str, now_ns: int) -> SemanticEmbedding:
+    """`now_ns`: the ROS clock at publication, from which the latency follows."""
+    return SemanticEmbedding(
+        header=Header(stamp=to_time(step.stamp_ns), frame_id=step.frame_id),
+        window_start=to_time(step.window_start_ns),
+        camera=step.camera,
+        query=step.query,
+        model_id=model_id,
+        sequence=step.sequence,
+        segment_id=step.segment_id,
+        change_score=float(step.change_score),
+        reused=step.reused,
+        latency=(now_ns - step.stamp_ns) / 1e9,
+        embedding=floats(step.embedding),
+    )
+
+
+def change_message(step: Step, change: Change, model_id: str) -> SemanticChange:
+    """The change that a step detected."""
+    return SemanticChange(
+        header=Header(stamp=to_time(step.stamp_ns), frame_id=step.frame_id),
+        camera=step.camera,
+        query=step.query,
+        model_id=model_id,
+        segment_id=change.segment_id,
+        segment_start=to_time(change.segment_start_ns),
+        previous_segment_id=change.previous_segment_id,
+        previous_segment_start=to_time(change.previous_segment_start_ns),
+        change_score=float(change.score),
+        embedding=floats(step.embedding),
+    )
+
+
+def info_message(model: Runtime, queries: tuple[str, ...]) -> ModelInfo:
+    """Which model the stream comes from; backend and precision are the X-encoder's."""
+    bundle = model.bundle
+    encoder = next(engine for engine in model.info if engine.name == "x_encoder")
+    return ModelInfo(
+        model_id=bundle.model_id,
+        backend=encoder.backend,
+        precision=encoder.precision,
+        embedding_dim=bundle.embedding_dim,
+        clip_frames=bundle.clip.frames,
+        image_size=bundle.clip.image_size,
+        sample_rate=float(bundle.clip.sample_rate),
+        queries=list(queries),
+        watch_threshold=float(bundle.thresholds.watch),
+    )

@@ -1,0 +1,182 @@
+"""`ask`, `classify` and `embed_text` of the perception node.
+
+Invariant: every request gets a response: an answer, or a sentence that says why there is none. The
+executor's side only checks and waits; every engine runs in the worker, in pieces that the stream
+takes turns with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.perception.question_queue import Answer, Question
+from vljepa_ros.perception.texts import (
+    QuestionError,
+    checked_template,
+    checked_text,
+    checked_texts,
+    not_ready,
+    softmax,
+)
+from vljepa_ros.ros.diagnostics import Status
+from vljepa_ros.ros.lifecycle import ModelNode
+from vljepa_ros.ros.messages import floats, to_time
+from vljepa_ros.srv import Ask, Classify, Decode, EmbedText
+
+from .stream import LiveStream
+
+DECODE_SECONDS = 5.0  # that the decoder node may take over an open answer
+
+
+class Questions:
+    """The services, for the node's life: one that is not active says so."""
+
+    def __init__(self, node: ModelNode, stream: LiveStream) -> None:
+        self._node = node
+        self._stream = stream
+        self.counts: Counter[str] = Counter()
+        node.serve(Ask, "ask", self._ask)
+        node.serve(Classify, "classify", self._classify)
+        node.serve(EmbedText, "embed_text", self._embed_text)
+        self._decoder = node.create_client(Decode, "decode", callback_group=node.waiting_services)
+
+    def status(self) -> Status:
+        """The line of /diagnostics."""
+        names = ("asked", "answered", "refused", "classified")
+        return Status("questions", values={name: self.counts[name] for name in names})
+
+    # -------------------------------------------------------------- ask
+
+    async def _ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
+        arrived = time.monotonic()
+        self.counts["asked"] += 1
+        try:
+            text = checked_text("question", request.question)
+            candidates = checked_texts("candidate", request.candidates)
+            answer = await self._answer(request.camera, text, candidates, arrived)
+            if candidates:
+                response.answer = request.candidates[int(answer.scores.argmax())]
+            else:
+                response.answer = await self._in_words(answer.embedding)
+        except VLJepaError as error:
+            return self._refuse(response, error)
+        response.success = True
+        response.scores = floats(answer.scores)
+        response.embedding = floats(answer.embedding)
+        response.stamp = to_time(answer.stamp_ns)
+        self.counts["answered"] += 1
+        return response
+
+    async def _answer(
+        self, camera: str, text: str, candidates: tuple[str, ...], arrived: float
+    ) -> Answer:
+        """The outcome of a question that waits with others for a predictor run."""
+        node, stream = self._node, self._stream
+        found = stream.camera_to_ask(camera)
+        worker, queue = node.worker, stream.questions
+        assert worker is not None and queue is not None  # the node is active
+        promise = node.promise()
+
+        def settle(outcome: Answer | VLJepaError) -> None:
+            stream.stages.lap("ask", arrived)
+            promise.set_result(outcome)
+
+        queue.put(Question(found, text, candidates, settle))
+        worker.post(queue.answer)
+        outcome = await promise
+        if isinstance(outcome, VLJepaError):
+            raise outcome
+        return outcome
+
+    async def _in_words(self, embedding: np.ndarray) -> str:
+        """The text of a predicted embedding, from the decoder node."""
+        name = self._node.resolve_service_name(self._decoder.srv_name)
+        if not self._decoder.service_is_ready():
+            raise QuestionError(
+                f"An open answer needs the decoder node, and nobody serves '{name}'; start "
+                "decoder_node, or give candidates."
+            )
+        model = self._stream.model
+        assert model is not None
+        request = Decode.Request(model_id=model.bundle.model_id, embedding=floats(embedding))
+        decoded = await self._node.response(self._decoder, request, DECODE_SECONDS)
+        if decoded is None:
+            raise QuestionError(
+                f"The decoder node did not answer on '{name}' within {DECODE_SECONDS:g} s; see "
+                "whether it runs, or give candidates."
+            )
+        if not decoded.success:
+            raise QuestionError(f"The decoder node refused: {decoded.message}")
+        return str(decoded.text)
+
+    # -------------------------------------------------------------- classify
+
+    async def _classify(
+        self, request: Classify.Request, response: Classify.Response
+    ) -> Classify.Response:
+        arrived = time.monotonic()
+        try:
+            if not request.labels:
+                raise QuestionError("There is no label to classify by; give at least one.")
+            labels = checked_texts("label", request.labels)
+            template = request.label_template and checked_template(request.label_template)
+            camera = self._stream.camera_to_ask(request.camera)
+            scores, stamp_ns = await self._node.in_worker(
+                lambda: self._label_scores(camera, labels, template, arrived)
+            )
+        except VLJepaError as error:
+            return self._refuse(response, error)
+        order = np.argsort(-scores, kind="stable")
+        response.success = True
+        response.labels = [request.labels[i] for i in order]
+        response.scores = floats(scores[order])
+        response.stamp = to_time(stamp_ns)
+        self.counts["classified"] += 1
+        return response
+
+    def _label_scores(
+        self, camera: str, labels: Sequence[str], template: str, arrived: float
+    ) -> Generator[None, None, tuple[np.ndarray, int]]:
+        """Softmax over the labels for the camera's current embedding, and its stamp; in pieces."""
+        model, perceiver = self._stream.model, self._stream.perceiver
+        assert model is not None and perceiver is not None
+        template = template or model.bundle.label_template
+        texts = yield from model.embed_text_in_pieces([template.replace("{}", n) for n in labels])
+        step = perceiver.latest(camera)
+        if step is None:
+            raise not_ready(camera, self._stream.ready())
+        scores = softmax(texts @ step.embedding, model.bundle.temperature)
+        self._stream.stages.lap("classify", arrived)
+        return scores, step.stamp_ns
+
+    # -------------------------------------------------------------- embed_text
+
+    async def _embed_text(
+        self, request: EmbedText.Request, response: EmbedText.Response
+    ) -> EmbedText.Response:
+        texts = list(request.texts)
+        model = self._stream.model
+        try:
+            if not texts:
+                raise QuestionError("There is no text to embed; give at least one.")
+            if model is None:
+                raise QuestionError(f"{self._node.get_fully_qualified_name()} is not configured.")
+            embeddings = await self._node.in_worker(lambda: model.embed_text_in_pieces(texts))
+        except VLJepaError as error:
+            return self._refuse(response, error)
+        response.success = True
+        response.model_id = model.bundle.model_id
+        response.embedding_dim = embeddings.shape[1]
+        response.embeddings = floats(embeddings.reshape(-1))
+        return response
+
+    def _refuse(self, response: Any, error: VLJepaError) -> Any:
+        self.counts["refused"] += 1
+        response.message = str(error)
+        return response

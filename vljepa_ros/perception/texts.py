@@ -1,0 +1,103 @@
+"""Texts that people and agents send: what may be asked, of which camera, and how it is scored.
+
+Invariant: what a check lets through is one line of at most 1,000 characters without controls.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vljepa_ros.errors import VLJepaError
+
+MOST_CHARACTERS = 1000  # of a question, a label, a condition
+MOST_TEXTS = 1000  # candidates or labels of one request
+_SHOWN = 40  # characters of a text in an error
+
+
+class QuestionError(VLJepaError):
+    """What was asked cannot be answered."""
+
+
+def checked_text(what: str, text: str) -> str:
+    """`text` with every run of blanks and line breaks as one space.
+
+    QuestionError, naming `what`, where it is empty, longer than 1,000 characters, or holds control
+    characters, which no tokenizer was trained on and which would garble logs and terminals.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise QuestionError(
+            f"The {what} has {len(text):,} characters; {MOST_CHARACTERS:,} is the most."
+        )
+    plain = " ".join(text.split())
+    if not plain:
+        raise QuestionError(f"The {what} is empty; put it in words.")
+    for letter in plain:
+        if unicodedata.category(letter) in ("Cc", "Cs"):
+            raise QuestionError(
+                f"The {what} holds the control character U+{ord(letter):04X}; take it out."
+            )
+    return plain
+
+
+def checked_texts(what: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Each of at most 1,000 texts as `checked_text` gives it; QuestionError also on duplicates."""
+    if len(texts) > MOST_TEXTS:
+        raise QuestionError(f"There are {len(texts):,} {what}s; {MOST_TEXTS:,} is the most.")
+    seen: dict[str, None] = {}
+    for text in texts:
+        plain = checked_text(what, text)
+        if plain in seen:
+            raise QuestionError(f"The {what} '{shown(plain)}' is there twice; give each once.")
+        seen[plain] = None
+    return tuple(seen)
+
+
+def checked_template(template: str) -> str:
+    """A template for labels; QuestionError unless it holds {} exactly once."""
+    plain = checked_text("template", template)
+    if plain.count("{}") != 1:
+        raise QuestionError(
+            f"The template '{shown(plain)}' must hold {{}} once, where the label goes, as in "
+            "'a video of {}'."
+        )
+    return plain
+
+
+def shown(text: str) -> str:
+    """As much of a text as an error says."""
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def find_camera(name: str, ready: Mapping[str, bool]) -> str:
+    """The camera that `name` means; empty: the only one. QuestionError where there is none.
+
+    `ready`: the cameras, and whether each has seen a whole clip.
+    """
+    if not name and len(ready) > 1:
+        raise QuestionError(f"Name one of the cameras: {_listed(ready)}.")
+    found = name or next(iter(ready))
+    if found not in ready:
+        raise QuestionError(f"There is no camera '{shown(name)}'; there are: {_listed(ready)}.")
+    return found
+
+
+def not_ready(camera: str, ready: Mapping[str, bool]) -> QuestionError:
+    """The camera has not seen a whole clip."""
+    return QuestionError(
+        f"Camera '{camera}' has not seen a whole clip yet; see that it publishes, then ask again. "
+        f"The cameras are: {_listed(ready)}."
+    )
+
+
+def _listed(ready: Mapping[str, bool]) -> str:
+    return ", ".join(n if is_ready else f"{n} (nothing seen yet)" for n, is_ready in ready.items())
+
+
+def softmax(cosines: np.ndarray, temperature: float) -> np.ndarray:
+    """float32 `[N]` that sum to 1, of cosines `[N]` over `temperature`, above 0."""
+    logits = np.asarray(cosines, np.float64) / temperature
+    weights = np.exp(logits - logits.max(initial=-np.inf))
+    return (weights / weights.sum()).astype(np.float32)

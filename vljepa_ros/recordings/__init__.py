@@ -1,0 +1,1 @@
+"""Recordings as streams: bags, videos, folders of images; needs no ROS."""

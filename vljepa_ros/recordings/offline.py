@@ -1,0 +1,87 @@
+"""The semantic stream of a recording without ROS: the same steps as live.
+
+Invariant: frame by frame, it makes the same calls as the perception node, so equal stamps and
+pictures give equal steps. Nothing is dropped, however slow the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from vljepa_ros.perception.perceiver import Perceiver, Step
+from vljepa_ros.stamps import SECOND_NS
+
+from .bags import bag_images
+from .video import VideoSource
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a recording. `log_ns`: when it was recorded.
+
+    `picture()`: RGB uint8 `[H, W, 3]`; ValueError, a sentence, where it cannot be decoded.
+    """
+
+    camera: str
+    stamp_ns: int
+    frame_id: str
+    log_ns: int
+    picture: Callable[[], np.ndarray]
+
+
+def video_frames(
+    source: VideoSource, camera: str, start_ns: int = SECOND_NS, frame_id: str = ""
+) -> Iterator[Frame]:
+    """The frames of a video, with stamps `start_ns + offset`, as the camera node stamps them.
+
+    `start_ns`: the stamp of the first frame, above 0. At whole rates in Hz any whole second
+    selects the same frames.
+    """
+    for offset_ns, picture in source.frames():
+        stamp_ns = start_ns + offset_ns
+        yield Frame(camera, stamp_ns, frame_id, stamp_ns, partial(np.asarray, picture))
+
+
+def bag_frames(path: Path, cameras: dict[str, str]) -> Iterator[Frame]:
+    """The frames of a bag in the order they were recorded; `cameras`: names by topic. BagError."""
+    for image in bag_images(path, list(cameras)):
+        yield Frame(
+            cameras[image.topic], image.stamp_ns, image.frame_id, image.log_ns, image.picture
+        )
+
+
+def perceive(
+    frames: Iterable[Frame], perceiver: Perceiver, reject: Callable[[Frame, str], None]
+) -> Iterator[tuple[Frame, np.ndarray, list[Step]]]:
+    """(frame, its picture, its steps) of the frames that have steps.
+
+    `reject(frame, reason)` is called for a frame that is due and cannot be decoded; it is left out.
+    """
+    for frame in frames:
+        if not perceiver.due(frame.camera, frame.stamp_ns).due:
+            continue
+        try:
+            picture = frame.picture()
+        except ValueError as error:
+            reject(frame, str(error))
+            continue
+        if perceiver.take(frame.camera, frame.stamp_ns, frame.frame_id, picture):
+            yield frame, picture, perceiver.step([frame.camera])
+
+
+def run(
+    source: VideoSource,
+    perceiver: Perceiver,
+    camera: str | None = None,
+    start_ns: int = SECOND_NS,
+    frame_id: str = "",
+) -> Iterator[Step]:
+    """The steps of every frame of `source`, as `camera` (by default the perceiver's first)."""
+    frames = video_frames(source, camera or perceiver.cameras[0], start_ns, frame_id)
+    for _, _, steps in perceive(frames, perceiver, lambda frame, reason: None):
+        yield from steps

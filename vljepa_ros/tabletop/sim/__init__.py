@@ -1,0 +1,1 @@
+"""The simulated table: physics, pictures, and the truth about them. The only place of MuJoCo."""

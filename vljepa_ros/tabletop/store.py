@@ -1,0 +1,150 @@
+"""Episodes on disk: one `<root>/<split>/<seed:08d>.npz` each, written whole or not at all.
+
+Fields (F frames, O objects, E events): `jpeg` uint8 (the frames one after the other) with `offsets`
+int64 [F+1]; `stamps` float64 [F] s; `objects` int16 [O, 2] (shape, colour); `object_uv` float32
+[F, O, 2] (square image, 0..1, x right, y down); `object_visible` bool [F, O]; `object_motion`
+float32 [F, O, 2] image widths per second; `object_state` uint8 [F, O] flags (held, moving, upright,
+on table, fallen); `gripper_uv`, `gripper_motion` float32 [F, 2]; `gripper_visible` bool [F];
+`gripper_closed` float32 [F] 0..1; `hand_visible` bool [F]; `hand_uv` float32 [F, 2]; `event_kind`
+int16 [E], `event_object` int16 [E] (-1: none), `event_span` float32 [E, 2] s; `meta` a JSON string.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+
+from vljepa_ros.errors import VLJepaError
+
+from .language import Moment, describe
+from .sim.episode import DATA_VERSION, SECONDS, SPLITS, Episode, simulate
+from .sim.truth import Event
+from .vocabulary import held_out
+
+EPISODE_RATE = 8  # frames per second on disk
+STRIDE = 2  # of a clip at 4 Hz
+
+
+def default_root() -> Path:
+    """Where the data is kept: outside the repository, one folder per data version."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "vljepa_ros" / f"tabletop-{DATA_VERSION}"
+
+
+def save_episode(path: Path, episode: Episode) -> None:
+    """Writes an episode under a temporary name and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        fields = {"meta": np.array(json.dumps(episode.meta)), **episode.arrays}
+        np.savez(file, **fields)  # type: ignore[arg-type]
+    temporary.rename(path)
+
+
+def load_episode(path: Path) -> Episode:
+    """Reads an episode; frames stay encoded until they are asked for."""
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    return Episode(arrays, json.loads(str(arrays.pop("meta"))))
+
+
+def episode_paths(root: Path, split: str) -> list[Path]:
+    """The episodes of a split that are there, by seed."""
+    return sorted((root / split).glob("[0-9]*.npz"))
+
+
+def needed(root: Path, split: str) -> list[Path]:
+    """The episodes of a split; VLJepaError where there are none."""
+    found = episode_paths(root, split)
+    if not found:
+        raise VLJepaError(
+            f"There are no episodes of the split '{split}' in {root}: "
+            f"run `vljepa data --split {split}` first."
+        )
+    return found
+
+
+NAMED_AFTER = 0.25  # s; a change is named only once it can be seen
+
+
+def current_event(episode: Episode, t: float) -> Event:
+    """The event that a clip whose newest frame is at `t` seconds shows."""
+    return episode.event_at(t - NAMED_AFTER)
+
+
+def caption(episode: Episode, t: float, rng: np.random.Generator | int = 0) -> str:
+    """A sentence for a clip whose newest frame is at `t` seconds (see `language.describe`)."""
+    return describe(current_event(episode, t), episode.object_names, rng)
+
+
+def moment(episode: Episode, t: float) -> Moment:
+    """What is true in the frame at or before `t` seconds."""
+    frame = max(0, int(np.searchsorted(episode.arrays["stamps"], t, side="right")) - 1)
+    falls = (
+        event for event in episode.events if event.kind == "fall_off" and event.object is not None
+    )
+    return Moment(
+        objects=episode.object_names,
+        uv=episode.arrays["object_uv"][frame],
+        visible=episode.arrays["object_visible"][frame],
+        state=episode.arrays["object_state"][frame],
+        falls_soon=frozenset(event.object for event in falls if t < event.start < t + 2.0),  # type: ignore[misc]
+    )
+
+
+def trainable(episode: Episode, start: float, end: float) -> bool:
+    """Whether `start` to `end` (s) is free of combinations kept for the composition test."""
+    return not any(
+        held_out(*episode.object_names[event.object], event.kind)
+        for event in episode.events
+        if event.object is not None and event.start < end and event.end > start
+    )
+
+
+def _generate_one(job: tuple[Path, int, float]) -> Path:
+    path, seed, seconds = job
+    save_episode(path, simulate(seed, seconds))
+    return path
+
+
+def generate(
+    out_dir: Path,
+    split: str,
+    episodes: int,
+    workers: int = 2,
+    seconds: float = SECONDS,
+    start: int = 0,
+) -> None:
+    """Simulates what is missing of a split's `episodes` episodes from number `start` on."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    if split not in SPLITS:
+        raise VLJepaError(f"There is no split '{split}'; choose one of {', '.join(SPLITS)}.")
+    seeds = range(SPLITS[split] + start, SPLITS[split] + start + episodes)
+    paths = [out_dir / split / f"{seed:08d}.npz" for seed in seeds]
+    jobs = [(path, seed, seconds) for path, seed in zip(paths, seeds) if not path.exists()]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as progress:
+        task = progress.add_task(
+            f"tabletop {split}", total=episodes, completed=episodes - len(jobs)
+        )
+        # fork would share the renderer's state; a worker is renewed so that GL memory cannot grow
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(workers, maxtasksperchild=200) as pool:
+            for _ in pool.imap_unordered(_generate_one, jobs, chunksize=2):
+                progress.advance(task)

@@ -1,0 +1,1 @@
+"""Predicting embeddings against predicting tokens (paper, section 4.5)."""

@@ -1,0 +1,1 @@
+"""The page: a node that listens and asks, a server, and the files in static/."""
