@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vljepa_ros.errors import BundleError
 
-from .manifest import Section
+from .manifest import Section, shown
 
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "int8", "bool")
 
@@ -134,7 +134,7 @@ def _profile(
         if not ordered or sorted(bounds) != bounds or bounds[2] == 0:
             raise BundleError(
                 f"{section.file}: '{section.where}.profile.{size}' must be the least, usual and "
-                f"largest size, e.g. [1, 1, 8], not {bounds}."
+                f"largest size, e.g. [1, 1, 8], not {shown(bounds)}."
             )
         profile[size] = (bounds[0], bounds[1], bounds[2])
     return profile
@@ -167,6 +167,6 @@ def _tensor(section: Section) -> TensorSpec:
     if not all(isinstance(d, str) or (type(d) is int and d > 0) for d in shape):
         raise BundleError(
             f"{section.file}: '{section.where}.shape' must hold sizes above 0 or names, "
-            f"not {shape}."
+            f"not {shown(shape)}."
         )
     return TensorSpec(dtype, tuple(shape))

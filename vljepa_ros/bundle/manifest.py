@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import os
+import reprlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -19,8 +21,17 @@ from vljepa_ros.errors import BundleError
 
 MANIFEST = "bundle.yaml"
 SCHEMA = 1
+LARGEST = 1 << 18  # bytes; the shipped manifest has 9000
 
 T = TypeVar("T")
+
+
+def shown(value: object) -> str:
+    """A value of the manifest for a sentence: Python's way of writing it, shortened."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # of an int, from Python 3.11 on
+        return "a number of thousands of digits"
 
 
 class Section:
@@ -29,6 +40,12 @@ class Section:
     def __init__(self, values: Any, file: Path, where: str = "") -> None:
         if not isinstance(values, dict):
             raise BundleError(f"{file}: '{where or 'the manifest'}' must be a mapping.")
+        for key in values:
+            if not isinstance(key, str):
+                raise BundleError(
+                    f"{file}: the key {shown(key)} of '{where or 'the manifest'}' must be a text; "
+                    "put it in quotes."
+                )
         self.values: dict[str, Any] = values
         self.file = file
         self.where = where
@@ -41,21 +58,25 @@ class Section:
         value = self.values.get(key, default)
         if value is None:
             raise BundleError(f"{self.file}: '{self._name(key)}' is missing.")
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 1 << 1000:
             value = float(value)
         if type(value) is not kind:
             hint = " (put it in quotes)" if kind is str else ""
             raise BundleError(
                 f"{self.file}: '{self._name(key)}' must be of type {kind.__name__}{hint}, "
-                f"not {value!r}."
+                f"not {shown(value)}."
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BundleError(f"{self.file}: '{self._name(key)}' must be finite, not {value}.")
         return value  # type: ignore[return-value]
 
     def positive(self, key: str, kind: type[T]) -> T:
         """A number above zero."""
         value = self.get(key, kind)
         if not value > 0:  # type: ignore[operator]
-            raise BundleError(f"{self.file}: '{self._name(key)}' must be above 0, not {value!r}.")
+            raise BundleError(
+                f"{self.file}: '{self._name(key)}' must be above 0, not {shown(value)}."
+            )
         return value
 
     def template(self, key: str, default: str | None = None) -> str:
@@ -63,12 +84,16 @@ class Section:
         value = self.get(key, str, default)
         if value.count("{}") != 1:
             raise BundleError(
-                f"{self.file}: '{self._name(key)}' must hold '{{}}' once, not {value!r}."
+                f"{self.file}: '{self._name(key)}' must hold '{{}}' once, not {shown(value)}."
             )
         return value
 
     def section(self, key: str) -> Section:
         return Section(self.get(key, dict), self.file, self._name(key))
+
+    def optional(self, key: str) -> Section:
+        """The mapping of `key`, empty where there is none."""
+        return Section(self.values.get(key, {}), self.file, self._name(key))
 
     def inside(self, key: str) -> Path:
         """The path of a file named by `key`, inside the bundle's folder."""
@@ -89,26 +114,36 @@ def inside(manifest_file: Path, name: str) -> Path:
     return manifest_file.parent / pure
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without merge keys (<<), which can make a small file very large."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        pass
+
+
 def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
     """The manifest of the bundle in `folder` and the sha256 of its bytes, in hex."""
     file = folder / MANIFEST
     try:
-        content = file.read_bytes()
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST + 1)
     except FileNotFoundError:
         raise BundleError(f"{folder} is not a model bundle: it holds no {MANIFEST}.") from None
     except OSError as error:
         raise BundleError(f"{file} cannot be read: {error.strerror}.") from error
+    if len(content) > LARGEST:
+        raise BundleError(f"{file} is larger than {LARGEST >> 10} KiB; it is not a manifest.")
     try:
-        manifest = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        manifest = yaml.load(content, _Loader)
+    except Exception as error:  # its constructors let errors of Python through
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise BundleError(f"{file} is not valid YAML: {reason}.") from error
     if not isinstance(manifest, dict):
         raise BundleError(f"{file} holds no mapping; it is not the manifest of a bundle.")
     if manifest.get("schema") != SCHEMA:
         raise BundleError(
-            f"{file} has schema {manifest.get('schema')!r}, and this version of vljepa_ros reads "
-            f"schema {SCHEMA}; use a bundle and a vljepa_ros that belong together."
+            f"{file} has schema {shown(manifest.get('schema'))}, and this version of vljepa_ros "
+            f"reads schema {SCHEMA}; use a bundle and a vljepa_ros that belong together."
         )
     return manifest, hashlib.sha256(content).hexdigest()
 
@@ -120,11 +155,11 @@ def listed_files(manifest: dict[str, Any], file: Path) -> Iterator[tuple[Path, s
     for name in graphs.values:
         graph = graphs.section(name)
         yield graph.inside("file"), graph.get("sha256", str)
-        variants = Section(graph.values.get("variants", {}), file, f"{graph.where}.variants")
+        variants = graph.optional("variants")
         for precision in variants.values:
             variant = variants.section(precision)
             yield variant.inside("file"), variant.get("sha256", str)
-    files = Section(manifest.get("files", {}), file, "files")
+    files = root.optional("files")
     for name in files.values:
         yield inside(file, name), files.get(name, str)
 
@@ -140,9 +175,9 @@ def sha256_of(file: Path) -> str:
 
 def file_problem(path: Path, sha256: str) -> str | None:
     """What is wrong with a listed file, in a sentence, or None."""
-    if not path.is_file():
-        return f"{path} is missing; fetch the bundle again."
     try:
+        if not path.is_file():
+            return f"{path} is missing; fetch the bundle again."
         actual = sha256_of(path)
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}."

@@ -178,7 +178,7 @@ def parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
     name, version = root.get("name", str), root.get("version", str)
     clip, query, y_encoder = root.section("clip"), root.section("query"), root.section("y_encoder")
     thresholds, change = root.section("thresholds"), root.section("change")
-    graphs = root.section("graphs")
+    graphs, templates = root.section("graphs"), root.optional("templates")
     tolerance = root.section("tolerance").positive("cosine", float)
     bundle = Bundle(
         path=folder,
@@ -202,9 +202,7 @@ def parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
             y_encoder.template("prompt", "{}"),
         ),
         decoder=_decoder(root.section("decoder")) if "y_decoder" in graphs.values else None,
-        templates={
-            key: root.section("templates").template(key) for key in manifest.get("templates", {})
-        },
+        templates={key: templates.template(key) for key in templates.values},
         temperature=root.positive("temperature", float),
         thresholds=Thresholds(
             thresholds.positive("gate", float),
@@ -221,8 +219,8 @@ def parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
             key: read_graph(graphs.section(key), key, _longest(root), tolerance)
             for key in graphs.values
         },
-        source=manifest.get("source", {}),
-        evaluation=manifest.get("evaluation", {}),
+        source=root.optional("source").values,
+        evaluation=root.optional("evaluation").values,
         manifest=manifest,
     )
     _check_geometry(bundle)
