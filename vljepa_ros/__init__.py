@@ -1,9 +1,15 @@
 """VL-JEPA for ROS 2: a robot that understands continuously and speaks only on change."""
 
+import os
 from pkgutil import extend_path
 
 # In the source folder Python finds this package before the built one, which alone holds the
 # generated interfaces; they are to be found all the same.
 __path__ = extend_path(__path__, __name__)
+
+# A robot tells nobody what it runs. ONNX Runtime from 1.29 on looks at this when it is imported;
+# else it keeps a device id in ~/.cache/Microsoft and sends events to its makers.
+for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_variable, "1")
 
 __version__ = "0.1.0"

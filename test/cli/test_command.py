@@ -67,6 +67,25 @@ def test_an_error_is_one_sentence_and_no_traceback() -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_a_path_that_cannot_be_looked_at_is_one_sentence() -> None:
+    result = vljepa("bundle", "show", "a" * 300)
+    assert result.returncode == 1
+    assert result.stderr == f"{'a' * 200}: File name too long; check the path.\n"
+
+
+def test_doctor_looks_at_openvino_without_importing_it(tiny_bundle: Path) -> None:
+    code = (
+        "import sys\n"
+        "from vljepa_ros.cli.doctor import doctor\n"
+        "try:\n"
+        f"    doctor({str(tiny_bundle)!r}, False)\n"
+        "finally:\n"
+        "    print('openvino' in sys.modules)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=60)
+    assert run.stdout.splitlines()[-1] == "False"
+
+
 def test_a_missing_library_of_its_own_is_named() -> None:
     result = vljepa("--version", without=["typer"])
     assert result.returncode == 1

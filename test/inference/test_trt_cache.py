@@ -111,6 +111,12 @@ def empty_sidecar(plan: Path) -> str:
     return "its sidecar is damaged"
 
 
+def words_for_a_number(plan: Path) -> str:
+    sidecar = plan.with_suffix(".json")
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "cosine": "good"}))
+    return "its sidecar is damaged (TypeError)"
+
+
 def sidecar_of_another(plan: Path) -> str:
     sidecar = plan.with_suffix(".json")
     said = json.loads(sidecar.read_text())
@@ -120,7 +126,16 @@ def sidecar_of_another(plan: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "spoil", [cut, alter, remove, damage_sidecar, empty_sidecar, sidecar_of_another]
+    "spoil",
+    [
+        cut,
+        alter,
+        remove,
+        damage_sidecar,
+        empty_sidecar,
+        words_for_a_number,
+        sidecar_of_another,
+    ],
 )
 def test_an_entry_that_is_not_whole_is_built_again_and_said_why(
     gpu: FakeGpu, graph: GraphSpec, spoil: Any, caplog: pytest.LogCaptureFixture

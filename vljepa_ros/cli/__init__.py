@@ -36,6 +36,11 @@ def main() -> None:
     except VLJepaError as error:
         error_line(str(error))
         sys.exit(1)
+    except OSError as error:  # a path that cannot be looked at: too long, not to be read, no disk
+        if error.filename is None:
+            raise
+        error_line(f"{str(error.filename)[:200]}: {error.strerror}; check the path.")
+        sys.exit(1)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -87,12 +87,11 @@ def _ros() -> Iterator[Check]:
 
 
 def _distribution(rclpy: Check) -> Check:
-    name = os.environ.get("ROS_DISTRO")
-    if name:
-        return Check("ROS 2", WORKS, f"distribution {name}")
     try:
         return Check("ROS 2", WORKS, f"Python wheels (ros-rclpy {metadata.version('ros-rclpy')})")
     except metadata.PackageNotFoundError:
+        if name := os.environ.get("ROS_DISTRO"):
+            return Check("ROS 2", WORKS, f"distribution {name}")
         if rclpy.state == WORKS:
             return Check("ROS 2", WORKS, "a workspace of its own (ROS_DISTRO is not set)")
         return Check("ROS 2", BROKEN, "none", rclpy.fix)

@@ -8,6 +8,8 @@ it does not, so sizes that come again get a compiled model of their own.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections import Counter
 from typing import Any
 
@@ -26,11 +28,23 @@ Shapes = tuple[tuple[int, ...], ...]
 
 def missing() -> tuple[str, str] | None:
     """Why the backend cannot run, and the fix; None where it can."""
-    try:
-        import openvino  # noqa: F401
-    except ImportError as error:
-        return f"openvino does not import ({error})", "pip install openvino"
+    if importlib.util.find_spec("openvino") is None:  # which does not import it
+        return "openvino is not installed", "pip install openvino"
     return None
+
+
+def _openvino() -> Any:
+    """The module, without `openvino_telemetry`, which it imports where it can.
+
+    That forks the process, with all its threads, writes to ~/intel and calls its makers. Where it
+    does not import, OpenVINO has a stand-in that does nothing.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(f"openvino does not import ({error}); install it again.") from error
+    return openvino
 
 
 class OpenVinoEngine:
@@ -41,9 +55,7 @@ class OpenVinoEngine:
     """
 
     def __init__(self, graph: GraphSpec, threads: int = 0, precision: str = "auto") -> None:
-        import openvino
-
-        self._core = openvino.Core()
+        self._core = _openvino().Core()
         if precision == "auto":
             precision = "int8" if "int8" in graph.variants and int8_products() else "fp32"
         if precision == "int8" and precision in graph.variants:

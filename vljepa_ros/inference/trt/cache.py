@@ -139,8 +139,12 @@ def _read(sidecar: Path) -> Entry:
         key = values.pop("key")
         profile = {name: tuple(sizes) for name, sizes in key.pop("profile").items()}
         options = tuple(key.pop("options"))
-        return Entry(Key(**key, profile=profile, options=options), **values)
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        entry = Entry(Key(**key, profile=profile, options=options), **values)
+        numbers = (entry.size, entry.build_seconds, entry.workspace_mib, entry.cosine or 0.0)
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("a number is none")
+        return entry
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"its sidecar is damaged ({type(error).__name__})") from error
 
 
