@@ -13,9 +13,11 @@ from pathlib import Path
 from vljepa_ros.errors import StoreError
 
 from .files import write_json
+from .table import FILE as TABLE
 
 FORMAT = 1
 FILE, LOCK = "store.json", "lock"
+CONTENT = '{"format": 1, "model_id": "…", "dim": …}, as vljepa bundle show says them'
 
 
 def begin(folder: Path, model_id: str, dim: int) -> int:
@@ -26,8 +28,8 @@ def begin(folder: Path, model_id: str, dim: int) -> int:
     """
     file = folder / FILE
     if not file.exists():
-        if not (model_id and dim > 0):
-            raise StoreError(f"There is no moment store in {folder}.")
+        if not (model_id and dim > 0) or (folder / TABLE).exists():
+            raise _no_store(folder)
         if folder.is_dir():
             names = {path.name for path in folder.iterdir()} - {LOCK}
             if any(not name.startswith(FILE) for name in names):
@@ -63,6 +65,17 @@ def _lock(folder: Path) -> int:
     return lock
 
 
+def _no_store(folder: Path) -> StoreError:
+    """What to say where there is no description."""
+    if (folder / TABLE).exists():
+        return StoreError(
+            f"The store {folder} is damaged: it has moments ({TABLE}) and no {FILE}, which says of "
+            f"which model they are; write it again ({CONTENT}), or move the folder away to begin a "
+            "new store."
+        )
+    return StoreError(f"There is no moment store in {folder}.")
+
+
 def about(folder: Path, model_id: str, dim: int) -> tuple[str, int]:
     """The store's model and dimension; an empty `model_id` and a `dim` of 0 stand for them.
 
@@ -75,12 +88,14 @@ def about(folder: Path, model_id: str, dim: int) -> tuple[str, int]:
         form, own_id, own_dim = found["format"], found["model_id"], found["dim"]
         if not (type(form) is type(own_dim) is int and isinstance(own_id, str)):
             raise ValueError("a value has another type")
+        if own_dim <= 0:
+            raise ValueError("dim is not above 0")
     except FileNotFoundError as error:
-        raise StoreError(f"There is no moment store in {folder}.") from error
+        raise _no_store(folder) from error
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{file} is damaged ({type(error).__name__}: {error}): put it right, or move the "
-            "folder away to begin a new store."
+            f"{file} is damaged ({type(error).__name__}: {error}): put it right ({CONTENT}), or "
+            "move the folder away to begin a new store."
         ) from error
     if form > FORMAT:
         raise StoreError(

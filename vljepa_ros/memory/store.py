@@ -103,7 +103,7 @@ class MomentStore:
             self.model_id, self.dim = about(folder, model_id, dim)
             if read_only and not (folder / FILE).exists():
                 raise StoreError(f"The store {folder} has lost its {FILE}: it holds no moments.")
-            self._table = Table(folder, read_only)
+            self._table = Table(folder, self.dim, read_only)
             if not read_only:
                 self._open_index()
                 self._keep_limits()

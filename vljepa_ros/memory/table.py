@@ -66,11 +66,26 @@ class Keyed:
 class Table:
     """The open file. Of one thread at a time; what fails raises StoreError."""
 
-    def __init__(self, folder: Path, read_only: bool) -> None:
+    def __init__(self, folder: Path, dim: int, read_only: bool) -> None:
+        """Open it, or begin one. StoreError also where it is damaged, or not of `dim` numbers."""
         self._path = folder / FILE
         self._counters = dict[str, int]()  # inside `writing`: as they will be at its end
+        if not self._path.exists() or self._path.stat().st_size == 0:
+            self._check_new("is empty" if self._path.exists() else "is gone", "-wal")
         with self._told("opened"):
             self._db = self._open(read_only)
+        try:
+            self._begin(dim, read_only)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _begin(self, dim: int, read_only: bool) -> None:
+        with self._told("opened"):
+            if self._one("SELECT count(*) FROM sqlite_master WHERE name = 'moments'"):
+                self._check_dim(dim)
+            elif not read_only:
+                self._check_new("holds no moments")
             if not read_only:
                 self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 self._db.execute("PRAGMA journal_mode = WAL")
@@ -79,6 +94,28 @@ class Table:
                 self._db.execute("PRAGMA journal_size_limit = 16777216")
                 self._db.executescript(SCHEMA)
             self._db.execute("SELECT count(*) FROM counters").fetchone()
+
+    def _check_new(self, state: str, *logs: str) -> None:
+        """StoreError where the file cannot be a new store's, for what an older one left is there.
+
+        SQLite itself would begin a new table, and remove the log with what was written last.
+        """
+        folder = self._path.parent
+        names = [*(f"{FILE}{log}" for log in logs), "index", "pushes"]
+        if left := [name for name in names if _holds_something(folder / name)]:
+            raise StoreError(
+                f"The store {folder} is damaged: {FILE} {state}, and {', '.join(left)} beside it "
+                f"tell of moments that were there; put {FILE} back from a copy of the folder, with "
+                "the files beside it, or move the folder away to begin a new store."
+            )
+
+    def _check_dim(self, dim: int) -> None:
+        found = self._all("SELECT length(embedding) / 4 FROM moments ORDER BY key DESC LIMIT 1")
+        if found not in ([], [(dim,)]):
+            raise StoreError(
+                f"The store {self._path.parent} is damaged: its embeddings have {found[0][0]} "
+                f"numbers each, and its store.json says {dim}; put that right."
+            )
 
     def _open(self, read_only: bool) -> sqlite3.Connection:
         uri = self._path.absolute().as_uri() + ("?mode=ro" if read_only else "")
@@ -103,13 +140,13 @@ class Table:
         """What SQLite raises becomes a sentence."""
         try:
             yield
-        except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
+        except (sqlite3.Error, ValueError, OverflowError) as error:
             if "full" in str(error):
                 raise StoreError(
                     f"The disk of {self._path} is full: make room, or lower the memory's limits; "
                     "what was kept before can still be read."
                 ) from error
-            raise StoreError(f"{self._path} cannot be {doing}: {error}.") from error
+            raise StoreError(f"{self._path} cannot be {doing}: {error}{_mend(error)}.") from error
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -249,10 +286,7 @@ class Table:
         found = dict[int, Moment]()
         for at in range(0, len(keys), BATCH):
             some = keys[at : at + BATCH]
-            rows = self._all(
-                f"SELECT key, {_columns(jpeg)} FROM moments WHERE key IN ({marks(some)})", some
-            )
-            found.update((row[0], _moment(row[1:])) for row in rows)
+            found.update(self._with("key", f"key IN ({marks(some)})", some, jpeg))
         return found
 
     def newest(self, limit: int, cameras: Sequence[str]) -> list[Moment]:
@@ -272,12 +306,8 @@ class Table:
 
     def changed_after(self, revision: int, limit: int) -> list[tuple[int, Moment]]:
         """(revision, moment) of the next `limit` moments that changed after `revision`."""
-        rows = self._all(
-            f"SELECT revision, {_columns(True)} FROM moments WHERE revision > ? "
-            "ORDER BY revision LIMIT ?",
-            [revision, limit],
-        )
-        return [(row[0], _moment(row[1:])) for row in rows]
+        condition = "revision > ? ORDER BY revision LIMIT ?"
+        return self._with("revision", condition, [revision, limit])
 
     def scan(
         self, bounds: Bounds, keys: Sequence[int] | None = None
@@ -312,8 +342,15 @@ class Table:
         self._db.close()
 
     def _moments(self, condition: str, values: Sequence[Any]) -> list[Moment]:
-        sql = f"SELECT {_columns(True)} FROM moments WHERE {condition}"
-        return [_moment(row) for row in self._all(sql, values)]
+        return [moment for _, moment in self._with("key", condition, values)]
+
+    def _with(
+        self, column: str, condition: str, values: Sequence[Any], jpeg: bool = True
+    ) -> list[tuple[int, Moment]]:
+        """(column, moment) of the moments that meet a condition."""
+        sql = f"SELECT {column}, {_columns(jpeg)} FROM moments WHERE {condition}"
+        with self._told("read"):
+            return [(row[0], _moment(row[1:])) for row in self._db.execute(sql, values)]
 
     def _pragma(self, name: str) -> int:
         return self._one(f"PRAGMA {name}")
@@ -324,6 +361,22 @@ class Table:
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._told("read"):
             return self._db.execute(sql, values).fetchall()
+
+
+def _holds_something(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.exists() and path.stat().st_size > 0
+
+
+def _mend(error: Exception) -> str:
+    """What to do about a file that is torn, or none of SQLite's: it has the base class for them."""
+    if type(error) is not sqlite3.DatabaseError:
+        return ""
+    return (
+        f"; move the folder away to begin a new store, or put {FILE} back from a copy; what can be "
+        f"read of it, `sqlite3 {FILE} .recover` prints"
+    )
 
 
 def _columns(jpeg: bool) -> str:
@@ -348,11 +401,14 @@ def _moment(row: Sequence[Any]) -> Moment:
 def _pose(text: str) -> Pose | None:
     if not text:
         return None
-    values = json.loads(text)
-    return Pose(
-        values["frame"], tuple(values["position"]), tuple(values["orientation"]),
-        values["stamp_ns"],
-    )  # fmt: skip
+    try:
+        values = json.loads(text)
+        return Pose(
+            values["frame"], tuple(values["position"]), tuple(values["orientation"]),
+            values["stamp_ns"],
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the pose '{text}' is damaged") from error
 
 
 def _bytes(vector: np.ndarray) -> bytes:
