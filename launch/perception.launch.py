@@ -8,6 +8,7 @@ they are managed from outside: by ros2 lifecycle, a lifecycle manager or launch 
 """
 
 import os
+from pathlib import Path
 
 from launch.actions import (
     DeclareLaunchArgument,
@@ -19,6 +20,8 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription
+from vljepa_ros.ros.names import checked_namespace
+from vljepa_ros.ros.params_file import check_params
 from vljepa_ros.ros.process import fastdds_settings
 
 ARGUMENTS = {
@@ -51,12 +54,18 @@ def _nodes(context: LaunchContext) -> list:
     """The nodes for the arguments' values, which override those of the parameter file."""
     given = {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
     cameras = _cameras(given["cameras"])
+    namespace = checked_namespace("Launch argument 'namespace'", given["namespace"])
+    started = [
+        "perception", "decoder", *(n for n in ("memory", "web") if _flag(n, given[n])),
+        *(["camera"] if given["video"] else []),
+    ]  # fmt: skip
+    check_params(Path(given["params_file"]), namespace, started)
     clock = {"use_sim_time": _flag("use_sim_time", given["use_sim_time"])}
     model = {key: given[key] for key in ("bundle", "backend") if given[key]}
     model["autostart"] = _flag("autostart", given["autostart"])
     common = {
         "package": "vljepa_ros",
-        "namespace": given["namespace"],
+        "namespace": namespace,
         "output": "screen",
         "arguments": ["--ros-args", "--log-level", given["log_level"]],
     }

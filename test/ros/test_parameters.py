@@ -128,6 +128,11 @@ def test_what_is_not_declared_is_named_but_for_spare_defaults(context: rclpy.Con
         ("a", 1, "a text, not 1"),
         (["a"], "a", "a list of texts"),
         (["a"], [1], "a list of texts"),
+        ("a", 7, "a text, not 7; put quotes around it."),  # bundle: 007
+        (["a"], "b", "a list of texts; write [b] for one."),
+        (["a"], [1, 2], "a list of texts, not [1, 2]; put quotes around each."),
+        (["a"], [], "a list of texts with at least one, e.g. ['a']."),
+        (["a"], None, "a list of texts with at least one, e.g. ['a']."),  # [] in a file
     ],
 )
 def test_a_wrong_value_is_one_sentence(default: Any, value: Any, words: str) -> None:
@@ -135,3 +140,73 @@ def test_a_wrong_value_is_one_sentence(default: Any, value: Any, words: str) -> 
     with pytest.raises(ParameterError, match="Parameter 'it' must be") as caught:
         spec.checked(value)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"camera.topic": "/192.168.0.155/image_raw"},
+         "Parameter 'camera.topic': '/192.168.0.155/image_raw' is not the name of a topic: write "
+         "letters, digits and underscores between slashes, and begin no part with a digit, e.g. "
+         "/front/image_raw."),
+        ({"camera.topic": "a b"},
+         "Parameter 'camera.topic': 'a b' is not the name of a topic: write letters, digits and "
+         "underscores between slashes, and begin no part with a digit, e.g. /front/image_raw."),
+        ({"cameras": ["1st"]},
+         "Parameter 'cameras': '1st' is not a name for a camera: write letters, digits and "
+         "underscores, and begin with a letter, e.g. camera_1st."),
+        ({"cameras": None},
+         "Parameter 'cameras' must be a list of texts with at least one, e.g. ['camera']."),
+        ({"bundle": 7}, "Parameter 'bundle' must be a text, not 7; put quotes around it."),
+        ({"bundle": "a" * 300},
+         "[Errno 36] File name too long: '" + "a" * 300 + "/bundle.yaml'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_is_one_sentence(
+    given: dict[str, Any], sentence: str, context: rclpy.Context
+) -> None:
+    overrides = [Parameter(key, value=value) for key, value in given.items()]
+    overrides.append(Parameter("autostart", value=False))
+    node = PerceptionNode(context=context, parameter_overrides=overrides)
+    try:
+        node.trigger_configure()
+        assert node.failure == sentence
+        assert node.state == "unconfigured"
+    finally:
+        node.destroy_node()
+
+
+def test_a_camera_that_is_played_has_a_name(context: rclpy.Context) -> None:
+    given = [Parameter("camera", value="192.168.0.155")]
+    node = VideoNode(context=context, parameter_overrides=given)
+    try:
+        node._play()
+        assert node.exit_code == 1 and "e.g. camera_192_168_0_155." in node._problems[0]
+    finally:
+        node.destroy_node()
+
+
+def test_a_live_parameter_takes_what_a_file_would(context: rclpy.Context) -> None:
+    """`ros2 param set /perception rate 2` and `labels []`, which rclpy refuses."""
+    node = PerceptionNode(
+        context=context, parameter_overrides=[Parameter("autostart", value=False)]
+    )
+
+    def set_to(name: str, value: Any) -> str:
+        result = node.set_parameters_atomically([Parameter(name, value=value)])
+        return "" if result.successful else result.reason
+
+    try:
+        assert set_to("rate", 2) == "" and node.get_parameter("rate").value == 2.0
+        assert set_to("labels", ["a"]) == "" and node.get_parameter("labels").value == ["a"]
+        assert set_to("labels", []) == "" and node.get_parameter("labels").value == [""]
+        assert set_to("rate", "x") == "Parameter 'rate' must be a number, not 'x'."
+        assert set_to("hysteresis", 3) == "Parameter 'hysteresis' must be in 0..1, not 3."
+        assert set_to("bundle", "b") == (
+            "Parameter 'bundle' cannot change while the node runs; start it with bundle set."
+        )
+        assert set_to("labels", "a") == (
+            "Parameter 'labels' must be a list of texts; write [a] for one."
+        )
+    finally:
+        node.destroy_node()

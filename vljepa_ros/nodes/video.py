@@ -20,6 +20,7 @@ from std_msgs.msg import Header
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.recordings.video import VideoSource
 from vljepa_ros.ros.messages import rgb_message, to_time
+from vljepa_ros.ros.names import check_camera
 from vljepa_ros.ros.parameters import ParameterError, Spec, declare, unknown, values
 from vljepa_ros.stamps import SECOND_NS
 
@@ -50,9 +51,14 @@ class VideoNode(Node):
             self.get_logger().warning(sentence)
         self._values = values(self, SPECS)
         self._thread = threading.Thread(target=self._play, name="video", daemon=True)
-        self._publisher = self.create_publisher(
-            Image, f"{self._values['camera']}/image_raw", qos_profile_sensor_data
-        )
+        try:
+            check_camera("Parameter 'camera'", self._values["camera"])
+        except VLJepaError as error:
+            self._problems.append(str(error))
+        else:
+            self._publisher = self.create_publisher(
+                Image, f"{self._values['camera']}/image_raw", qos_profile_sensor_data
+            )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._starter = self.create_timer(0.0, self._begin, clock=steady)
 

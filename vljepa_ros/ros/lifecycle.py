@@ -267,7 +267,7 @@ class ModelNode(LifecycleNode):
         """Run a transition's action; rclpy itself would swallow its exceptions."""
         try:
             action()
-        except VLJepaError as error:
+        except (VLJepaError, OSError) as error:
             self.failure = str(error)
             self.get_logger().error(f"Cannot {what}: {error}")
         except Exception as error:
@@ -291,6 +291,30 @@ class ModelNode(LifecycleNode):
                 f"{name} is {self.state}. When the cause is mended: ros2 lifecycle set {name} "
                 "configure, then activate; or start it again."
             )
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """As rclpy does, which looks at types and bounds before it asks `_on_set`.
+
+        So a whole number will do for a number here, too, and what is refused says what to write.
+        """
+        try:
+            fitted = [self._fitted(parameter) for parameter in parameter_list]
+        except ParameterError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return super().set_parameters_atomically(fitted)
+
+    def _fitted(self, parameter: Parameter) -> Parameter:
+        """The parameter in its declared type. ParameterError: it is wrong, or not to be changed."""
+        spec = next((spec for spec in self.specs if spec.name == parameter.name), None)
+        if spec is None:
+            return parameter
+        value = spec.checked(parameter.value)
+        if not spec.live:
+            raise ParameterError(
+                f"Parameter '{spec.name}' cannot change while the node runs; start it with "
+                f"{spec.name} set."
+            )
+        return Parameter(spec.name, value=value)
 
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
         by_name = {spec.name: spec for spec in self.specs}

@@ -38,16 +38,15 @@ class Spec:
     def checked(self, value: Any) -> Any:
         """`value` in this parameter's type; a whole number will do for a number."""
         if isinstance(self.default, list):
-            if not isinstance(value, Sequence) or isinstance(value, str):
-                raise ParameterError(f"Parameter '{self.name}' must be a list of texts.")
-            if not all(isinstance(item, str) for item in value):
-                raise ParameterError(f"Parameter '{self.name}' must be a list of texts.")
-            return list(value)
+            return self._checked_list(value)
         kind = type(self.default)
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise ParameterError(f"Parameter '{self.name}' must be {_KINDS[kind]}, not {value!r}.")
+            hint = "; put quotes around it" if kind is str and value is not None else ""
+            raise ParameterError(
+                f"Parameter '{self.name}' must be {_KINDS[kind]}, not {value!r}{hint}."
+            )
         number: Any = value
         if self.low is not None and self.high is not None and not self.low <= number <= self.high:
             raise ParameterError(
@@ -58,6 +57,19 @@ class Spec:
                 f"Parameter '{self.name}' must be one of {', '.join(self.choices)}, not '{value}'."
             )
         return value
+
+    def _checked_list(self, value: Any) -> list[str]:
+        """A list of texts; ROS knows no type of an empty one, and hands it on as anything."""
+        wanted = f"Parameter '{self.name}' must be a list of texts"
+        if isinstance(value, str):
+            raise ParameterError(f"{wanted}; write [{value}] for one.")
+        if value is None or (isinstance(value, Sequence) and len(value) == 0):
+            if self.default != [""]:
+                raise ParameterError(f"{wanted} with at least one, e.g. {self.default}.")
+            return [""]
+        if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+            raise ParameterError(f"{wanted}, not {value!r}; put quotes around each.")
+        return list(value)
 
     def descriptor(self) -> ParameterDescriptor:
         """What `ros2 param describe` shows."""

@@ -94,6 +94,8 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
+    except UnicodeError:
+        raise ServerError(f"Cannot listen on {host!r}: that is not a host's name.") from None
     except OSError as error:
         reasons = {
             errno.EADDRINUSE: "something listens there already; choose another 'port', or 0 for "

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vljepa_ros.errors import VLJepaError
+from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.process import init_ros, set_fastdds
 from vljepa_ros.stamps import to_ns
 
@@ -66,6 +67,7 @@ class Live:
 @contextmanager
 def live(command: str, namespace: str, timeout: float) -> Iterator[Live]:
     """A client of the graph in `namespace`, whose calls take `timeout` seconds at most."""
+    namespace = checked_namespace("--namespace", namespace)
     set_fastdds()
     try:
         import rclpy

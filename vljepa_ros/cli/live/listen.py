@@ -15,6 +15,7 @@ import typer
 
 from vljepa_ros.console import console, notice
 from vljepa_ros.errors import VLJepaError
+from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.process import Signals, init_ros, set_fastdds
 
 SILENCE = 5.0  # seconds without a publisher before it is said
@@ -27,6 +28,7 @@ def listen(
     embeddings: bool = typer.Option(False, "--embeddings", help="A line per embedding, too."),
 ) -> None:
     """Print what the robot notices and says, as it comes, until Ctrl-C."""
+    inside = checked_namespace("--namespace", namespace)
     set_fastdds()
     signals = Signals()
     stopped = threading.Event()
@@ -43,7 +45,7 @@ def listen(
     init_ros([])
     signals.on_stop(stopped.set)
     node = rclpy.create_node("listen")
-    listener = Listener(node, namespace, embeddings)
+    listener = Listener(node, inside, embeddings)
     try:
         while not stopped.is_set():
             listener.look_around()

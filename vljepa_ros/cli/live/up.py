@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.live import Live
 
 from vljepa_ros.errors import VLJepaError
+from vljepa_ros.ros.names import checked_namespace
+from vljepa_ros.ros.params_file import check_params
 from vljepa_ros.ros.process import Signals, Spinner, init_ros, set_fastdds
 from vljepa_ros.stamps import to_ns
 
@@ -55,8 +56,10 @@ def up(
     stop = threading.Event()
     live = tui is not False and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     names = [name.strip() for name in cameras.split(",") if name.strip()]
+    inside = checked_namespace("--namespace", namespace)
     file = Path(params) if params else default_params()
-    check_params(file)
+    extra = {"memory": memory, "web": web, "camera": bool(video)}
+    check_params(file, inside, ["perception", "decoder", *(name for name in extra if extra[name])])
     try:
         import rclpy
 
@@ -68,8 +71,8 @@ def up(
         ) from error
     level = log_level or ("warn" if live else "info")
     arguments = ["--ros-args", "--params-file", str(file), "--log-level", level]
-    if namespace.strip("/"):
-        arguments += ["-r", f"__ns:=/{namespace.strip('/')}"]
+    if inside:
+        arguments += ["-r", f"__ns:={inside}"]
     init_ros(arguments)
     signals.on_stop(stop.set)
     code = 0
@@ -95,22 +98,6 @@ def default_params() -> Path:
         return Path(get_package_share_directory("vljepa_ros")) / "config" / "perception.yaml"
     except (ImportError, LookupError):
         return source
-
-
-def check_params(file: Path) -> None:
-    """VLJepaError unless the file holds parameters: ROS itself takes one that holds none."""
-    if not file.is_file():
-        raise VLJepaError(f"There is no parameter file {file}; give one with --params.")
-    try:
-        content = yaml.safe_load(file.read_bytes())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise VLJepaError(f"The parameter file {file} is not valid YAML: {reason}.") from None
-    if not isinstance(content, dict) or "ros__parameters" not in str(content):
-        raise VLJepaError(
-            f"{file} is not a parameter file: no node in it has 'ros__parameters'; copy "
-            f"{default_params()} and change what you need."
-        )
 
 
 @dataclass(frozen=True)

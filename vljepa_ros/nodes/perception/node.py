@@ -63,7 +63,7 @@ class PerceptionNode(ModelNode):
     def load(self) -> None:
         """Open the engines and make the perceiver."""
         values = self.values()
-        check_names(values["cameras"])
+        check_names(values)
         self._labels.check(values)
         self.stream.load(values)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.ros.lifecycle import AUTOSTART, ENGINES
+from vljepa_ros.ros.names import check_camera, check_topic
 from vljepa_ros.ros.parameters import ParameterError, Spec
 
 COMMON = (
@@ -50,15 +50,15 @@ def camera_specs(camera: str) -> tuple[Spec, ...]:
     )  # fmt: skip
 
 
-def check_names(names: Sequence[str]) -> None:
-    """ParameterError unless the cameras have names that topics and parameters can bear."""
+def check_names(values: Mapping[str, Any]) -> None:
+    """VLJepaError unless ROS can bear the names of the cameras and of their topics."""
+    names = values["cameras"]
     if not names or len(set(names)) != len(names):
         raise ParameterError("Parameter 'cameras' must name at least one camera, and each once.")
     for name in names:
-        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
-            raise ParameterError(
-                f"Parameter 'cameras': '{name}' is not a name (letters, digits, underscores)."
-            )
+        check_camera("Parameter 'cameras'", name)
+        if topic := values[f"{name}.topic"]:
+            check_topic(f"Parameter '{name}.topic'", topic)
 
 
 def settings(values: Mapping[str, Any]) -> Settings:
