@@ -68,7 +68,7 @@ class Section:
             )
         if isinstance(value, float) and not math.isfinite(value):
             raise BundleError(f"{self.file}: '{self._name(key)}' must be finite, not {value}.")
-        return value  # type: ignore[return-value]
+        return value
 
     def positive(self, key: str, kind: type[T]) -> T:
         """A number above zero."""

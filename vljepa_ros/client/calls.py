@@ -37,11 +37,11 @@ class SemanticError(VLJepaError):
     """A call has no result, and the message says why and what to do."""
 
 
-class SemanticTimeout(SemanticError):
+class SemanticTimeout(SemanticError):  # noqa: N818 - agents know it by this name
     """What was waited for did not happen in time, though nothing failed."""
 
 
-class Call(Future):
+class Call(Future):  # type: ignore[misc]  # rclpy hands out Any
     """A call under way: a future of rclpy that can also be waited for.
 
     In a coroutine of the executor (an async callback): `await call`. Anywhere:

@@ -27,7 +27,7 @@ def prepare(image: np.ndarray, size: int, resample: str = "area") -> np.ndarray:
     square = image[top : top + side, left : left + side]
     if side == size:
         return np.array(square, order="C")
-    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA))
 
 
 def _bilinear(image: np.ndarray, size: int) -> np.ndarray:
@@ -36,7 +36,7 @@ def _bilinear(image: np.ndarray, size: int) -> np.ndarray:
     down, across = (_weights(length, size * length // side, size) for length in (height, width))
     rows = (down @ image.reshape(height, -1).astype(np.float32)).reshape(size, width, -1)
     square = np.matmul(across, rows)
-    return np.rint(square).clip(0, 255).astype(np.uint8)
+    return np.asarray(np.rint(square).clip(0, 255), np.uint8)
 
 
 @lru_cache(maxsize=16)
@@ -51,4 +51,4 @@ def _weights(length: int, resized: int, size: int) -> np.ndarray:
     centres = (np.arange(first, first + size) + 0.5) * scale
     distance = np.abs(np.arange(length) + 0.5 - centres[:, None])
     weights = np.maximum(1 - distance / reach, 0)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)

@@ -257,7 +257,7 @@ class _Tome:
 
     @property
     def count(self) -> int:
-        return safely(self._shard.info).points_count
+        return int(safely(self._shard.info).points_count)
 
     def append(self, moments: Sequence[Keyed]) -> None:
         points = [
@@ -285,7 +285,7 @@ class _Tome:
             limit=limit, query=edge.Query.Nearest(vector.tolist()), filter=condition,
             params=edge.SearchParams(quantization=codes), with_payload=False, with_vector=False,
         )  # fmt: skip
-        return safely(self._shard.query, request)
+        return list(safely(self._shard.query, request))
 
     def flush(self) -> None:
         if self._dirty:

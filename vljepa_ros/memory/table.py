@@ -356,7 +356,7 @@ class Table:
         return self._one(f"PRAGMA {name}")
 
     def _one(self, sql: str, values: Sequence[Any] = ()) -> int:
-        return self._all(sql, values)[0][0]
+        return int(self._all(sql, values)[0][0])
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._told("read"):

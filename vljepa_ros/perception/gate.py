@@ -21,7 +21,8 @@ def block_means(picture: np.ndarray) -> np.ndarray:
     G is 12, or fewer where blocks would be smaller than 8 pixels.
     """
     blocks = min(MAX_BLOCKS, max(1, picture.shape[0] // BLOCK))
-    return cv2.resize(picture.astype(np.float32), (blocks, blocks), interpolation=cv2.INTER_AREA)
+    means = cv2.resize(picture.astype(np.float32), (blocks, blocks), interpolation=cv2.INTER_AREA)
+    return np.asarray(means)
 
 
 class NoveltyGate:

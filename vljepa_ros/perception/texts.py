@@ -99,5 +99,5 @@ def _listed(ready: Mapping[str, bool]) -> str:
 def softmax(cosines: np.ndarray, temperature: float) -> np.ndarray:
     """float32 `[N]` that sum to 1, of cosines `[N]` over `temperature`, above 0."""
     logits = np.asarray(cosines, np.float64) / temperature
-    weights = np.exp(logits - logits.max(initial=-np.inf))
-    return (weights / weights.sum()).astype(np.float32)
+    weights: np.ndarray = np.exp(logits - logits.max(initial=-np.inf))
+    return np.asarray(weights / weights.sum(), np.float32)

@@ -96,7 +96,7 @@ def bag_pictures(path: Path, topic: str) -> Iterator[tuple[float, np.ndarray]]:
         yield seconds, picture
 
 
-class _opened:
+class _opened:  # noqa: N801 - called like open()
     """The open bag; what its reader raises becomes a BagError."""
 
     def __init__(self, path: Path) -> None:

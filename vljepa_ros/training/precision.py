@@ -23,6 +23,11 @@ def precision() -> Literal["bf16-mixed", "32-true"]:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
+def use_threads(count: int) -> None:
+    """Let one process compute in so many threads on the CPU."""
+    torch.set_num_threads(count)
+
+
 def cpu_autocast() -> torch.autocast:
     """A context in which the CPU computes in bf16 if it can."""
     return torch.autocast("cpu", torch.bfloat16, enabled=_cpu_has_bf16())

@@ -58,17 +58,16 @@ def train(
 ) -> None:
     """Train the tabletop model on simulated episodes, or fine-tune a model on your recordings."""
     store = _needs_training().store
-    import torch
-
     # Lightning tells of devices that there are not, and of services that it would log to.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec", module="lightning")
     from vljepa_ros.training.base import load_base
+    from vljepa_ros.training.precision import use_threads
     from vljepa_ros.training.train import Recipe
     from vljepa_ros.training.train import train as run
 
     if threads:
-        torch.set_num_threads(threads)
+        use_threads(threads)
     if recordings is not None:
         _finetune(recordings, base or "tabletop", out, steps, seed, size)
         return

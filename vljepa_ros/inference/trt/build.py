@@ -146,7 +146,7 @@ def _failed(request: Request, logger: Any, what: str) -> BuildError:
 def _monitor(trt: Any, report: Callable[[str, float], None]) -> Any:
     """A progress monitor that makes one fraction of the builder's nested phases."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps = 0

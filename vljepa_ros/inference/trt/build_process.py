@@ -79,7 +79,7 @@ def _follow(
         if line is not None:
             message = json.loads(line)
             if "phase" not in message:
-                return message
+                return dict(message)
             told = message["phase"], message["done"]
         report(*told)
     return {}

@@ -163,7 +163,7 @@ class Buffer:
         self.host: np.ndarray = driver.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
         self._allocation: Any = None
         if device.integrated:
-            self.address = int(self.host.base.get_device_pointer())  # type: ignore[union-attr]
+            self.address = int(self.host.base.get_device_pointer())
         else:
             self._allocation = driver.mem_alloc(nbytes)
             self.address = int(self._allocation)

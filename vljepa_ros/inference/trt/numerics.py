@@ -88,9 +88,9 @@ def _made(name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.
     if name == "visual_tokens":  # as a layer norm leaves them, and of one picture, so alike
         tokens = random.normal(size=shape) + random.normal(size=(shape[0], 1, shape[2]))
         deviation = tokens.std(axis=-1, keepdims=True)
-        return ((tokens - tokens.mean(axis=-1, keepdims=True)) / deviation).astype(np.float32)
+        return np.asarray((tokens - tokens.mean(axis=-1, keepdims=True)) / deviation, np.float32)
     vectors = random.normal(size=shape)
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32)
 
 
 def moving_discs(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:

@@ -259,7 +259,7 @@ class TrtEngine:
     @staticmethod
     def _from_buffer(pulled: _Pulled) -> np.ndarray:
         flat = pulled.buffer.host[: pulled.nbytes].view(pulled.dtype)
-        return flat.reshape(pulled.shape).copy()
+        return np.array(flat.reshape(pulled.shape))
 
     def _to_slot(self, name: str, shape: tuple[int, ...]) -> tuple[int, TrtResident]:
         if name not in self._pools:

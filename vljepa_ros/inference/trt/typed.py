@@ -199,7 +199,7 @@ def _values(onnx: Any, tensor: Any, source: Path) -> np.ndarray:
         source.parent / where["location"], onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type),
         math.prod(tensor.dims), offset=int(where.get("offset", 0)),
     )  # fmt: skip
-    return values.reshape(tensor.dims)
+    return np.asarray(values.reshape(tensor.dims))
 
 
 class _Typing:
@@ -210,7 +210,8 @@ class _Typing:
 
     def __init__(self, onnx: Any, model: Any, source: Path, low: int, largest: float) -> None:
         self.onnx, self.model, self.graph, self.source = onnx, model, model.graph, source
-        self.low, self.wide = low, onnx.TensorProto.FLOAT
+        self.low = low
+        self.wide: int = onnx.TensorProto.FLOAT
         self.stored = {tensor.name: tensor for tensor in self.graph.initializer}
         self.floats = self._float_names()
         self.outputs = [value.name for value in self.graph.output if value.name in self.floats]
