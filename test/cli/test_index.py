@@ -207,10 +207,32 @@ def test_pictures_that_cannot_be_used_are_said_and_the_rest_is_indexed(
     assert "is too short: the model needs 4 frames" in index(bundle, tmp_path / "store", short)
 
 
+def test_a_thermal_camera_is_told_of_its_levels(bundle: Path, tmp_path: Path) -> None:
+    """Counts of 7000 to 8200 leave nothing of their upper 8 bits."""
+    warm = [np.roll(np.linspace(7000, 8200, 48 * 64), 700 * k).astype(np.uint16) for k in range(4)]
+    bag = write_bag(
+        tmp_path / "bag",
+        [
+            ("/ir/image_raw", BEGIN + k * SECOND // 10, warm[k // 30].reshape(48, 64))
+            for k in range(90)
+        ],
+    )
+    said = index(bundle, tmp_path / "store", bag)
+    assert said.count("with values from 7000 to 8200") == 1
+    said = index(bundle, tmp_path / "other", bag, "--black", "7000", "--white", "8200")
+    assert "with values" not in said
+    dull, clear = (
+        cv2.imdecode(np.frombuffer(moments(tmp_path / store)[-1].thumbnail, np.uint8), 0)
+        for store in ("store", "other")
+    )
+    assert np.ptp(dull) < 16 < 200 < np.ptp(clear)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "Say what to index"),
+        (["{bags}/mcap", "--black", "9", "--white", "9"], "--white (9) must be above --black (9)"),
         (["{bags}/absent"], "There is no recording"),
         (["{bags}/mcap", "--topic", "/left"], "has no images on '/left', but on /front/image_raw"),
         (["{bags}/mcap", "--camera", "a", "--camera", "b"], "one --camera for each --topic"),

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vljepa_ros.perception.images import ENCODINGS, compressed_to_rgb, to_rgb
+from vljepa_ros.perception.compressed import compressed_to_rgb
+from vljepa_ros.perception.images import ENCODINGS, to_rgb
 from vljepa_ros.perception.thumbnails import thumbnail
 
 SIZES = [(6, 4), (7, 5), (1, 1), (64, 48)]
@@ -64,6 +65,34 @@ def test_grey_of_16_bits(size: tuple[int, int], big: bool) -> None:
             assert tuple(picture[y, x]) == (value // 256,) * 3
 
 
+@pytest.mark.parametrize(
+    ("encoding", "step"),
+    [("rgb8", 18), ("mono8", 7), ("yuyv", 12), ("mono16", 12), ("bayer_grbg8", 6)],
+)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_behind_the_picture_are_left_out(encoding: str, step: int, rows: int) -> None:
+    data = noise(step * (4 + rows))
+    picture = to_rgb(encoding, 6, 4, step, False, data)
+    np.testing.assert_array_equal(picture, to_rgb(encoding, 6, 4, step, False, data[: step * 4]))
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("encoding", ["mono16", "16UC1"])
+def test_16_bits_between_black_and_white(encoding: str, big: bool) -> None:
+    """The same value has the same grey in every picture, whatever else is in it."""
+    values = np.array([[0, 6999, 7000, 7004, 7005], [7600, 8200, 8201, 16000, 65535]])
+    data = values.astype(">u2" if big else "<u2").tobytes()
+    said: list[str] = []
+    picture = to_rgb(encoding, 5, 2, 10, big, data, (7000, 8200), said.append)
+    assert picture[..., 0].tolist() == [[0, 0, 0, 0, 1], [127, 255, 255, 255, 255]]
+    assert not said
+    dull = np.linspace(7000, 8200, 10).astype(">u2" if big else "<u2").tobytes()
+    to_rgb(encoding, 5, 2, 10, big, dull, note=said.append)
+    assert len(said) == 1
+    assert "with values from 7000 to 8200" in said[0]
+    assert "'black' and 'white'" in said[0]
+
+
 def yuv_to_rgb(y: int, u: int, v: int) -> tuple[float, float, float]:
     """BT.601, limited range; what is below black (16) is black."""
     luma = 1.164383 * max(y - 16, 0)
@@ -98,15 +127,16 @@ def test_yuv422(
 
 @pytest.mark.parametrize("padding", [0, 4])
 @pytest.mark.parametrize("size", EVEN)
-def test_nv12(size: tuple[int, int], padding: int) -> None:
+@pytest.mark.parametrize(("encoding", "u", "v"), [("nv12", 0, 1), ("nv21", 1, 0)])
+def test_nv12(encoding: str, u: int, v: int, size: tuple[int, int], padding: int) -> None:
     width, height = size
     step = width + padding
     data = noise(step * height * 3 // 2)
-    picture = to_rgb("nv12", width, height, step, False, data)
+    picture = to_rgb(encoding, width, height, step, False, data)
     for y in range(height):
         for x in range(width):
             chroma = step * height + (y // 2) * step + (x // 2) * 2
-            wanted = yuv_to_rgb(data[y * step + x], data[chroma], data[chroma + 1])
+            wanted = yuv_to_rgb(data[y * step + x], data[chroma + u], data[chroma + v])
             assert np.abs(picture[y, x] - np.array(wanted)).max() <= 1.5, (x, y)
 
 
@@ -161,6 +191,9 @@ def test_rgb_without_padding_is_not_copied() -> None:
         (("nv12", 5, 4, 5, 30), ["even sides", "5 x 4"]),
         (("nv12", 4, 3, 4, 18), ["even sides", "4 x 3"]),
         (("nv12", 4, 4, 4, 16), ["16 bytes", "24"]),
+        (("nv12", 4, 4, 4, 28), ["28 bytes", "24"]),  # where do its colours begin?
+        (("nv21", 4, 3, 4, 18), ["even sides", "4 x 3"]),
+        (("rgb8", 2**15, 2**15, 3 * 2**15, 0), ["32768 x 32768", "megapixels"]),
         (("bayer_rggb8", 1, 4, 1, 4), ["2 x 2"]),
     ],
 )

@@ -198,3 +198,26 @@ def test_the_rate_can_change_while_frames_come() -> None:
     assert clip.end_ns == start + 29 * SECOND // 10
     assert clip.start_ns == pytest.approx(clip.end_ns - CLIP.span_ns, abs=0.15 * SECOND)
     assert len(set(clip.stamps_ns)) == 8
+
+
+@pytest.mark.parametrize("bad", [{0}, {0, 1}, {1}, {0, 2, 5}])
+def test_a_frame_that_is_refused_leaves_its_slot_to_the_next(bad: set[int]) -> None:
+    """Frames of 12 Hz, slots of 4 Hz: of three frames, the first that is not refused is due."""
+    sampler, taken = Sampler(4000, CLIP.span_ns, GAP), []
+    for k in range(9):
+        stamp = SECOND + k * SECOND // 12
+        if sampler.offer(stamp).due:
+            if k in bad:
+                sampler.refuse(stamp)
+            else:
+                taken.append(k)
+    assert taken == [next(k for k in range(s, s + 3) if k not in bad) for s in (0, 3, 6)]
+
+
+def test_a_refused_frame_after_a_jump_back_leaves_its_slot_too() -> None:
+    sampler = Sampler(4000, CLIP.span_ns, GAP)
+    assert sampler.offer(1000 * SECOND) is Verdict.DUE
+    assert sampler.offer(10 * SECOND) is Verdict.RESTARTED
+    sampler.refuse(10 * SECOND)
+    assert sampler.offer(10 * SECOND + 1) is Verdict.DUE
+    assert sampler.offer(10 * SECOND + 2) is Verdict.EARLY

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from pictures import encode, scene
 
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.inference.runtime import Runtime
@@ -80,16 +81,27 @@ def test_sources_that_cannot_be_read_say_so(tmp_path: Path) -> None:
         VideoSource("/dev/video97")
 
 
-def test_a_damaged_image_is_named(tmp_path: Path) -> None:
-    folder = write_images(tmp_path / "f", ["1.png", "2.png", "3.png"])
-    (folder / "2.png").write_bytes(b"\x89PNG broken")
+@pytest.mark.parametrize("damaged", [b"", b"\x89PNG broken", encode("jpg", scene())[:-900]])
+def test_a_damaged_image_leaves_its_place_empty_and_is_named(
+    damaged: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_images(tmp_path / "f", ["1.png", "2.png", "3.png", "4.png"])
+    for name in ("1.png", "3.png"):
+        (folder / name).write_bytes(damaged)
     source = VideoSource(folder)
-    frames = source.frames()
-    assert next(frames)[0] == 0
-    with pytest.raises(VideoError, match=r"2\.png cannot be decoded"):
-        next(frames)
-    (folder / "1.png").write_bytes(b"")
-    with pytest.raises(VideoError, match=r"1\.png"):
+    assert source.size == (30, 21)  # the first that can be decoded
+    with caplog.at_level(logging.WARNING):
+        frames = list(source.frames())
+    assert [(offset, picture.shape[0]) for offset, picture in frames] == [
+        (SECOND // 10, 21), (3 * SECOND // 10, 23)
+    ]  # fmt: skip
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == [
+        f"2 of 4 images of {folder} are left out; take them away or replace them. "
+        "The first is 1.png"
+    ]
+    for name in ("2.png", "4.png"):
+        (folder / name).write_bytes(damaged)
+    with pytest.raises(VideoError, match=r"No image of the folder .* can be decoded"):
         VideoSource(folder)
 
 

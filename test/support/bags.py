@@ -21,7 +21,7 @@ def write_bag(
     images: Iterable[tuple[str, int, Any]],
     plugin: StoragePlugin = StoragePlugin.MCAP,
 ) -> Path:
-    """A bag of (topic, stamp_ns, picture): RGB uint8 `[H, W, 3]`, or float32 `[H, W]` (32FC1).
+    """A bag of (topic, stamp_ns, picture): RGB uint8 `[H, W, 3]`, or float32 or uint16 `[H, W]`.
 
     A topic that ends with /compressed gets PNGs.
     """
@@ -44,6 +44,6 @@ def _message(kind: str, stamp_ns: int, picture: np.ndarray) -> Any:
         png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].ravel()
         return types[kind](header, "png", png)
     height, width = picture.shape[:2]
-    encoding = "rgb8" if picture.ndim == 3 else "32FC1"
+    encoding = {"uint8": "rgb8", "float32": "32FC1", "uint16": "mono16"}[picture.dtype.name]
     data = np.ascontiguousarray(picture).view(np.uint8).ravel()
     return types[kind](header, height, width, encoding, 0, data.size // height, data)

@@ -33,6 +33,7 @@ def run_checks(bundle: str) -> Iterator[Check]:
         ("numpy", "numpy"),
         ("yaml", "PyYAML"),
         ("cv2", "opencv-python-headless"),
+        ("simplejpeg", "simplejpeg"),
         ("onnxruntime", "onnxruntime"),
         ("tokenizers", "tokenizers"),
     ):

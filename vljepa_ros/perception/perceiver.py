@@ -129,8 +129,9 @@ class _Camera:
 class Perceiver:
     """Turns the frames of N cameras into steps of the semantic stream.
 
-    For each frame: `due`, then, if the verdict is due, `take`, then, for all cameras whose `take`
-    returned true, one `step`. Raises SettingsError where the settings are out of range.
+    For each frame: `due`, then, if the verdict is due, `take` (`refuse` where it cannot be
+    decoded), then, for all cameras whose `take` returned true, one `step`. Raises SettingsError
+    where the settings are out of range.
     """
 
     def __init__(self, model: Runtime, cameras: Sequence[str], settings: Settings) -> None:
@@ -185,6 +186,10 @@ class Perceiver:
         elif verdict is not Verdict.EARLY:
             counters.late += 1
         return verdict
+
+    def refuse(self, camera: str, stamp_ns: int) -> None:
+        """A frame that was due cannot be taken, being bad: the next good one takes its slot."""
+        self._cameras[camera].sampler.refuse(stamp_ns)
 
     def take(self, camera: str, stamp_ns: int, frame_id: str, image: np.ndarray) -> bool:
         """Put a due frame, RGB uint8 `[H, W, 3]`, into the camera's window.

@@ -56,7 +56,15 @@ class Sampler:
         self.back_ns = back_ns
         self.max_gap_ns = max_gap_ns
         self._newest: int | None = None
-        self._taken = 0
+        self._taken = self._before = 0  # stamps of the last frame that was due, and the one before
+        self._refused = -1
+
+    def refuse(self, stamp_ns: int) -> None:
+        """The frame that was due with this stamp is bad: the next good one takes its slot.
+
+        From any thread.
+        """
+        self._refused = stamp_ns
 
     def offer(self, stamp_ns: int) -> Verdict:
         """Judge the next frame's stamp, in nanoseconds."""
@@ -64,8 +72,13 @@ class Sampler:
         if verdict in (Verdict.DUE, Verdict.EARLY, Verdict.RESTARTED):
             self._newest = stamp_ns
         if verdict.due:
-            self._taken = stamp_ns
+            self._before = 0 if verdict is Verdict.RESTARTED else self._filled()
+            self._taken, self._refused = stamp_ns, -1
         return verdict
+
+    def _filled(self) -> int:
+        """The stamp of the last frame that took a slot."""
+        return self._before if self._taken == self._refused else self._taken
 
     def _judge(self, stamp_ns: int) -> Verdict:
         if stamp_ns <= 0:
@@ -79,7 +92,7 @@ class Sampler:
             return Verdict.RESTARTED
         if ahead < 0:
             return Verdict.LATE
-        new_slot = slot(stamp_ns, self.rate_mhz) > slot(self._taken, self.rate_mhz)
+        new_slot = slot(stamp_ns, self.rate_mhz) > slot(self._filled(), self.rate_mhz)
         return Verdict.DUE if new_slot else Verdict.EARLY
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from vljepa_ros.errors import VLJepaError
-from vljepa_ros.perception.images import compressed_to_rgb, to_rgb
+from vljepa_ros.perception.compressed import compressed_to_rgb
+from vljepa_ros.perception.images import FULL_RANGE, Levels, Note, ignore, to_rgb
 from vljepa_ros.stamps import to_ns
 
 RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -42,14 +43,17 @@ class BagImage:
     log_ns: int
     message: Any
 
-    def picture(self) -> np.ndarray:
-        """RGB uint8 `[H, W, 3]`; ValueError, a sentence, where it cannot be decoded."""
+    def picture(self, levels: Levels = FULL_RANGE, note: Note = ignore) -> np.ndarray:
+        """RGB uint8 `[H, W, 3]`; ValueError, a sentence, where it cannot be decoded.
+
+        `levels`, `note`: as for `to_rgb`.
+        """
         message = self.message
         if message.__msgtype__ == COMPRESSED:
-            return compressed_to_rgb(message.format, message.data)
+            return compressed_to_rgb(message.format, message.data, levels, note)
         return to_rgb(
             message.encoding, message.width, message.height, message.step,
-            bool(message.is_bigendian), message.data,
+            bool(message.is_bigendian), message.data, levels, note,
         )  # fmt: skip
 
 

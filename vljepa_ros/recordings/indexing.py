@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from vljepa_ros.errors import VLJepaError
@@ -19,6 +20,7 @@ from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.recorder import Recorder
 from vljepa_ros.memory.store import MomentStore
 from vljepa_ros.memory.writer import Writer
+from vljepa_ros.perception.images import FULL_RANGE, Levels, Note
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.perception.thumbnails import thumbnail
@@ -55,11 +57,12 @@ class Recording:
         """Whether it is a video, or a folder of images."""
         return "" in self.cameras
 
-    def frames(self) -> Iterator[Frame]:
-        """Its frames."""
+    def frames(self, levels: Levels, note: Note) -> Iterator[Frame]:
+        """Its frames; `levels`, `note`: as for `to_rgb`."""
         if self.is_video:
-            return video_frames(VideoSource(self.path), self.cameras[""], self.begin_ns)
-        return bag_frames(self.path, self.cameras)
+            source = VideoSource(self.path, levels=levels, note=note)
+            return video_frames(source, self.cameras[""], self.begin_ns)
+        return bag_frames(self.path, self.cameras, levels, note)
 
 
 def find_recordings(
@@ -137,20 +140,24 @@ class Indexer:
     words: bool
     file: StreamFile | None
     show: Callable[[float, int], None]
+    levels: Levels = FULL_RANGE  # of 16-bit images
     moments: int = 0
     _done: float = 0.0  # seconds of recordings
     _began: float = field(default_factory=time.monotonic)
-    _rejected: Counter[str] = field(default_factory=Counter)  # by camera and reason
+    # Reasons by the camera, and by what they have in common.
+    _rejected: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     _silent: list[Path] = field(default_factory=list)
+    _notes: dict[tuple[Path, str], str] = field(default_factory=dict)
 
     def index(self, recording: Recording) -> None:
         """Make moments of one recording. What was made stays where this is cut off."""
         perceiver = Perceiver(self.model, list(recording.cameras.values()), self.settings)
         writer = Writer(self.store)
         recorder = Recorder(self.robot, lambda m: writer.keep(self._completed(m)), writer.say)
+        frames = recording.frames(self.levels, partial(self._note, recording.path))
         steps = 0
         try:
-            for frame, picture, found in perceive(recording.frames(), perceiver, self._reject):
+            for frame, picture, found in perceive(frames, perceiver, self._reject):
                 recorder.thumbnail(frame.camera, frame.stamp_ns, thumbnail(picture))
                 for step in found:
                     self._record(recorder, frame, step)
@@ -196,8 +203,12 @@ class Indexer:
             moment = replace(moment, text=known.text, confidence=known.confidence)
         return replace(moment, pose=known.pose)
 
+    def _note(self, path: Path, text: str) -> None:
+        """Keep what is to be said of a recording's pictures, once."""
+        self._notes.setdefault((path, re.sub(r"\d+", "#", text)), text)
+
     def _reject(self, frame: Frame, reason: str) -> None:
-        self._rejected[f"of camera '{frame.camera}' cannot be used: {reason}"] += 1
+        self._rejected[frame.camera, re.sub(r"\d+", "#", reason)].append(reason)
 
     def problems(self) -> list[str]:
         """What went wrong, in sentences."""
@@ -207,7 +218,12 @@ class Indexer:
             f"{1 / clip.sample_rate:g} s from one to the next."
             for path in self._silent
         )
-        return [*short, *(f"{count} images {why}" for why, count in self._rejected.items())]
+        rejected = (
+            f"{len(reasons)} images of camera '{camera}' cannot be used: {reasons[0]}"
+            for (camera, _), reasons in self._rejected.items()
+        )
+        notes = (f"{path}: {text}" for (path, _), text in self._notes.items())
+        return [*short, *rejected, *notes]
 
     def pace(self) -> str:
         """How long it took."""

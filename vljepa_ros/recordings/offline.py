@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vljepa_ros.perception.images import FULL_RANGE, Levels, Note, ignore
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.stamps import SECOND_NS
 
@@ -47,12 +48,16 @@ def video_frames(
         yield Frame(camera, stamp_ns, frame_id, stamp_ns, partial(np.asarray, picture))
 
 
-def bag_frames(path: Path, cameras: dict[str, str]) -> Iterator[Frame]:
-    """The frames of a bag in the order they were recorded; `cameras`: names by topic. BagError."""
+def bag_frames(
+    path: Path, cameras: dict[str, str], levels: Levels = FULL_RANGE, note: Note = ignore
+) -> Iterator[Frame]:
+    """The frames of a bag in the order they were recorded. BagError.
+
+    `cameras`: names by topic. `levels`, `note`: as for `to_rgb`.
+    """
     for image in bag_images(path, list(cameras)):
-        yield Frame(
-            cameras[image.topic], image.stamp_ns, image.frame_id, image.log_ns, image.picture
-        )
+        picture = partial(image.picture, levels, note)
+        yield Frame(cameras[image.topic], image.stamp_ns, image.frame_id, image.log_ns, picture)
 
 
 def perceive(
@@ -68,6 +73,7 @@ def perceive(
         try:
             picture = frame.picture()
         except ValueError as error:
+            perceiver.refuse(frame.camera, frame.stamp_ns)
             reject(frame, str(error))
             continue
         if perceiver.take(frame.camera, frame.stamp_ns, frame.frame_id, picture):

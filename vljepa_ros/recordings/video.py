@@ -16,10 +16,12 @@ import cv2
 import numpy as np
 
 from vljepa_ros.errors import VLJepaError
+from vljepa_ros.perception.images import FULL_RANGE, Levels, Note, ignore
+
+from .image_folder import IMAGES, folder_pictures, image_paths
 
 log = logging.getLogger(__name__)
 
-IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 FOLDER_FPS = 10.0
 
 
@@ -31,16 +33,24 @@ class VideoSource:
     """A source of pictures: a video file, a folder of images, or a camera device.
 
     `source`: a path, `/dev/videoN` or a device number. `fps`: the rate of a folder of images
-    (10 by default), or one that stands in for what a file says. A file or folder can be read any
+    (10 by default), or one that stands in for what a file says. `levels`, `note`: of a folder's
+    images, as for `to_rgb`. A file or folder can be read any
     number of times. Attributes: `fps` (0 where a device does not say), `size` (width, height) of
     the first picture, `seconds` (its length, about; 0 where it does not say), `live`. Raises
     VideoError.
     """
 
-    def __init__(self, source: str | Path | int, fps: float | None = None) -> None:
+    def __init__(
+        self,
+        source: str | Path | int,
+        fps: float | None = None,
+        levels: Levels = FULL_RANGE,
+        note: Note = ignore,
+    ) -> None:
         if fps is not None and not fps > 0:
             raise VideoError(f"The rate of {source} must be above 0 frames per second, not {fps}.")
         self.source = str(source)
+        self._reading = (levels, note)
         device = re.fullmatch(r"(?:/dev/video)?(\d+)", self.source)
         self.live = device is not None and not Path(self.source).is_file()
         self._capture: cv2.VideoCapture | None = None
@@ -63,12 +73,15 @@ class VideoSource:
         if self.live:
             yield from self._live_frames()
             return
-        pictures = self._folder_pictures() if self._images else self._file_pictures()
-        count = 0
-        for picture in pictures:
-            yield round(count * 1e9 / self.fps), picture
-            count += 1
-        if count == 0:
+        found = (
+            folder_pictures(self._images, *self._reading)
+            if self._images
+            else enumerate(self._file_pictures())
+        )
+        number = -1
+        for number, picture in found:
+            yield round(number * 1e9 / self.fps), picture
+        if number < 0:
             raise VideoError(f"No picture of {self.source} could be decoded; is it damaged?")
 
     def close(self) -> None:
@@ -91,15 +104,16 @@ class VideoSource:
         self.size = _size_of(capture)
 
     def _open_folder(self, folder: Path, fps: float | None) -> None:
-        names = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and p.is_file())
-        self._images = sorted(names, key=_natural)
+        self._images = image_paths(folder)
         if not self._images:
             kinds = ", ".join(sorted(IMAGES))
             raise VideoError(f"The folder {folder} holds no images ({kinds}).")
         self.fps = fps or FOLDER_FPS
         self.seconds = len(self._images) / self.fps
-        height, width = _read_image(self._images[0]).shape[:2]
-        self.size = (width, height)
+        _, picture = next(folder_pictures(self._images, *self._reading), (0, None))
+        if picture is None:
+            raise VideoError(f"No image of the folder {folder} can be decoded; replace them.")
+        self.size = (picture.shape[1], picture.shape[0])
 
     def _open_file(self, fps: float | None) -> None:
         path = Path(self.source)
@@ -135,9 +149,6 @@ class VideoSource:
             last = max(last + 1, now - first)
             yield last, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
-    def _folder_pictures(self) -> Iterator[np.ndarray]:
-        return map(_read_image, self._images)
-
     def _file_pictures(self) -> Iterator[np.ndarray]:
         capture = cv2.VideoCapture(self.source)
         promised, count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0
@@ -157,22 +168,8 @@ class VideoSource:
             )  # fmt: skip
 
 
-def _read_image(path: Path) -> np.ndarray:
-    content = np.frombuffer(path.read_bytes(), np.uint8)
-    picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    if picture is None:
-        raise VideoError(f"The image {path} cannot be decoded; take it away or replace it.")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
 def _size_of(capture: cv2.VideoCapture) -> tuple[int, int]:
     return (
         int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
         int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
     )
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """frame2 before frame10."""
-    parts = re.findall(r"\d+|\D+", path.name)
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]

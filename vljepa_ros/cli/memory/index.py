@@ -36,6 +36,8 @@ def index(
     query: list[str] = QUERY,
     robot: str = typer.Option("", help="The robot that recorded them. Default: this host."),
     start: str = typer.Option("", help="When a video begins: seconds or ISO 8601. Default: 1 s."),
+    black: int = typer.Option(0, min=0, max=65534, help="The 16-bit value that is black."),
+    white: int = typer.Option(65535, min=1, max=65535, help="The 16-bit value that is white."),
     words: bool = typer.Option(True, "--words/--no-words", help="Say each moment in words."),
     export: Path | None = EXPORT,
 ) -> None:
@@ -43,12 +45,14 @@ def index(
     from vljepa_ros.bundle.spec import load_bundle
     from vljepa_ros.memory.store import Limits, MomentStore, default_store
     from vljepa_ros.perception.settings import Settings
-    from vljepa_ros.recordings.indexing import Indexer, find_recordings
+    from vljepa_ros.recordings.indexing import Indexer, IndexingError, find_recordings
     from vljepa_ros.recordings.stream_file import StreamFile
     from vljepa_ros.stamps import SECOND_NS
 
     from ..models import open_model
 
+    if white <= black:
+        raise IndexingError(f"--white ({white}) must be above --black ({black}).")
     found = find_recordings(
         recordings or [], topic or [], camera or [], parse_stamp("--start", start) or SECOND_NS
     )
@@ -70,7 +74,14 @@ def index(
         file = stack.enter_context(StreamFile(export, model, queries)) if export else None
         bar = stack.enter_context(_Bar(sum(one.seconds for one in found)))
         indexer = Indexer(
-            model, settings, kept, robot or socket.gethostname(), words, file, bar.show
+            model,
+            settings,
+            kept,
+            robot or socket.gethostname(),
+            words,
+            file,
+            bar.show,
+            levels=(black, white),
         )
         try:
             for one in found:

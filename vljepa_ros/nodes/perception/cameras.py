@@ -1,8 +1,8 @@
 """The cameras of a perception node: subscriptions, one slot each, and what went wrong.
 
 Invariant: the executor's callback never does more than to look at the stamp and fill the slot; a
-frame that is replaced in the slot is counted as dropped; each distinct problem of a camera is
-reported once.
+frame that is replaced in the slot is counted as dropped; a frame that turns out bad costs no slot
+of time, as the next good one takes it; each distinct problem of a camera is reported once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
-from vljepa_ros.perception.images import UnknownEncodingError, compressed_to_rgb, to_rgb
+from vljepa_ros.perception.compressed import compressed_to_rgb
+from vljepa_ros.perception.images import Levels, Note, UnknownEncodingError, to_rgb
 from vljepa_ros.perception.window import Verdict
 from vljepa_ros.ros.process import FASTDDS_TRANSPORTS, FASTDDS_VARIABLE
 from vljepa_ros.stamps import to_ns
@@ -58,7 +59,8 @@ class Frame:
 class Camera:
     """One camera's subscription, slot and counters.
 
-    `due(name, stamp_ns)` judges a stamp; `wake()` tells that the slot is full.
+    `due(name, stamp_ns)` judges a stamp; `wake()` tells that the slot is full. `levels`: black and
+    white of 16-bit images.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Camera:
         name: str,
         topic: str,
         transport: str,
+        levels: Levels,
         due: Callable[[str, int], Verdict],
         wake: Callable[[], None],
     ) -> None:
@@ -82,11 +85,13 @@ class Camera:
         self.age = 0.0  # seconds, of the last frame when its inference began
         self.problem = ""  # the last one
         self.silence = ""  # why no frame comes; empty where frames come, or may be about to
+        self._levels = levels
         self._due = due
         self._wake = wake
         self._node = node
         self._lock = threading.Lock()
         self._slot: Frame | None = None
+        self._spare: Frame | None = None  # the next one in the same slot of time
         self._subscription: Subscription | None = None
         self._reported: set[str] = set()
         self._size: tuple[int, int] | None = None
@@ -114,6 +119,7 @@ class Camera:
             self._node.destroy_subscription(self._subscription)
             self._subscription = None
         self.take()
+        self.spare()
 
     def _on_image(self, message: Any) -> None:
         received = self._heard = time.monotonic()
@@ -123,11 +129,15 @@ class Camera:
         verdict = self._due(self.name, stamp_ns)
         if verdict is Verdict.INVALID:
             self.reject("its images have a stamp of zero; the driver must stamp them.")
+        frame = Frame(message, stamp_ns, received)
         if not verdict.due:
+            if verdict is Verdict.EARLY:
+                with self._lock:
+                    self._spare = self._spare or frame
             return
         with self._lock:
             self.dropped += self._slot is not None
-            self._slot = Frame(message, stamp_ns, received)
+            self._slot, self._spare = frame, None
         self._wake()
 
     def silent_for(self) -> float | None:
@@ -197,14 +207,22 @@ class Camera:
             frame, self._slot = self._slot, None
         return frame
 
+    def spare(self) -> Frame | None:
+        """The frame behind the one taken last, in the same slot of time: where that one is bad."""
+        with self._lock:
+            frame, self._spare = self._spare, None
+        return frame
+
     def picture(self, frame: Frame) -> np.ndarray | None:
         """The frame as RGB uint8 `[H, W, 3]`; None, reported, where it cannot be decoded."""
         message = frame.message
         try:
             if isinstance(message, CompressedImage):
-                picture = compressed_to_rgb(message.format, message.data)
+                picture = compressed_to_rgb(
+                    message.format, message.data, self._levels, self._say_once
+                )
             else:
-                picture = _decode(message)
+                picture = _decode(message, self._levels, self._say_once)
         except ValueError as error:
             self.reject(str(error))
             return None
@@ -227,11 +245,14 @@ class Camera:
     def report(self, problem: str) -> str:
         """Warn of a problem, once; numbers in it do not make it another one. Returns it."""
         self.problem = problem
+        self._say_once(problem)
+        return problem
+
+    def _say_once(self, problem: str) -> None:
         key = re.sub(r"\d+", "#", problem)
         if key not in self._reported:
             self._reported.add(key)
             self._node.get_logger().warning(f"Camera '{self.name}': {problem}")
-        return problem
 
 
 def lost_frames(count: int) -> str:
@@ -239,11 +260,11 @@ def lost_frames(count: int) -> str:
     return f"{count} frames were lost on their way to this node; {LARGE_IMAGES}."
 
 
-def _decode(message: Image) -> np.ndarray:
+def _decode(message: Image, levels: Levels, note: Note) -> np.ndarray:
     try:
         return to_rgb(
             message.encoding, message.width, message.height, message.step,
-            bool(message.is_bigendian), message.data,
+            bool(message.is_bigendian), message.data, levels, note,
         )  # fmt: skip
     except UnknownEncodingError:
         bridge = _cv_bridge()

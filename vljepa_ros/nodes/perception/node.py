@@ -26,7 +26,7 @@ from . import overlay
 from .health import CameraHealth, Health, stage_status
 from .labels import StandingLabels
 from .messages import change_message, embedding_message, info_message
-from .parameters import COMMON, camera_specs, check_names, settings
+from .parameters import COMMON, camera_specs, check_names, levels, settings
 from .questions import Questions
 from .stream import LiveStream, Seen
 from .watch_action import Watches
@@ -64,6 +64,8 @@ class PerceptionNode(ModelNode):
         """Open the engines and make the perceiver."""
         values = self.values()
         check_names(values)
+        for name in values["cameras"]:
+            levels(values, name)
         self._labels.check(values)
         self.stream.load(values)
 

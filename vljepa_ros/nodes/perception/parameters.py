@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vljepa_ros.perception.images import Levels
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.ros.lifecycle import AUTOSTART, ENGINES
 from vljepa_ros.ros.names import check_camera, check_topic
@@ -47,7 +48,21 @@ def camera_specs(camera: str) -> tuple[Spec, ...]:
         Spec(f"{camera}.transport", "raw", "Type of the topic.", choices=("raw", "compressed")),
         Spec(f"{camera}.rate", 0.0, "Steps per second of this camera; 0: the parameter rate.",
              live=True, low=0, high=1000),
+        Spec(f"{camera}.black", 0, "16-bit images: the lowest value that matters; it and what is "
+             "below it is black.", low=0, high=65534),
+        Spec(f"{camera}.white", 65535, "16-bit images: the highest value that matters; it and what "
+             "is above it is white.", low=1, high=65535),
     )  # fmt: skip
+
+
+def levels(values: Mapping[str, Any], camera: str) -> Levels:
+    """(black, white) of a camera's 16-bit images. ParameterError unless white is above black."""
+    black, white = values[f"{camera}.black"], values[f"{camera}.white"]
+    if white <= black:
+        raise ParameterError(
+            f"Parameter '{camera}.white' must be above '{camera}.black' ({black}), not {white}."
+        )
+    return black, white
 
 
 def check_names(values: Mapping[str, Any]) -> None:

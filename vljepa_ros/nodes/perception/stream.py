@@ -22,7 +22,7 @@ from vljepa_ros.ros.engines import Engines
 from vljepa_ros.ros.lifecycle import ModelNode
 
 from .cameras import Camera, Frame
-from .parameters import settings
+from .parameters import levels, settings
 
 
 class StepStages(Stages):
@@ -93,8 +93,9 @@ class LiveStream:
             suffix = "/compressed" if transport == "compressed" else ""
             topic = values[f"{name}.topic"] or f"{name}/image_raw{suffix}"
             self.cameras[name] = Camera(
-                self._node, name, topic, transport, perceiver.due, worker.wake
-            )
+                self._node, name, topic, transport, levels(values, name), perceiver.due,
+                worker.wake,
+            )  # fmt: skip
 
     def start(self) -> None:
         """Subscribe to the cameras."""
@@ -168,10 +169,13 @@ class LiveStream:
         self.stages.add("wait", started - frame.received)
         camera.age = (self._node.get_clock().now().nanoseconds - frame.stamp_ns) / 1e9
         self.stages.add("age", camera.age)
-        picture = camera.picture(frame)
+        while (picture := camera.picture(frame)) is None:
+            perceiver.refuse(camera.name, frame.stamp_ns)
+            spare = camera.spare()
+            if spare is None:
+                return
+            frame = spare
         self.stages.lap("decode", started)
-        if picture is None:
-            return
         if perceiver.take(camera.name, frame.stamp_ns, frame.message.header.frame_id, picture):
             seen[camera.name] = Seen(frame, picture)
 

@@ -1,0 +1,52 @@
+"""The pictures of a folder of images.
+
+Invariant: an image that is damaged costs its place, which stays empty, and is told; the others keep
+theirs.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vljepa_ros.perception.compressed import image_to_rgb
+from vljepa_ros.perception.images import Levels, Note
+
+log = logging.getLogger(__name__)
+
+IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """The images of a folder in their natural order: frame2 before frame10."""
+    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and p.is_file())
+    return sorted(found, key=_natural)
+
+
+def folder_pictures(
+    paths: Sequence[Path], levels: Levels, note: Note
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place, RGB uint8 `[H, W, 3]`) of every image that can be decoded; warns of the others.
+
+    `levels`, `note`: as for `to_rgb`.
+    """
+    bad = []
+    for place, path in enumerate(paths):
+        try:
+            yield place, image_to_rgb(path.read_bytes(), levels, note)
+        except (OSError, ValueError) as error:
+            bad.append(f"{path.name}: {error}")
+    if bad:
+        log.warning(
+            "%d of %d images of %s are left out; take them away or replace them. The first is %s",
+            len(bad), len(paths), paths[0].parent, bad[0],
+        )  # fmt: skip
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    parts = re.findall(r"\d+|\D+", path.name)
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
