@@ -12,9 +12,13 @@ import pytest
 pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
 
 import itertools
+import time
 
 from bundles import make_bundle
 from graph import SECOND, NodeProcess, Probe, domain, noise
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image
+from video_files import numbers, write_video
 
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.inference.runtime import Runtime
@@ -100,9 +104,6 @@ def test_what_cannot_be_played_is_one_message(source: str, words: str, tmp_path:
 def test_it_loops_until_a_signal(folder: Path) -> None:
     domain_id = domain()
     probe = Probe(domain_id)
-    from rclpy.qos import qos_profile_sensor_data
-    from sensor_msgs.msg import Image
-
     stamps: list[int] = []
     probe.node.create_subscription(
         Image, "camera/image_raw", lambda m: stamps.append(to_ns(m.header.stamp)),
@@ -111,6 +112,42 @@ def test_it_loops_until_a_signal(folder: Path) -> None:
     node = NodeProcess("video_node", domain_id, source=folder, rate=100.0, loop=True)
     probe.wait(lambda: len(stamps) > 70, "more frames than the folder has")
     assert all(later > earlier for earlier, later in itertools.pairwise(stamps))
+    probe.close()
+    assert node.end() == 0
+    assert "Traceback" not in node.log
+
+
+@pytest.mark.parametrize("speed", [1, 2])
+def test_a_video_of_varying_rate_is_played_at_its_own_times(tmp_path: Path, speed: int) -> None:
+    """Also when it is played again, and faster; images are best effort, so one may be missing."""
+    times = [0, 40, 300, 350, 900]  # ms
+    path = write_video(tmp_path / "v.mp4", times)
+    rate = speed * VideoSource(path).fps if speed > 1 else 0.0
+    domain_id = domain()
+    probe = Probe(domain_id)
+    seen: list[tuple[int, int, int]] = []  # number, stamp, when it came
+
+    def take(message: Image) -> None:
+        rgb = np.frombuffer(message.data, np.uint8)
+        seen.append((*numbers([rgb]), to_ns(message.header.stamp), time.time_ns()))
+
+    probe.node.create_subscription(Image, "camera/image_raw", take, qos_profile_sensor_data)
+    node = NodeProcess("video_node", domain_id, source=path, rate=rate, loop=True)
+    gaps = dict(zip(itertools.pairwise(range(5)), np.diff(times) * 1e6 / speed, strict=True))
+    source = VideoSource(path)
+    assert len(list(source.frames())) == 5  # after which its length is known
+    long = source.seconds * 1e9 / speed
+    gaps[4, 0] = long - times[-1] * 1e6 / speed
+
+    def pairs() -> list[tuple[tuple[int, int], int]]:
+        both = itertools.pairwise(seen)
+        return [((a[0], b[0]), b[1] - a[1]) for a, b in both if b[1] - a[1] < long]
+
+    probe.wait(lambda: gaps.keys() <= {pair for pair, _ in pairs()}, "every picture after another")
+    for pair, gap in pairs():
+        if pair in gaps:
+            assert gap == pytest.approx(gaps[pair], abs=2)
+    assert all(came >= stamp for _, stamp, came in seen)  # none is shown before its time
     probe.close()
     assert node.end() == 0
     assert "Traceback" not in node.log

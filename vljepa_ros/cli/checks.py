@@ -39,6 +39,7 @@ def run_checks(bundle: str) -> Iterator[Check]:
     ):
         yield _module(package, module, f"pip install {package}")
     yield _optional("qdrant-edge-py", "only needed by the memory node: pip install qdrant-edge-py")
+    yield _optional("av", "only needed to read video files: pip install av")
     yield _optional("rosbags", "only needed to index bags: pip install rosbags")
     yield _optional("qdrant-client", "only needed for a fleet's server: pip install qdrant-client")
     yield _optional("aiohttp", "only needed by the web node: pip install aiohttp")
@@ -163,15 +164,11 @@ def _video() -> Check:
     if not shipped:
         return Check("video", NOTE, "the shipped video is not here", "name one: --video FILE")
     try:
-        import cv2
+        from vljepa_ros.recordings.video import VideoSource
 
-        capture = cv2.VideoCapture(str(shipped[0]))
-        readable, _ = capture.read()
-        capture.release()
+        VideoSource(shipped[0])
     except Exception as error:  # as in _module
-        return Check("video", NOTE, _line(error), "install OpenCV")
-    if not readable:
-        return Check("video", NOTE, f"{shipped[0]} cannot be read", "use an OpenCV with FFmpeg")
+        return Check("video", NOTE, _line(error), "pip install --upgrade av")
     return Check("video", WORKS, str(shipped[0]))
 
 

@@ -30,7 +30,7 @@ SPECS = (
     Spec("source", "", "Video file, folder of images, or camera device (a number, /dev/videoN)."),
     Spec("camera", "camera", "Name of the camera; publishes <camera>/image_raw."),
     Spec("frame_id", "", "frame_id of the images; empty: the camera's name."),
-    Spec("rate", 0.0, "Frames per second; 0: the source's own.", low=0, high=1000),
+    Spec("rate", 0.0, "Mean frames per second; 0: the source's own.", low=0, high=1000),
     Spec("loop", False, "Play a file or folder again when it ends; time goes on."),
     Spec("wait", 10.0, "Seconds to wait for a subscriber before the first frame.",
          low=0, high=86400),
@@ -103,20 +103,19 @@ class VideoNode(Node):
 
     def _play_source(self, source: VideoSource) -> None:
         start = self._start(source.live)
+        rate = f", {source.fps:g} frames per second" if source.fps else ""
         self.get_logger().info(
-            f"Playing {source.source} ({source.size[0]} x {source.size[1]}, {source.fps:g} frames "
-            f"per second) on '{self._publisher.topic_name}'."
+            f"Playing {source.source} ({source.size[0]} x {source.size[1]}{rate}) on "
+            f"'{self._publisher.topic_name}'."
         )
         while not self.finished.is_set():
-            last = 0
             for offset, picture in source.frames():
-                last = offset
                 if not self._sleep_until(start + offset):
                     return
                 self._publish(start + offset, picture)
             if not self._values["loop"] or source.live:
                 break
-            start += last + round(SECOND_NS / source.fps)
+            start += round(source.seconds * SECOND_NS)
         self.get_logger().info(f"The video has ended after {self.published} frames.")
 
     def _start(self, live: bool) -> int:

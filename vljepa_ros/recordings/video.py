@@ -6,38 +6,32 @@ every run.
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from vljepa_ros.errors import VLJepaError
 from vljepa_ros.perception.images import FULL_RANGE, Levels, Note, ignore
+from vljepa_ros.stamps import SECOND_NS
 
 from .image_folder import IMAGES, folder_pictures, image_paths
-
-log = logging.getLogger(__name__)
+from .video_file import VideoError, VideoFile
 
 FOLDER_FPS = 10.0
-
-
-class VideoError(VLJepaError):
-    """A video source cannot be opened or read."""
 
 
 class VideoSource:
     """A source of pictures: a video file, a folder of images, or a camera device.
 
     `source`: a path, `/dev/videoN` or a device number. `fps`: the rate of a folder of images
-    (10 by default), or one that stands in for what a file says. `levels`, `note`: of a folder's
-    images, as for `to_rgb`. A file or folder can be read any
-    number of times. Attributes: `fps` (0 where a device does not say), `size` (width, height) of
-    the first picture, `seconds` (its length, about; 0 where it does not say), `live`. Raises
-    VideoError.
+    (10 by default), or the mean rate at which a file is to be played. `levels`, `note`: of a
+    folder's images, as for `to_rgb`. A file or folder can be read any number of times. Attributes:
+    `fps` (mean; 0 where a file or device does not say), `size` (width, height) of the first
+    picture, `seconds` (its length, about; 0 where it does not say), `live`. Raises VideoError.
     """
 
     def __init__(
@@ -55,6 +49,7 @@ class VideoSource:
         self.live = device is not None and not Path(self.source).is_file()
         self._capture: cv2.VideoCapture | None = None
         self._images: list[Path] = []
+        self._file: VideoFile | None = None
         self.seconds = 0.0
         if self.live and device is not None:
             self._open_device(int(device[1]), fps)
@@ -66,22 +61,17 @@ class VideoSource:
     def frames(self) -> Iterator[tuple[int, np.ndarray]]:
         """(offset in nanoseconds from the start, RGB uint8 `[H, W, 3]`) of every picture.
 
-        The offset of a file's or folder's picture is its number over the rate: containers' own
-        times are missing or wrong in too many files, so a file of varying rate is played at its
-        mean rate. A device's is the monotonic time since its first picture.
+        The offset of a picture of a file is the file's own time for it, at another rate stretched
+        or squeezed; of a folder its number over the rate; of a device the monotonic time since its
+        first picture. After a whole run over a file `seconds` is what it took.
         """
         if self.live:
             yield from self._live_frames()
             return
-        found = (
-            folder_pictures(self._images, *self._reading)
-            if self._images
-            else enumerate(self._file_pictures())
-        )
-        number = -1
-        for number, picture in found:
-            yield round(number * 1e9 / self.fps), picture
-        if number < 0:
+        offset = -1
+        for offset, picture in self._file_pictures() if self._file else self._folder_pictures():
+            yield offset, picture
+        if offset < 0:
             raise VideoError(f"No picture of {self.source} could be decoded; is it damaged?")
 
     def close(self) -> None:
@@ -122,21 +112,13 @@ class VideoSource:
                 f"No video '{path}'; give a video file, a folder of images, a device number or "
                 "/dev/videoN."
             )
-        capture = cv2.VideoCapture(str(path))
-        try:
-            if not capture.isOpened() or not capture.read()[0]:
-                raise VideoError(
-                    f"{path} is not a video that OpenCV can decode; it may be damaged or cut "
-                    "short. Converting it with ffmpeg to H.264 in MP4 usually helps."
-                )
-            found = capture.get(cv2.CAP_PROP_FPS)
-            if fps is None and not 0 < found < 1000:
-                raise VideoError(f"{path} does not say its frame rate; give it (fps).")
-            self.fps = fps or found
-            self.seconds = max(0.0, capture.get(cv2.CAP_PROP_FRAME_COUNT)) / self.fps
-            self.size = _size_of(capture)
-        finally:
-            capture.release()
+        self._file = VideoFile(path)
+        if fps is not None and not self._file.fps:
+            raise VideoError(f"{path} does not say its mean rate; play it at its own, without one.")
+        self.fps = fps or self._file.fps
+        self._slower = Fraction(self._file.fps) / Fraction(fps) if fps else Fraction(1)
+        self.seconds = self._file.seconds * float(self._slower)
+        self.size = self._file.size
 
     def _live_frames(self) -> Iterator[tuple[int, np.ndarray]]:
         first = last = -1
@@ -149,23 +131,15 @@ class VideoSource:
             last = max(last + 1, now - first)
             yield last, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
-    def _file_pictures(self) -> Iterator[np.ndarray]:
-        capture = cv2.VideoCapture(self.source)
-        promised, count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0
-        try:
-            while True:
-                ok, picture = capture.read()
-                if not ok:
-                    break
-                count += 1
-                yield cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-        finally:
-            capture.release()
-        if count < promised - 1:  # containers are often wrong by one
-            log.warning(
-                "%s ends early: %d of %d pictures could be decoded; it may be cut short.",
-                self.source, count, promised,
-            )  # fmt: skip
+    def _folder_pictures(self) -> Iterator[tuple[int, np.ndarray]]:
+        for number, picture in folder_pictures(self._images, *self._reading):
+            yield round(number * 1e9 / self.fps), picture
+
+    def _file_pictures(self) -> Iterator[tuple[int, np.ndarray]]:
+        assert self._file is not None  # neither a device nor a folder
+        for seconds, picture in self._file.pictures():
+            yield round(seconds * self._slower * SECOND_NS), picture
+        self.seconds = self._file.seconds * float(self._slower)
 
 
 def _size_of(capture: cv2.VideoCapture) -> tuple[int, int]:

@@ -1,0 +1,209 @@
+"""The pictures of a video file, each at its own time (PyAV).
+
+Invariant: times are those that the file gives, in seconds from its start, and rise strictly; a
+picture that the decoder calls damaged is left out, counted and reported.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vljepa_ros.errors import VLJepaError
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+log = logging.getLogger(__name__)
+
+OLDEST = 17  # PyAV; FFmpeg of before tells less of what is damaged, and converts 10 bits coarsely
+USUAL_RATE = 25  # pictures per second where a file gives neither times nor a rate
+CLOCK = 1000  # Hz: a "rate" from here on is the clock of a container that has no rate
+SPLICE = 1  # s: where times step back by more, another recording was appended
+
+
+class VideoError(VLJepaError):
+    """A video source cannot be opened or read."""
+
+
+class VideoFile:
+    """A video file of any format that FFmpeg decodes. Raises VideoError.
+
+    `fps`: its mean rate, 0 where it does not say; `seconds`: its length, 0 where it does not say;
+    `size`: (width, height) of its first picture; `left_out`: how many pictures the newest
+    `pictures()` has left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.left_out = 0
+        with self._open() as (container, stream):
+            rate = float(stream.average_rate or 0)
+            self.fps = rate if rate < CLOCK else 0.0
+            self.seconds = _seconds(container, stream)
+            first = next(self._decoded(container, stream), None)
+        if first is None:
+            raise self._refusal()
+        height, width = first[1].shape[:2]
+        self.size = (width, height)
+
+    def pictures(self) -> Iterator[tuple[Fraction, np.ndarray]]:
+        """(seconds from the start, RGB uint8 `[H, W, 3]`) of every whole picture."""
+        self.left_out, end = 0, Fraction(0)
+        with self._open() as (container, stream):
+            times = _Times(container, stream, self.fps)
+            unit, promised = times.unit, (stream.duration or 0) * times.unit
+            try:
+                for frame, picture in self._decoded(container, stream):
+                    at = times.of(frame, late=self.left_out > 0)
+                    if at is None:
+                        self.left_out += 1
+                        continue
+                    end = at + (frame.duration * unit or times.period)
+                    yield at, picture
+                self.seconds = float(end)
+                if end + times.period < promised:
+                    log.warning(
+                        "%s ends early, at %.2f of %.2f s; it may be cut short.",
+                        self.path, end, promised,
+                    )  # fmt: skip
+            finally:
+                if self.left_out:
+                    log.warning(
+                        "%s: pictures that are damaged or step back in time were left out: %d.",
+                        self.path, self.left_out,
+                    )  # fmt: skip
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        av = _pyav(self.path)
+        try:
+            container = av.open(f"file:{self.path}", metadata_errors="ignore")
+        except (av.FFmpegError, ValueError) as error:
+            raise self._refusal() from error
+        with container:
+            stream = container.streams.best("video")
+            if stream is None or stream.codec_context is None:
+                raise self._refusal()
+            yield container, stream  # type: ignore[misc]
+
+    def _decoded(
+        self, container: InputContainer, stream: VideoStream
+    ) -> Iterator[tuple[VideoFrame, np.ndarray]]:
+        """The whole frames, with their pictures; `left_out` counts the others."""
+        import av
+
+        # The decoder's threads are those of PyAV's default, within a picture: with several
+        # pictures at once, damage near the end takes whole pictures along, on many cores more.
+        owed = 0
+        for packet in _packets(container, stream):
+            owed += packet is not None and not packet.is_discard
+            try:
+                for frame in stream.codec_context.decode(packet):
+                    owed -= 1
+                    if frame.is_corrupt:
+                        self.left_out += 1
+                    else:
+                        yield frame, _picture(frame)
+            except (av.FFmpegError, ValueError):
+                owed -= 1
+                self.left_out += 1
+        if stream.codec_context.name == "hevc":  # which passes over damage without a word
+            self.left_out += max(0, owed)
+
+    def _refusal(self) -> VideoError:
+        return VideoError(
+            f"{self.path} is not a video that can be decoded; it may be damaged or cut short. "
+            "Converting it with ffmpeg to H.264 in MP4 usually helps."
+        )
+
+
+def _pyav(path: Path) -> Any:
+    """The module, which is looked for only where a video is read: robots do without it."""
+    try:
+        import av
+    except ImportError as error:
+        found = str(error)
+    else:
+        found = av.__version__
+        if int(found.split(".")[0]) >= OLDEST:
+            return av
+    raise VideoError(
+        f"Reading the video {path} needs PyAV {OLDEST} or newer ({found}): "
+        "pip install --upgrade av."
+    )
+
+
+class _Times:
+    """The times of one stream in seconds from its start."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream, fps: float) -> None:
+        self.unit = stream.time_base or Fraction(0)
+        self.period = 1 / Fraction(fps or USUAL_RATE)
+        self._stream_start = stream.start_time
+        # AVI has times of decoding only; what FFmpeg makes of them is wrong where pictures are
+        # coded out of order.
+        self._decoding = container.format.name == "avi"
+        self._start: int | None = None
+        self._last = -self.period
+        self._splice = Fraction(0)
+
+    def of(self, frame: VideoFrame, late: bool) -> Fraction | None:
+        """The time of `frame`, above all before; None where it steps back.
+
+        `late`: what came before it is damaged, so that the stream began earlier. Frames without
+        times, of a dump, follow each other at the stream's rate.
+        """
+        following = self._last + self.period
+        stamp = frame.dts if self._decoding else frame.pts
+        if stamp is None:
+            self._last = following
+            return following
+        if self._start is None:
+            known = self._stream_start if late else None
+            self._start = stamp if known is None else known
+        at = (stamp - self._start) * self.unit + self._splice
+        if at < self._last - SPLICE:
+            self._splice += following - at
+            at = following
+        if at <= self._last:
+            return None
+        self._last = at
+        return at
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet | None]:
+    """The packets of a stream as far as they can be read, then None, which ends the decoding."""
+    import av
+
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except av.FFmpegError:
+        pass
+    yield None
+
+
+def _picture(frame: VideoFrame) -> np.ndarray:
+    """RGB uint8 `[H, W, 3]`, turned as it is to be shown."""
+    picture = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
+    turns = round(frame.rotation / 90)
+    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+
+
+def _seconds(container: InputContainer, stream: VideoStream) -> float:
+    unit = float(stream.time_base or 0)
+    if stream.duration is not None:
+        return stream.duration * unit
+    if container.duration is None:
+        return 0.0
+    return max(0.0, container.duration / 1e6 - (stream.start_time or 0) * unit)
