@@ -369,8 +369,10 @@ def test_the_node_is_measured_with_a_decoder_that_decodes(
     from graph import domain
 
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain()))  # away from other tests' graphs
-    found = report("node", "--bundle", tiny_bundle, "--steps", "40", "--size", "64x48")
+    words = ("--bundle", tiny_bundle, "--steps", "40", "--size", "64x48", "--rough")
+    found = report("node", *words)
     assert found["steps"] >= 40 and found["stages_of_last"] == found["steps"]
+    assert found["frames"]["oldest_ms"] > 0 and found["rough"]["rough"]["received"] > 0
     assert set(found["memory"]) == {"perception", "decoder", "together"}
     for row in found["memory"].values():
         assert row["start_mb"] > 0 and row["largest_drift"] >= 0

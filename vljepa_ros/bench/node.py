@@ -27,6 +27,7 @@ from vljepa_ros.ros.process import Spinner, set_fastdds
 
 from .footprint import Footprint
 
+ROUGH, ROUGH_FPS = "rough", 10.0  # the camera of --rough, and its frames per second
 WARM_UP = 3.0  # seconds: discovery, the first runs of the engines
 MOST = 200.0  # frames per second
 # In the order of a frame's way; `age` is the frame's when its inference begins.
@@ -45,6 +46,7 @@ class Load:
     fps: float
     rate: float
     cameras: tuple[str, ...]
+    rough: tuple[str, ...] = ()  # cameras that behave as badly as real ones
 
 
 def node(
@@ -58,6 +60,12 @@ def node(
     cameras: int = typer.Option(1, min=1, help="Number of cameras."),
     overload: float = typer.Option(
         0.0, help="Instead of --fps: this many times the rate that the engines can take."
+    ),
+    rough: bool = typer.Option(
+        False,
+        "--rough",
+        help="One camera more, which is unplugged and plugged in every 30 s, "
+        "changes its size twice, and sends one torn frame in ten.",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
@@ -82,23 +90,24 @@ def node(
                 f"The engines take so many frames that an overload is {fps:.0f} Hz, more than the "
                 f"{MOST:g} Hz that a publisher in Python keeps up; measure with a larger bundle."
             )
-    load = Load(*_size(size), fps, rate, tuple(f"camera{k}" for k in range(cameras)))
+    names = tuple(f"camera{k}" for k in range(cameras))
+    load = Load(*_size(size), fps, rate, names, (ROUGH,) if rough else ())
     seconds = 60 + 4 * steps / cameras / min(fps, rate or fps)
     words = (load.width, load.height, load.fps, seconds, *load.cameras)
-    publisher = subprocess.Popen(
-        [sys.executable, "-m", "vljepa_ros.bench.publisher", *map(str, words)]
-    )
+    publisher = _start("publisher", *words)
+    rough_camera = _start("rough_camera", ROUGH_FPS, seconds, ROUGH) if rough else None
     decoder = _decoder(bundle, backend, threads)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # the children must not outlive us
         signal.signal(number, lambda *_: stop.set())
     values: dict[str, Any] = {
-        "bundle": bundle, "backend": backend, "threads": threads, "cameras": list(load.cameras),
-        "rate": min(1000.0, rate or 2 * fps),
+        "bundle": bundle, "backend": backend, "threads": threads,
+        "cameras": [*load.cameras, *load.rough], "rate": min(1000.0, rate or 2 * fps),
         "gate_threshold": 0.0,  # off: every step is measured whole
     }  # fmt: skip
+    values |= {f"{name}.transport": "compressed" for name in load.rough}
     with ExitStack() as ending:
-        for child in filter(None, (publisher, decoder)):
+        for child in filter(None, (publisher, rough_camera, decoder)):
             ending.callback(child.kill)
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         ending.callback(rclpy.try_shutdown)
@@ -111,6 +120,12 @@ def node(
         console.print(json.dumps(report, indent=2))
     else:
         _print(report)
+
+
+def _start(module: str, *words: object) -> subprocess.Popen[bytes]:
+    """A process of this room."""
+    command = [sys.executable, "-m", f"vljepa_ros.bench.{module}", *map(str, words)]
+    return subprocess.Popen(command, stdout=sys.stderr)
 
 
 def _decoder(bundle: str, backend: str, threads: int) -> Any:
@@ -133,7 +148,9 @@ def _measure(
     """Wait until node and decoder work, let them run for `steps` steps, and report."""
 
     def running() -> bool:
-        return perception.state == "active" and perception.stream.stages.steps > 0
+        if perception.state != "active" or perception.stream.stages.steps == 0:
+            return False
+        return all(perception.stream.cameras[name].received for name in load.rough)
 
     while not running():
         if perception.failure or publisher.poll() is not None or stop.wait(0.05):
@@ -150,9 +167,9 @@ def _measure(
     perception.stream.measure()
     footprint = Footprint(processes)
     decoded = asker.utterances
-    cameras = list(perception.stream.cameras.values())
+    cameras = [perception.stream.cameras[name] for name in load.cameras]
     before = [_count(camera) for camera in cameras]
-    began, answers = time.monotonic(), list[float]()
+    began, answers, oldest = time.monotonic(), list[float](), 0.0
     try:
         while (
             not stop.is_set()
@@ -161,13 +178,28 @@ def _measure(
         ):
             answers.append(asker.ask())
             footprint.sample()
+            oldest = max(oldest, *(camera.age for camera in cameras))
             stop.wait(0.5)
     finally:
         asker.close()
     took = time.monotonic() - began
     after = [_count(camera) for camera in cameras]
     report = _report(perception, load, before, after, took, answers)
+    report["frames"]["oldest_ms"] = oldest * 1e3
+    report["rough"] = {name: _rough(perception, name) for name in load.rough}
     return {**report, "utterances": asker.utterances - decoded, "memory": footprint.report()}
+
+
+def _rough(perception: Any, name: str) -> dict[str, float]:
+    """What became of a camera's frames since the node began; `silent_s`: since the last one."""
+    camera, counters = perception.stream.cameras[name], perception.stream.perceiver.counters(name)
+    return {
+        "received": camera.received,
+        "bad": camera.bad,
+        "steps": counters.encodes + counters.reused,
+        "restarts": counters.restarts,
+        "silent_s": camera.silent_for() or 0.0,
+    }
 
 
 def _report(
@@ -238,6 +270,12 @@ def _print(report: dict[str, Any]) -> None:
         f"and one frame interval are {report['age_bound_ms']:.1f} ms.\n"
         f"Parameters answered in {answer['p50']:.1f} ms (p50), {answer['max']:.1f} ms (max)."
     )
+    for name, row in report["rough"].items():
+        console.print(
+            f"Camera {name}, unplugged now and then: {row['received']} frames came, {row['bad']} "
+            f"of them bad; {row['steps']} steps, {row['restarts']} restarts; the oldest frame of "
+            f"the others was {frames['oldest_ms']:.0f} ms old."
+        )
 
 
 class _Asker:
