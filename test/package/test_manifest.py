@@ -58,6 +58,8 @@ def test_wheels_are_pinned_and_the_robot_needs_no_torch() -> None:
     assert all("==" in line for line in pinned.values())
     listed = {name for file in REQUIREMENTS.glob("*.txt") for name in packages(file)}
     assert set(pinned) <= listed, "a pin that nothing asks for"
+    for name in ("ros", "ros-jazzy"):  # each with its own versions
+        assert all("==" in line for line in packages(REQUIREMENTS / f"{name}.txt").values())
     for name in ("robot", "memory", "web", "fleet", "build", "export", "train", "test"):
         assert set(packages(REQUIREMENTS / f"{name}.txt")) <= set(pinned)
     assert "torch" not in packages(REQUIREMENTS / "robot.txt")

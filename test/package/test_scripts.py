@@ -86,8 +86,8 @@ class Machine:
         file.write_text(f"#!/bin/sh\n{body}\n")
         file.chmod(0o755)
 
-    def setup(self, profile: str = "robot") -> Result:
-        env = {"PATH": str(self.bin), "ROS_HOME_DIR": str(self.bin), "HOME": str(self.bin)}
+    def setup(self, profile: str = "robot", **more: str) -> Result:
+        env = {"PATH": str(self.bin), "ROS_HOME_DIR": str(self.bin), "HOME": str(self.bin), **more}
         return run(self.bin / "bash", self.checkout / "scripts" / "setup", profile, env=env)
 
     def complete(self) -> None:
@@ -181,6 +181,27 @@ def test_only_what_changed_is_done_again(machine: Machine) -> None:
     (machine.checkout / "scripts" / "requirements" / "robot.txt").write_text("numpy")
     assert steps() == everything
     assert "colcon" in (machine.bin / "python-calls").read_text()
+
+
+def test_the_wheels_are_of_the_release_that_is_asked_for(machine: Machine) -> None:
+    machine.complete()
+    calls, made = machine.bin / "python-calls", machine.checkout / ".venv" / "made"
+
+    def lists(**environment: str) -> set[str]:
+        """Which ROS is installed. Each has an environment and a build of its own."""
+        calls.write_text("")
+        result = machine.setup(**environment)
+        assert result.returncode == 0, result.stderr
+        return {word.split("/")[-1] for word in calls.read_text().split() if "/ros" in word}
+
+    assert lists() == {"ros.txt"}
+    made.touch()
+    assert lists(ROS_DISTRO="jazzy") == {"ros-jazzy.txt"}
+    assert not made.exists() and not (machine.checkout / ".colcon" / "build").exists()
+    made.touch()
+    assert lists(ROS_DISTRO="jazzy") == set() and made.exists()
+    assert lists(ROS_DISTRO="humble") == {"ros.txt"}  # of which there are no wheels
+    assert not made.exists()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
