@@ -73,6 +73,21 @@ def test_a_path_that_cannot_be_looked_at_is_one_sentence() -> None:
     assert result.stderr == f"{'a' * 200}: File name too long; check the path.\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ask", "what?", "--timeout", "nan"),
+        ("watch", "it falls", "--timeout", "inf"),
+        ("watch", "it falls", "--threshold", "nan"),
+        ("data", "--seconds", "inf"),
+    ],
+)
+def test_no_bound_lets_a_number_through_that_is_none(arguments: tuple[str, ...]) -> None:
+    result = vljepa(*arguments)
+    assert result.returncode == 2
+    assert f"Invalid value for '{arguments[-2]}'" in result.stderr
+
+
 def test_doctor_looks_at_openvino_without_importing_it(tiny_bundle: Path) -> None:
     code = (
         "import sys\n"

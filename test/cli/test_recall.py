@@ -190,3 +190,7 @@ def test_times() -> None:
     for bad in ("noon", "-5", "1e9", "1960-01-01", "nan", "1.2.3"):
         with pytest.raises(VLJepaError, match="--after"):
             parse_stamp("--after", bad)
+    for late in ("2147483648", "9" * 30, "2040-01-01"):  # ROS counts seconds in 32 bits
+        with pytest.raises(VLJepaError, match=r"--after '.*' is after 2038, and ROS has no such"):
+            parse_stamp("--after", late)
+    assert parse_stamp("--after", "2147483647.999999999") == 2**31 * SECOND - 1

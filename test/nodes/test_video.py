@@ -88,6 +88,7 @@ def test_live_is_what_offline_is(folder: Path, tmp_path: Path) -> None:
         ("", "Parameter 'source' is empty"),
         ("/no/such.mp4", "/no/such.mp4"),
         ("damaged", "not a video"),
+        ("a" * 300, "File name too long"),
     ],
 )
 def test_what_cannot_be_played_is_one_message(source: str, words: str, tmp_path: Path) -> None:

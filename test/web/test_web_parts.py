@@ -19,7 +19,16 @@ from vljepa_ros.web import requests as web_requests
 from vljepa_ros.web.history import History
 from vljepa_ros.web.page import QUEUE, Page
 from vljepa_ros.web.requests import Ask, Bucket, Recall, RequestError, Unwatch, View, Watch, parse
-from vljepa_ros.web.server import is_loopback
+from vljepa_ros.web.server import ServerError, is_loopback, listen
+
+# ------------------------------------------------------------------ the address
+
+
+@pytest.mark.parametrize("host", ["é" * 70, "a..b", "999.1.1.1", "\udcff"])
+def test_a_host_that_is_none_is_one_sentence(host: str) -> None:
+    with pytest.raises(ServerError, match=r"^Cannot listen on "):
+        listen(host, 0)
+
 
 # ------------------------------------------------------------------ requests
 

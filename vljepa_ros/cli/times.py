@@ -1,11 +1,15 @@
-"""Stamps as people write and read them. Invariant: `parse_stamp` reads what `clock` prints."""
+"""Stamps and numbers as people write them. Invariant: `parse_stamp` reads what `clock` prints."""
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
+
+import typer
 
 from vljepa_ros.errors import VLJepaError
 
+LAST = 2**31  # seconds, as ROS counts them
 WALL = 1_000_000_000  # seconds; stamps below are of a simulation or a video, not of a calendar
 
 
@@ -19,16 +23,27 @@ def parse_stamp(option: str, text: str) -> int:
     try:
         whole, _, fraction = text.strip().removesuffix(" s").partition(".")
         if whole.isdecimal() and (not fraction or fraction.isdecimal()):
-            return int(whole) * 10**9 + int(f"{fraction:0<9.9}")
-        iso = text.strip().replace("Z", "+00:00")  # which Python 3.10 does not read
-        seconds = datetime.fromisoformat(iso).timestamp()
+            stamp_ns = int(whole) * 10**9 + int(f"{fraction:0<9.9}")
+        else:
+            iso = text.strip().replace("Z", "+00:00")  # which Python 3.10 does not read
+            stamp_ns = round(datetime.fromisoformat(iso).timestamp() * 1e6) * 1000
     except (ValueError, OverflowError, OSError):
         raise VLJepaError(
             f"{option} '{text}' is no time; give seconds since 1970, or e.g. 2026-05-01T14:30:00."
         ) from None
-    if seconds < 0:
-        raise VLJepaError(f"{option} '{text}' is before 1970.")
-    return round(seconds * 1e6) * 1000
+    if not 0 <= stamp_ns < LAST * 10**9:
+        raise VLJepaError(
+            f"{option} '{text}' is {'before 1970' if stamp_ns < 0 else 'after 2038'}, and ROS has "
+            "no such stamps."
+        )
+    return stamp_ns
+
+
+def finite(value: float) -> float:
+    """A number of an option; `nan` is one, and passes every bound."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 def clock(stamp_ns: int) -> str:

@@ -34,10 +34,13 @@ def draw(bundle: str, video: Path, out: Path) -> None:
     """
     parts = ("x_encoder", "predictor", "y_encoder", "y_decoder")
     model = Runtime(load_bundle(find_bundle(bundle)), parts=parts)
-    truth = video.with_suffix(".json")
+    truth = video.parent / f"{video.stem}.json"
     if not truth.is_file():
         raise VLJepaError(f"{truth} is missing: the timeline needs the ground truth of {video}.")
-    events = json.loads(truth.read_text())["events"]
+    try:
+        events = json.loads(truth.read_text())["events"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise VLJepaError(f"{truth} is not the ground truth of a video ({error!r}).") from None
     steps, said = speak(model, video, Settings())
     figure, (strip, score, words) = plt.subplots(
         3, 1, figsize=(15, 7.6), height_ratios=(1.5, 1.5, 2.4), layout="constrained"

@@ -86,7 +86,7 @@ class VideoNode(Node):
                 self._play_source(source)
             finally:
                 source.close()
-        except VLJepaError as error:
+        except (VLJepaError, OSError) as error:
             self.get_logger().fatal(str(error))
             self.exit_code = 1
         except Exception:

@@ -94,7 +94,7 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except UnicodeError:
+    except (TypeError, UnicodeError):  # what Python makes of it depends on its version
         raise ServerError(f"Cannot listen on {host!r}: that is not a host's name.") from None
     except OSError as error:
         reasons = {

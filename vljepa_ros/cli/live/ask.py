@@ -17,7 +17,7 @@ from rich.text import Text
 from vljepa_ros.console import console
 from vljepa_ros.stamps import to_ns
 
-from ..times import clock
+from ..times import clock, finite
 from .calls import TIMEOUT, live
 from .view import BAR
 
@@ -25,7 +25,9 @@ INTERVAL = 1.0  # seconds between two scores where there is no terminal
 
 CAMERA = typer.Option("", help="The camera that is meant; not needed where there is one alone.")
 NAMESPACE = typer.Option("", help="Namespace of the perception node.")
-WAIT = typer.Option(TIMEOUT, min=0.1, help="Seconds until an answer is no longer waited for.")
+WAIT = typer.Option(
+    TIMEOUT, min=0.1, callback=finite, help="Seconds until an answer is no longer waited for."
+)
 JSON = typer.Option(False, "--json", help="Print JSON.")
 LABELS = typer.Argument(..., help="What it may be, in words.")
 CANDIDATE = typer.Option(None, help="A possible answer; again for more. None: an open answer.")
@@ -74,9 +76,15 @@ def watch(
     text: str = typer.Argument(..., help='The condition, e.g. "the red cube falls".'),
     camera: str = CAMERA,
     threshold: float = typer.Option(
-        0.0, min=0.0, max=1.0, help="Cosine from which on it is true; 0: the calibrated one."
+        0.0,
+        min=0.0,
+        max=1.0,
+        callback=finite,
+        help="Cosine from which on it is true; 0: the calibrated one.",
     ),
-    timeout: float = typer.Option(0.0, min=0.0, help="Seconds to watch; 0: until it is true."),
+    timeout: float = typer.Option(
+        0.0, min=0.0, callback=finite, help="Seconds to watch; 0: until it is true."
+    ),
     namespace: str = NAMESPACE,
     as_json: bool = JSON,
 ) -> None:

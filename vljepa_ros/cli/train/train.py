@@ -12,6 +12,8 @@ import typer
 from vljepa_ros.console import console
 from vljepa_ros.errors import VLJepaError
 
+from ..times import finite
+
 DATA = typer.Option(None, help="The folder of the episodes; by default one in the user's cache.")
 TRAINING = typer.Argument(..., help="The folder of the training; an interrupted one goes on.")
 VIDEO = typer.Argument(..., help="A video file; its truth lies beside it as .json.")
@@ -32,7 +34,7 @@ PICTURE = typer.Argument(..., help="The picture (PNG) that is made.")
 def data(
     split: str = typer.Option("train", help="train, stills, stream, test or composition."),
     episodes: int = typer.Option(2000, min=1, help="How many episodes there shall be."),
-    seconds: float = typer.Option(30.0, min=0.25, help="Length of an episode."),
+    seconds: float = typer.Option(30.0, min=0.25, callback=finite, help="Length of an episode."),
     start: int = typer.Option(0, min=0, help="The first one's number: each has its own scene."),
     folder: Path = DATA,
     workers: int = typer.Option(2, min=1, help="Processes."),
