@@ -30,6 +30,7 @@ from vljepa_ros.memory.store import MomentStore
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.recordings.indexing import camera_of
+from vljepa_ros.recordings.left_out import LeftOut
 from vljepa_ros.recordings.offline import bag_frames, perceive
 
 SECOND = 1_000_000_000
@@ -98,7 +99,7 @@ def steps_of(bundle: Path, bag: Path, cameras: dict[str, str]) -> tuple[Runtime,
     def reject(*_: Any) -> None:
         raise AssertionError("a picture that cannot be decoded")
 
-    found = perceive(bag_frames(bag, cameras), perceiver, reject)
+    found = perceive(bag_frames(bag, cameras, LeftOut()), perceiver, reject)
     return model, [step for _, _, steps in found for step in steps]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
@@ -20,23 +20,32 @@ def write_bag(
     path: Path,
     images: Iterable[tuple[str, int, Any]],
     plugin: StoragePlugin = StoragePlugin.MCAP,
+    logs: Iterable[int] | None = None,
+    packed: CompressionMode | None = None,
 ) -> Path:
     """A bag of (topic, stamp_ns, picture): RGB uint8 `[H, W, 3]`, or float32 or uint16 `[H, W]`.
 
-    A topic that ends with /compressed gets PNGs.
+    A topic that ends with /compressed gets PNGs. `logs`: when they were recorded, in nanoseconds.
+    `packed`: what is compressed with zstd.
     """
     connections: dict[str, Any] = {}
-    with Writer(path, version=8, storage_plugin=plugin) as bag:
+    writer = Writer(path, version=8, storage_plugin=plugin)
+    if packed is not None:
+        writer.set_compression(packed, CompressionFormat.ZSTD)
+    recorded = None if logs is None else iter(logs)
+    with writer as bag:
         for topic, stamp_ns, picture in images:
             kind = COMPRESSED if topic.endswith("/compressed") else RAW
             if topic not in connections:
                 connections[topic] = bag.add_connection(topic, kind, typestore=TYPES)
-            data = TYPES.serialize_cdr(_message(kind, stamp_ns, picture), kind)
-            bag.write(connections[topic], stamp_ns + LATE, data)
+            data = TYPES.serialize_cdr(image_message(kind, stamp_ns, picture), kind)
+            log_ns = stamp_ns + LATE if recorded is None else next(recorded)
+            bag.write(connections[topic], log_ns, data)
     return path
 
 
-def _message(kind: str, stamp_ns: int, picture: np.ndarray) -> Any:
+def image_message(kind: str, stamp_ns: int, picture: np.ndarray) -> Any:
+    """An Image, or a PNG in a CompressedImage."""
     types = TYPES.types
     stamp = types["builtin_interfaces/msg/Time"](stamp_ns // 10**9, stamp_ns % 10**9)
     header = types["std_msgs/msg/Header"](stamp, "optical")

@@ -19,6 +19,7 @@ from rosbags.typesys import Stores, get_typestore  # noqa: E402
 
 from vljepa_ros.bundle.spec import ClipSpec  # noqa: E402
 from vljepa_ros.recordings.bags import BagError, bag_info, bag_pictures  # noqa: E402
+from vljepa_ros.recordings.left_out import LeftOut  # noqa: E402
 from vljepa_ros.training.recordings import (  # noqa: E402
     Line,
     RecordedClips,
@@ -196,10 +197,31 @@ def test_what_only_reading_shows_is_said_too(folder: Path):
     assert ":4: " in four and "no time in their headers" in four
 
 
+def test_bad_pictures_of_a_bag_are_said_and_the_others_learnt_from(tmp_path: Path):
+    from bags import COMPRESSED, TYPES, image_message
+
+    with rosbag2.Writer(tmp_path / "bag", version=8, storage_plugin=PLUGINS[0]) as bag:
+        connection = bag.add_connection("/front", COMPRESSED, typestore=TYPES)
+        for step in range(25):
+            stamp_ns = 0 if step == 3 else 100 * 10**9 + step * 10**8
+            message = image_message(COMPRESSED, stamp_ns, picture(step))
+            if step == 9:
+                message.data = message.data[:-20]
+            bag.write(connection, 10**9 + step, TYPES.serialize_cdr(message, COMPRESSED))
+    recordings = load(tmp_path, row(video=None, bag="bag", start=0.5, end=1.5))
+    assert steps(recordings.cut(recordings.lines[0], 10)) == [5, 7, 10, 12]
+    bad, unstamped = sorted(recordings.left_out)
+    assert bad.startswith("1 image on /front in ") and unstamped.startswith("1 image on /front in ")
+    with pytest.raises(RecordingsError) as refusal:
+        load(tmp_path, row(video=None, bag="bag", end=9))
+    late, *why = str(refusal.value).splitlines()
+    assert ":1: 'end' is 9, and bag lasts 2.50 s." in late and sorted(why) == [bad, unstamped]
+
+
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.name.lower())
 @pytest.mark.parametrize("topic", ["/front", "/back"])
 def test_a_bags_times_are_those_of_the_headers(folder: Path, plugin: Any, topic: str):
-    found = list(bag_pictures(folder / plugin.name.lower(), topic))
+    found = list(bag_pictures(folder / plugin.name.lower(), topic, LeftOut()))
     assert [at for at, _ in found] == pytest.approx([step / 10 for step in range(25)])
     for step, (_, rgb) in enumerate(found):
         assert np.array_equal(rgb, picture(step))
@@ -208,7 +230,7 @@ def test_a_bags_times_are_those_of_the_headers(folder: Path, plugin: Any, topic:
 
 def test_the_one_file_of_a_bag_will_do(folder: Path):
     file = next((folder / "one_mcap").glob("*.mcap"))
-    assert len(list(bag_pictures(file, "/front"))) == 25
+    assert len(list(bag_pictures(file, "/front", LeftOut()))) == 25
     with pytest.raises(BagError, match="not a rosbag2 recording"):
         bag_info(folder / "a.mp4")
 

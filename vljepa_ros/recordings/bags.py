@@ -1,36 +1,43 @@
 """Pictures from a rosbag2 recording (sqlite3 or MCAP) with their times; needs no ROS.
 
-Invariant: the time of a picture is that of its message's header.
+Invariant: the time of a picture is that of its message's header, and pictures come in the order in
+which they were recorded. What cannot be used is left out, and told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vljepa_ros.errors import VLJepaError
 from vljepa_ros.perception.compressed import compressed_to_rgb
 from vljepa_ros.perception.images import FULL_RANGE, Levels, Note, ignore, to_rgb
 from vljepa_ros.stamps import to_ns
 
+from .bag_files import bag_messages
+from .left_out import LeftOut
+from .storage import BagError, Message, Topic, decompressed, reason_of
+
 RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-
-
-class BagError(VLJepaError):
-    """A bag cannot be read, or has no such pictures."""
+DAY_NS = 86_400 * 10**9
+LAST_NS = 2**31 * 10**9  # what a message's time holds
+# A recorder with several compressing threads writes neighbours in any order: so many messages and
+# nanoseconds apart at most. What lies further back was written after its clock was set.
+NEIGHBOURS, BACK_NS = 16, 200_000_000
+ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True)
 class BagInfo:
-    """The topics that hold images, sorted, and the times of the first and last message."""
+    """The topics that images were recorded on, sorted, and for about how many seconds."""
 
     image_topics: list[str]
-    start_ns: int
-    end_ns: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -57,76 +64,155 @@ class BagImage:
         )  # fmt: skip
 
 
+class Elapsed:
+    """The seconds of a recording by its log times; where the clock was set, none pass."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._newest: int | None = None
+
+    def add(self, log_ns: int) -> float:
+        """The seconds up to the next message."""
+        newest = log_ns if self._newest is None else self._newest
+        if was_set(log_ns - newest):
+            newest = log_ns
+        self.seconds += max(0, log_ns - newest) / 1e9
+        self._newest = max(newest, log_ns)
+        return self.seconds
+
+
+def was_set(ahead_ns: int) -> bool:
+    """Whether a clock was set, by how far it is ahead of the newest time before."""
+    return ahead_ns < -BACK_NS or ahead_ns > DAY_NS
+
+
 def bag_info(path: Path) -> BagInfo:
-    """What there is in the bag: a folder, or its one .db3 or .mcap file. Raises BagError."""
-    with _opened(path) as bag:
-        topics = {c.topic for c in bag.connections if c.msgtype in (RAW, COMPRESSED)}
-        return BagInfo(sorted(topics), bag.start_time, bag.end_time)
+    """What there is in the bag: a folder, or one of its files. BagError if there are no images."""
+    elapsed, topics, others = Elapsed(), set(), set()
+    left_out = LeftOut()
+    for message in bag_messages(path, lambda _: True, left_out.say, data=False):
+        if message.topic.type in (RAW, COMPRESSED):
+            topics.add(message.topic.name)
+            elapsed.add(message.log_ns)
+        else:
+            others.add(f"{message.topic.type} on {message.topic.name}")
+    if not topics:
+        why = "; ".join(left_out.sentences()) or "no message was recorded."
+        raise BagError(
+            f"{path} holds no images (sensor_msgs Image or CompressedImage): "
+            + (f"only {', '.join(sorted(others))}." if others else why)
+        )
+    return BagInfo(sorted(topics), elapsed.seconds)
 
 
-def bag_images(path: Path, topics: Sequence[str]) -> Iterator[BagImage]:
-    """Every image of these topics, in the order they were recorded. Raises BagError."""
-    with _opened(path) as bag:
-        found = [c for c in bag.connections if c.topic in topics and c.msgtype in (RAW, COMPRESSED)]
-        if not found:  # rosbags takes none to mean all
-            return
-        for connection, log_ns, data in bag.messages(connections=found):
-            message = bag.deserialize(data, connection.msgtype)
-            header = message.header
-            stamp_ns = to_ns(header.stamp)
-            if stamp_ns == 0:
-                raise BagError(
-                    f"The images on {connection.topic} in {path} have no time in their headers; "
-                    "record them from a driver that stamps them."
+def bag_images(path: Path, topics: Sequence[str], left_out: LeftOut) -> Iterator[BagImage]:
+    """Every image of these topics that has a time, in the order they were recorded. BagError."""
+
+    def wanted(topic: Topic) -> bool:
+        return topic.name in topics and topic.type in (RAW, COMPRESSED)
+
+    newest: dict[str, int] = {}
+    jumps: dict[str, list[int]] = {}
+    try:
+        for message in _in_order(bag_messages(path, wanted, left_out.say)):
+            topic, log_ns, data = message
+            try:
+                read = _deserialized(topic, data)
+                image = BagImage(
+                    topic.name, to_ns(read.header.stamp), read.header.frame_id, log_ns, read
                 )
-            yield BagImage(connection.topic, stamp_ns, header.frame_id, log_ns, message)
+            except Exception as error:  # of bytes that may be anything
+                left_out.image(f"on {topic.name} in {path} left out", f"{reason_of(error)}.")
+                continue
+            if not 0 < image.stamp_ns < LAST_NS:
+                left_out.image(
+                    f"on {topic.name} in {path} left out",
+                    "no time in their headers; record from a driver that stamps them.",
+                )
+                continue
+            ahead = image.stamp_ns - newest.get(topic.name, image.stamp_ns)
+            if was_set(ahead):
+                jumps.setdefault(topic.name, []).append(ahead)
+                newest[topic.name] = image.stamp_ns
+            newest[topic.name] = max(image.stamp_ns, newest.get(topic.name, 0))
+            yield image
+    finally:
+        for name, found in jumps.items():
+            times = "once, " if len(found) == 1 else f"{len(found)} times, first "
+            left_out.note(
+                f"{name} in {path}",
+                f"its stamps jump {times}by {found[0] / 1e9:+.1f} s: a clock was set while it was "
+                "recorded.",
+            )
 
 
-def bag_pictures(path: Path, topic: str) -> Iterator[tuple[float, np.ndarray]]:
+def bag_pictures(path: Path, topic: str, left_out: LeftOut) -> Iterator[tuple[float, np.ndarray]]:
     """(seconds from the topic's first picture, RGB uint8 `[H, W, 3]`) of every picture of `topic`.
 
-    Times rise strictly; a picture that comes late is left out. Raises BagError.
+    Times rise strictly; a picture that comes late is left out, and so is one whose stamp jumps.
+    With two in a row the recording ends: what follows has no known time in it. Raises BagError.
     """
-    first = newest = 0
-    for image in bag_images(path, [topic]):
+    first = newest = jumped = 0
+    for image in bag_images(path, [topic], left_out):
+        jumps = first > 0 and was_set(image.stamp_ns - newest)
+        jumped = jumped + 1 if jumps or jumped > 1 else 0
+        if jumped:
+            left_out.image(
+                f"on {topic} in {path} left out",
+                "their stamps jump, as a clock was set; cut the bag there to use them.",
+            )
+            continue
         if image.stamp_ns <= newest:
             continue
-        first, newest = first or image.stamp_ns, image.stamp_ns
-        seconds = (image.stamp_ns - first) / 1e9
         try:
             picture = image.picture()
         except ValueError as error:
-            raise BagError(f"The image at {seconds:.2f} s of {topic} in {path}: {error}") from error
-        yield seconds, picture
+            left_out.image(f"on {topic} in {path} left out", str(error))
+            continue
+        first, newest = first or image.stamp_ns, image.stamp_ns
+        yield (image.stamp_ns - first) / 1e9, picture
 
 
-class _opened:  # noqa: N801 - called like open()
-    """The open bag; what its reader raises becomes a BagError."""
+def _in_order(messages: Iterable[Message]) -> Iterator[Message]:
+    """The messages with neighbours in the order of their log times."""
+    held: list[tuple[int, int, Message]] = []
+    newest = -DAY_NS
+    for count, message in enumerate(messages):
+        if was_set(message.log_ns - newest):
+            while held:
+                yield heapq.heappop(held)[2]
+            newest = message.log_ns
+        newest = max(newest, message.log_ns)
+        heapq.heappush(held, (message.log_ns, count, message))
+        if len(held) > NEIGHBOURS:
+            yield heapq.heappop(held)[2]
+    while held:
+        yield heapq.heappop(held)[2]
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def __enter__(self) -> Any:
+def _deserialized(topic: Topic, data: bytes) -> Any:
+    """The message; any exception where the data are not one."""
+    if data.startswith(ZSTD):  # recorded with --compression-mode message; CDR begins with a zero
+        data = decompressed("zstd", data)
+    return _types(topic.type, topic.definition).deserialize_cdr(data, topic.type)
+
+
+@cache
+def _types(kind: str, definition: str) -> Any:
+    """The types to read with: the bag's own definition of this one, Humble's without a good one."""
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+    known = get_typestore(Stores.ROS2_HUMBLE)
+
+    def fields(types: Any) -> set[str]:
+        return {name for name, _ in types.fielddefs[kind][1]}
+
+    if definition:
         try:
-            from rosbags.highlevel import AnyReader
-            from rosbags.typesys import Stores, get_typestore
-        except ImportError as error:
-            raise BagError(f"Reading {self.path} needs rosbags: pip install rosbags.") from error
-        try:  # bags of before Iron do not hold their messages' definitions
-            self.bag = AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
-            self.bag.open()
-        except Exception as error:  # its readers let errors of SQLite and of the OS through
-            raise self._unreadable(error) from error
-        return self.bag
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self.bag.close()
-        if isinstance(error, Exception) and not isinstance(error, VLJepaError):
-            raise self._unreadable(error) from error
-
-    def _unreadable(self, error: Exception) -> BagError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return BagError(
-            f"{self.path} is not a rosbag2 recording that can be read ({reason}); `ros2 bag "
-            "reindex` repairs one that was cut short."
-        )
+            types = get_typestore(Stores.EMPTY)
+            types.register(get_types_from_msg(definition, kind))
+            if fields(known) <= fields(types):
+                return types
+        except Exception:  # a definition that is damaged
+            pass
+    return known

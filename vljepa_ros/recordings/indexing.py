@@ -20,18 +20,19 @@ from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.recorder import Recorder
 from vljepa_ros.memory.store import MomentStore
 from vljepa_ros.memory.writer import Writer
-from vljepa_ros.perception.images import FULL_RANGE, Levels, Note
+from vljepa_ros.perception.images import FULL_RANGE, Levels
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.perception.thumbnails import thumbnail
 
-from .bags import bag_info
+from .bag_files import is_bag
+from .bags import Elapsed, bag_info
+from .left_out import LeftOut
 from .offline import Frame, bag_frames, perceive, video_frames
 from .stream_file import StreamFile
 from .video import VideoSource
 
 BATCH = 64  # moments that are written at once
-BAG_FILES = (".db3", ".mcap")
 # Ends of image topics that are no part of a camera's name.
 IMAGE_NAMES = re.compile(r"/(image(_raw|_mono|_color|_rect|_rect_color)?|compressed)$")
 
@@ -44,36 +45,49 @@ class IndexingError(VLJepaError):
 class Recording:
     """A bag or a video: `cameras` by topic (a video's topic is empty), and about its length.
 
-    `begin_ns`: when it begins, by its log times.
+    `named`: whether the user named the topics. `start_ns`: when a video begins.
     """
 
     path: Path
     cameras: dict[str, str]
     seconds: float
-    begin_ns: int
+    named: bool = False
+    start_ns: int = 0
 
     @property
     def is_video(self) -> bool:
         """Whether it is a video, or a folder of images."""
         return "" in self.cameras
 
-    def frames(self, levels: Levels, note: Note) -> Iterator[Frame]:
-        """Its frames; `levels`, `note`: as for `to_rgb`."""
+    def frames(self, left_out: LeftOut, levels: Levels) -> Iterator[Frame]:
+        """Its frames; `levels`: as for `to_rgb`. Raises BagError, VideoError."""
+        note = partial(left_out.note, str(self.path))
         if self.is_video:
             source = VideoSource(self.path, levels=levels, note=note)
-            return video_frames(source, self.cameras[""], self.begin_ns)
-        return bag_frames(self.path, self.cameras, levels, note)
+            return video_frames(source, self.cameras[""], self.start_ns)
+        return bag_frames(self.path, self.cameras, left_out, levels, note)
 
 
 def find_recordings(
     paths: Sequence[Path], topics: Sequence[str], names: Sequence[str], start_ns: int
-) -> list[Recording]:
-    """What the paths are, with their cameras. Raises VLJepaError."""
+) -> tuple[list[Recording], list[VLJepaError]]:
+    """What the paths are, with their cameras, and why others cannot be read.
+
+    Raises IndexingError where the command is to be given otherwise.
+    """
     if not paths:
         raise IndexingError("Say what to index: vljepa index BAG...")
     if names and len(names) != max(1, len(topics)):
         raise IndexingError("Give one --camera for each --topic.")
-    found = [_recording(path, topics, names, start_ns) for path in paths]
+    found: list[Recording] = []
+    refused: list[VLJepaError] = []
+    for path in paths:
+        try:
+            found.append(_recording(path, topics, names, start_ns))
+        except IndexingError:
+            raise
+        except VLJepaError as error:  # of what it holds: the others may be whole
+            refused.append(error)
     videos = Counter(one.cameras[""] for one in found if one.is_video)
     for name, count in videos.items():
         if count > 1:
@@ -81,24 +95,25 @@ def find_recordings(
                 f"{count} videos are of camera '{name}' and begin at the same time; index them one "
                 "by one, with --camera or --start."
             )
-    return found
+    return found, refused
 
 
 def _recording(path: Path, topics: Sequence[str], names: Sequence[str], start_ns: int) -> Recording:
-    if not path.exists():
-        raise IndexingError(f"There is no recording {path}.")
-    if not _is_bag(path):
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        raise IndexingError(f"There is no recording {path} ({_reason(error)}).") from error
+    if not is_bag(path):
         if topics:
             raise IndexingError(f"{path} is no bag, and has no --topic.")
         seconds = VideoSource(path).seconds
-        return Recording(path, {"": names[0] if names else _name(path.stem)}, seconds, start_ns)
+        camera = names[0] if names else _name(path.stem)
+        return Recording(path, {"": camera}, seconds, True, start_ns)
     info = bag_info(path)
     for topic in topics:
         if topic not in info.image_topics:
-            there = ", ".join(info.image_topics) or "no topic"
+            there = ", ".join(info.image_topics)
             raise IndexingError(f"{path} has no images on '{topic}', but on {there}.")
-    if not info.image_topics:
-        raise IndexingError(f"{path} holds no images (sensor_msgs Image or CompressedImage).")
     cameras: dict[str, str] = {}
     for topic in topics or info.image_topics:
         name = names[len(cameras)] if names else camera_of(topic)
@@ -106,14 +121,11 @@ def _recording(path: Path, topics: Sequence[str], names: Sequence[str], start_ns
             cameras[topic] = name
         elif topics:
             raise IndexingError(f"Two topics are of camera '{name}'; give each a --camera.")
-    return Recording(path, cameras, (info.end_ns - info.start_ns) / 1e9, info.start_ns)
+    return Recording(path, cameras, info.seconds, bool(topics))
 
 
-def _is_bag(path: Path) -> bool:
-    if path.is_dir():
-        files = (path / "metadata.yaml", *path.iterdir())
-        return any(file.is_file() and file.suffix in (*BAG_FILES, ".yaml") for file in files)
-    return path.suffix in BAG_FILES
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def camera_of(topic: str) -> str:
@@ -144,33 +156,41 @@ class Indexer:
     moments: int = 0
     _done: float = 0.0  # seconds of recordings
     _began: float = field(default_factory=time.monotonic)
-    # Reasons by the camera, and by what they have in common.
-    _rejected: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    left_out: LeftOut = field(default_factory=LeftOut)
     _silent: list[Path] = field(default_factory=list)
-    _notes: dict[tuple[Path, str], str] = field(default_factory=dict)
 
     def index(self, recording: Recording) -> None:
-        """Make moments of one recording. What was made stays where this is cut off."""
+        """Make moments of one recording. What was made stays where this is cut off.
+
+        Raises BagError, VideoError.
+        """
         perceiver = Perceiver(self.model, list(recording.cameras.values()), self.settings)
         writer = Writer(self.store)
         recorder = Recorder(self.robot, lambda m: writer.keep(self._completed(m)), writer.say)
-        frames = recording.frames(self.levels, partial(self._note, recording.path))
-        steps = 0
+        frames = recording.frames(self.left_out, self.levels)
+        rejected: dict[str, LeftOut] = defaultdict(LeftOut)  # by camera
+        steps, elapsed = 0, Elapsed()
+
+        def reject(frame: Frame, reason: str) -> None:
+            rejected[frame.camera].image(f"of camera '{frame.camera}' cannot be used", reason)
+
         try:
-            for frame, picture, found in perceive(frames, perceiver, self._reject):
+            for frame, picture, found in perceive(frames, perceiver, reject):
                 recorder.thumbnail(frame.camera, frame.stamp_ns, thumbnail(picture))
                 for step in found:
                     self._record(recorder, frame, step)
                 steps += len(found)
                 if writer.waiting >= BATCH:
                     writer.write()
-                self.show(self._done + (frame.log_ns - recording.begin_ns) / 1e9, self.moments)
+                self.show(self._done + elapsed.add(frame.log_ns), self.moments)
             recorder.flush()
         finally:
             writer.write()
+            taken = {name for name in perceiver.cameras if perceiver.counters(name).taken}
+            self._say_rejected(recording, taken, rejected)
         self._done += recording.seconds
         self.show(self._done, self.moments)
-        if not steps:
+        if taken and not steps:
             self._silent.append(recording.path)
 
     def _record(self, recorder: Recorder, frame: Frame, step: Step) -> None:
@@ -203,12 +223,17 @@ class Indexer:
             moment = replace(moment, text=known.text, confidence=known.confidence)
         return replace(moment, pose=known.pose)
 
-    def _note(self, path: Path, text: str) -> None:
-        """Keep what is to be said of a recording's pictures, once."""
-        self._notes.setdefault((path, re.sub(r"\d+", "#", text)), text)
+    def _say_rejected(
+        self, recording: Recording, taken: set[str], rejected: dict[str, LeftOut]
+    ) -> None:
+        """Say what could not be decoded.
 
-    def _reject(self, frame: Frame, reason: str) -> None:
-        self._rejected[frame.camera, re.sub(r"\d+", "#", reason)].append(reason)
+        A topic that nobody named and of which nothing could be, beside others that were, is no
+        camera (but depth, say), and is not left out.
+        """
+        for camera, bad in rejected.items():
+            no_camera = taken and camera not in taken and not recording.named
+            self.left_out.add(bad, only_note=bool(no_camera))
 
     def problems(self) -> list[str]:
         """What went wrong, in sentences."""
@@ -218,12 +243,7 @@ class Indexer:
             f"{1 / clip.sample_rate:g} s from one to the next."
             for path in self._silent
         )
-        rejected = (
-            f"{len(reasons)} images of camera '{camera}' cannot be used: {reasons[0]}"
-            for (camera, _), reasons in self._rejected.items()
-        )
-        notes = (f"{path}: {text}" for (path, _), text in self._notes.items())
-        return [*short, *rejected, *notes]
+        return [*short, *self.left_out.sentences()]
 
     def pace(self) -> str:
         """How long it took."""

@@ -18,6 +18,7 @@ from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.stamps import SECOND_NS
 
 from .bags import bag_images
+from .left_out import LeftOut
 from .video import VideoSource
 
 
@@ -49,13 +50,17 @@ def video_frames(
 
 
 def bag_frames(
-    path: Path, cameras: dict[str, str], levels: Levels = FULL_RANGE, note: Note = ignore
+    path: Path,
+    cameras: dict[str, str],
+    left_out: LeftOut,
+    levels: Levels = FULL_RANGE,
+    note: Note = ignore,
 ) -> Iterator[Frame]:
     """The frames of a bag in the order they were recorded. BagError.
 
     `cameras`: names by topic. `levels`, `note`: as for `to_rgb`.
     """
-    for image in bag_images(path, list(cameras)):
+    for image in bag_images(path, list(cameras), left_out):
         picture = partial(image.picture, levels, note)
         yield Frame(cameras[image.topic], image.stamp_ns, image.frame_id, image.log_ns, picture)
 

@@ -85,6 +85,8 @@ def finetune(
     learnt, held = split(lines, recipe.seed)
     _begin(out, file, base, recipe)
     recordings = Recordings(file, lines, clip_of(model.config))
+    for sentence in recordings.left_out:
+        say(sentence)
     say(summary(recordings, learnt, held))
     items = [item(recordings.cut(line, k), line) for line in held for k in recordings.looks(line)]
     asked = list(dict.fromkeys(line.asked for line in lines))

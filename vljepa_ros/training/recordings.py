@@ -22,6 +22,7 @@ from vljepa_ros.bundle.spec import ClipSpec
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.preprocess import prepare
 from vljepa_ros.recordings.bags import bag_info, bag_pictures
+from vljepa_ros.recordings.left_out import LeftOut
 from vljepa_ros.recordings.video import VideoSource
 from vljepa_ros.tabletop.clips import View, augment
 
@@ -45,10 +46,10 @@ class Source:
     path: Path
     topic: str = ""
 
-    def pictures(self) -> Iterator[tuple[float, np.ndarray]]:
+    def pictures(self, left_out: LeftOut) -> Iterator[tuple[float, np.ndarray]]:
         """(seconds from the start, RGB uint8 `[H, W, 3]`), times rising."""
         if self.topic:
-            yield from bag_pictures(self.path, self.topic)
+            yield from bag_pictures(self.path, self.topic, left_out)
             return
         for offset, picture in VideoSource(self.path).frames():
             yield offset / 1e9, picture
@@ -156,8 +157,6 @@ def _values(row: str) -> dict[str, Any]:
 
 def _topic(path: Path, topic: str | None, topics: _Topics) -> str:
     there = topics.of(path)
-    if not there:
-        raise RecordingsError(f"{path} holds no images (sensor_msgs Image or CompressedImage).")
     if topic is None and len(there) == 1:
         return there[0]
     if topic in there:
@@ -185,6 +184,7 @@ class Recordings:
         self.rate = FINER * clip.sample_rate  # of the grid
         self.span = clip.span_ns / 1e9
         self.frames: dict[Source, Frames] = {}
+        self.left_out: list[str] = []  # sentences
         by_source = defaultdict(list)
         for line in self.lines:
             by_source[line.source].append(line)
@@ -202,12 +202,12 @@ class Recordings:
                     )
         if problems:
             said = (f"{file}:{number}: {text}" for number, text in sorted(problems.items()))
-            raise RecordingsError("\n".join(said))
+            raise RecordingsError("\n".join([*said, *self.left_out]))
 
     def _read(self, source: Source, lines: Sequence[Line]) -> tuple[Frames, float]:
         """The frames that `lines` need, and the length of the recording in seconds."""
         needed = self._needed(lines)
-        frames, position = Frames(), 0
+        frames, position, left_out = Frames(), 0, LeftOut()
         shown: np.ndarray | None = None
         last = period = 0.0
 
@@ -221,16 +221,19 @@ class Recordings:
             if position > begin and shown is not None:
                 frames.pictures.append(prepare(shown, self.clip.image_size))
 
-        for at, picture in source.pictures():
+        for at, picture in source.pictures(left_out):
             if shown is not None:
                 take(at)
                 period = at - last
             shown, last = picture, at
             if position == len(needed):
-                return frames, math.inf  # longer than any line: the rest is not looked at
+                last = math.inf  # longer than any line: the rest is not looked at
+                break
         if shown is None:
-            raise RecordingsError(f"{source.path} holds no pictures on {source.topic}.")
+            why = "; ".join(left_out.sentences()) or "there are none."
+            raise RecordingsError(f"{source.path} gives no pictures on {source.topic}: {why}")
         take(math.inf)
+        self.left_out += left_out.sentences()
         return frames, last + period
 
     def _needed(self, lines: Iterable[Line]) -> list[int]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vljepa_ros.console import console, notice
+from vljepa_ros.errors import VLJepaError
 
 from ..times import parse_stamp
 
@@ -45,17 +46,21 @@ def index(
     from vljepa_ros.bundle.spec import load_bundle
     from vljepa_ros.memory.store import Limits, MomentStore, default_store
     from vljepa_ros.perception.settings import Settings
+    from vljepa_ros.recordings.bags import BagError
     from vljepa_ros.recordings.indexing import Indexer, IndexingError, find_recordings
     from vljepa_ros.recordings.stream_file import StreamFile
+    from vljepa_ros.recordings.video import VideoError
     from vljepa_ros.stamps import SECOND_NS
 
     from ..models import open_model
 
     if white <= black:
         raise IndexingError(f"--white ({white}) must be above --black ({black}).")
-    found = find_recordings(
+    found, refused = find_recordings(
         recordings or [], topic or [], camera or [], parse_stamp("--start", start) or SECOND_NS
     )
+    if not found:
+        _raise(refused)
     loaded = load_bundle(bundle)
     settings = Settings(queries=tuple(query or ()))
     settings.check()
@@ -85,7 +90,10 @@ def index(
         )
         try:
             for one in found:
-                indexer.index(one)
+                try:
+                    indexer.index(one)
+                except (BagError, VideoError) as error:
+                    refused.append(error)
         except KeyboardInterrupt:
             notice("Cut off; what was finished is kept, and the same command does the rest.")
             raise
@@ -95,6 +103,17 @@ def index(
     console.print(f"{indexer.moments} moments, {new} of them new, in {folder}: {indexer.pace()}")
     if export:
         console.print(f"stream: {export}")
+    _raise(refused)
+    if indexer.left_out:
+        raise typer.Exit(1)
+
+
+def _raise(refused: list[VLJepaError]) -> None:
+    """Say all, the last as the error that the command ends with."""
+    for error in refused[:-1]:
+        notice(str(error))
+    if refused:
+        raise refused[-1]
 
 
 class _Bar:
