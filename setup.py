@@ -28,7 +28,7 @@ def requirements(name):
 
 def shared_data():
     """What lies in share/vljepa_ros of a ROS installation, for the same place of a Python one."""
-    files = {}
+    files = {"share/vljepa_ros": ["package.xml"]}
     for top in ("config", "engines", "msg"):
         for file in sorted((ROOT / top).rglob("*")):
             if file.is_file():

@@ -31,6 +31,22 @@ def test_one_version() -> None:
     assert PACKAGE.findtext("version") == vljepa_ros.__version__
 
 
+def test_the_newest_section_of_the_changelog_is_this_version() -> None:
+    text = (ROOT / "CHANGELOG.rst").read_text()
+    sections = re.findall(r"^(\S+) \((\d{4}-\d\d-\d\d)\)\n(-+)$", text, re.M)
+    assert sections[0][0] == vljepa_ros.__version__
+    assert [date for _, date, _ in sections] == sorted((d for _, d, _ in sections), reverse=True)
+    for version, date, line in sections:
+        assert len(line) == len(f"{version} ({date})")
+
+
+def test_the_maintainers_address_is_in_no_reserved_domain() -> None:
+    for maintainer in PACKAGE.findall("maintainer"):
+        domain = maintainer.attrib["email"].partition("@")[2]
+        assert re.fullmatch(r"([\w-]+\.)+[a-z]+", domain)
+        assert domain.rpartition(".")[2] not in ("invalid", "example", "test", "localhost")
+
+
 def test_cmake_finds_what_the_package_depends_on() -> None:
     found = set(re.findall(r"^find_package\((\w+) REQUIRED\)", CMAKE, re.M))
     assert found == depends("buildtool_depend", "depend")

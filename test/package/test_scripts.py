@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,8 @@ def test_env_gives_rclpy_the_package_and_the_command(shell: str, tmp_path: Path)
     )
     env = {key: os.environ[key] for key in ("HOME", "ROS_HOME_DIR") if key in os.environ}
     result = run(shell, "-c", check, env={**env, "PATH": "/usr/local/bin:/usr/bin:/bin"})
-    assert result.stdout.splitlines() == ["Utterance", "vljepa_ros 0.1.0"], result.stderr
+    version = ElementTree.parse(ROOT / "package.xml").findtext("version")
+    assert result.stdout.splitlines() == ["Utterance", f"vljepa_ros {version}"], result.stderr
     assert result.stderr == ""
 
 
