@@ -124,6 +124,16 @@ def test_a_picture_of_thousands_of_scans_is_a_trap() -> None:
     assert "damaged" in refused(data[:first] + again * 5000 + b"\xff\xd9")
 
 
+@pytest.mark.parametrize(
+    "fill", [b"\xff", b"\0", b"\xff\0", b"\xff\xd0", b"\0\xff", b"\xff\xda\0\2"]
+)
+def test_half_a_megabyte_of_anything_takes_no_time(fill: bytes) -> None:
+    half = len(GOOD) // 2
+    for tail in (b"\x55" + GOOD[half:], b"\xff\xd9"):
+        refused(GOOD[:half] + fill * (2**19 // len(fill)) + tail)
+    refused(b"\xff\xd8" + fill * 2**18 + b"\0")
+
+
 def test_sides_that_no_picture_has_are_not_allocated() -> None:
     at = GOOD.index(b"\xff\xc0") + 5
     huge = GOOD[:at] + b"\xff\xf0\xff\xf0" + GOOD[at + 4 :]

@@ -24,7 +24,8 @@ _END, _SCAN_BEGINS = b"\xff\xd9", b"\xff\xda"
 _TABLES, _SCAN, _LAST = 0xC4, 0xDA, 0xD9
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = (0xC0, 0xC1)  # with Huffman codes
-_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # none of those that stand in a scan's data
+# No fill byte, nor what stands in a scan: of a run of 0xFF the last one begins the marker.
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _UNSUPPORTED = re.compile("[Uu]nsupported|subsampling")
 _COMPLETE = 2**64 - 1  # every coefficient of a block
 _MOST_SCANS = 500  # a picture has ten or so; a trap that takes hours has thousands
