@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +28,9 @@ def image_paths(folder: Path) -> list[Path]:
 
 
 def folder_pictures(
-    paths: Sequence[Path], levels: Levels, note: Note
+    paths: Sequence[Path], levels: Levels, note: Note, tell: Callable[[str], None] = log.warning
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place, RGB uint8 `[H, W, 3]`) of every image that can be decoded; warns of the others.
+    """(place, RGB uint8 `[H, W, 3]`) of every image that can be decoded; the others are told.
 
     `levels`, `note`: as for `to_rgb`.
     """
@@ -41,10 +41,10 @@ def folder_pictures(
         except (OSError, ValueError) as error:
             bad.append(f"{path.name}: {error}")
     if bad:
-        log.warning(
-            "%d of %d images of %s are left out; take them away or replace them. The first is %s",
-            len(bad), len(paths), paths[0].parent, bad[0],
-        )  # fmt: skip
+        tell(
+            f"{len(bad)} of {len(paths)} images of {paths[0].parent} are left out; take them away "
+            f"or replace them. The first is {bad[0]}"
+        )
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:

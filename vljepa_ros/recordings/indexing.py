@@ -63,7 +63,7 @@ class Recording:
         """Its frames; `levels`: as for `to_rgb`. Raises BagError, VideoError."""
         note = partial(left_out.note, str(self.path))
         if self.is_video:
-            source = VideoSource(self.path, levels=levels, note=note)
+            source = VideoSource(self.path, levels=levels, note=note, tell=left_out.say)
             return video_frames(source, self.cameras[""], self.start_ns)
         return bag_frames(self.path, self.cameras, left_out, levels, note)
 

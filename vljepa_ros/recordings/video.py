@@ -6,9 +6,10 @@ every run.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from vljepa_ros.stamps import SECOND_NS
 from .image_folder import IMAGES, folder_pictures, image_paths
 from .video_file import VideoError, VideoFile
 
+log = logging.getLogger(__name__)
+
 FOLDER_FPS = 10.0
 
 
@@ -29,9 +32,10 @@ class VideoSource:
 
     `source`: a path, `/dev/videoN` or a device number. `fps`: the rate of a folder of images
     (10 by default), or the mean rate at which a file is to be played. `levels`, `note`: of a
-    folder's images, as for `to_rgb`. A file or folder can be read any number of times. Attributes:
-    `fps` (mean; 0 where a file or device does not say), `size` (width, height) of the first
-    picture, `seconds` (its length, about; 0 where it does not say), `live`. Raises VideoError.
+    folder's images, as for `to_rgb`. `tell` is told what is left out of a file or folder, which
+    can be read any number of times. Attributes: `fps` (mean; 0 where a file or device does not
+    say), `size` (width, height) of the first picture, `seconds` (its length, about; 0 where it does
+    not say), `live`. Raises VideoError.
     """
 
     def __init__(
@@ -40,11 +44,12 @@ class VideoSource:
         fps: float | None = None,
         levels: Levels = FULL_RANGE,
         note: Note = ignore,
+        tell: Callable[[str], None] = log.warning,
     ) -> None:
         if fps is not None and not fps > 0:
             raise VideoError(f"The rate of {source} must be above 0 frames per second, not {fps}.")
         self.source = str(source)
-        self._reading = (levels, note)
+        self._reading, self._tell = (levels, note, tell), tell
         device = re.fullmatch(r"(?:/dev/video)?(\d+)", self.source)
         self.live = device is not None and not Path(self.source).is_file()
         self._capture: cv2.VideoCapture | None = None
@@ -112,7 +117,7 @@ class VideoSource:
                 f"No video '{path}'; give a video file, a folder of images, a device number or "
                 "/dev/videoN."
             )
-        self._file = VideoFile(path)
+        self._file = VideoFile(path, self._tell)
         if fps is not None and not self._file.fps:
             raise VideoError(f"{path} does not say its mean rate; play it at its own, without one.")
         self.fps = fps or self._file.fps

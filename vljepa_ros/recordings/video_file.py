@@ -7,7 +7,7 @@ picture that the decoder calls damaged is left out, counted and reported.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -39,11 +39,11 @@ class VideoFile:
 
     `fps`: its mean rate, 0 where it does not say; `seconds`: its length, 0 where it does not say;
     `size`: (width, height) of its first picture; `left_out`: how many pictures the newest
-    `pictures()` has left out.
+    `pictures()` has left out; `tell` is told of them.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, tell: Callable[[str], None] = log.warning) -> None:
+        self.path, self._tell = path, tell
         self.left_out = 0
         with self._open() as (container, stream):
             rate = float(stream.average_rate or 0)
@@ -71,16 +71,16 @@ class VideoFile:
                     yield at, picture
                 self.seconds = float(end)
                 if end + times.period < promised:
-                    log.warning(
-                        "%s ends early, at %.2f of %.2f s; it may be cut short.",
-                        self.path, end, promised,
-                    )  # fmt: skip
+                    self._tell(
+                        f"{self.path} ends early, at {float(end):.2f} of {float(promised):.2f} s; "
+                        "it may be cut short."
+                    )
             finally:
                 if self.left_out:
-                    log.warning(
-                        "%s: pictures that are damaged or step back in time were left out: %d.",
-                        self.path, self.left_out,
-                    )  # fmt: skip
+                    self._tell(
+                        f"{self.path}: pictures that are damaged or step back in time were left "
+                        f"out: {self.left_out}."
+                    )
 
     @contextmanager
     def _open(self) -> Iterator[tuple[InputContainer, VideoStream]]:

@@ -51,7 +51,7 @@ class Source:
         if self.topic:
             yield from bag_pictures(self.path, self.topic, left_out)
             return
-        for offset, picture in VideoSource(self.path).frames():
+        for offset, picture in VideoSource(self.path, tell=left_out.say).frames():
             yield offset / 1e9, picture
 
 
