@@ -16,6 +16,7 @@ TEST = Path(__file__).resolve().parent
 sys.path.insert(0, str(TEST / "support"))
 if importlib.util.find_spec("vljepa_ros") is None:
     sys.path.insert(0, str(TEST.parent))
+importlib.import_module("vljepa_ros")  # silences ONNX Runtime, before a test imports that itself
 
 # The same examples on every machine, and no verdict by the clock of a busy one.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
