@@ -70,19 +70,7 @@ def node(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """The perception node, fed by another process, and a decoder: losses, times, memory."""
-    set_fastdds()
-    os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))  # away from a live robot
-    try:
-        import rclpy
-        from rclpy.parameter import Parameter
-        from rclpy.signals import SignalHandlerOptions
-
-        from vljepa_ros.nodes.perception.node import PerceptionNode
-    except ImportError as error:
-        raise VLJepaError(
-            f"vljepa bench node needs ROS 2 and the built package ({error}): run "
-            "`. scripts/env.sh`, then try again."
-        ) from error
+    prepare_ros("node")
     if overload > 0:
         fps = overload / _step_seconds(bundle, backend, threads, cameras)
         if fps > MOST:
@@ -109,17 +97,48 @@ def node(
     with ExitStack() as ending:
         for child in filter(None, (publisher, rough_camera, decoder)):
             ending.callback(child.kill)
-        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-        ending.callback(rclpy.try_shutdown)
-        perception = PerceptionNode(
-            parameter_overrides=[Parameter(name, value=value) for name, value in values.items()]
-        )
-        ending.callback(Spinner(perception).end)
+        ending.callback(end_ros)
+        perception, spinner = open_perception(values)
+        ending.callback(spinner.end)
         report = _measure(perception, publisher, decoder, load, steps, stop)
     if as_json:
         console.print(json.dumps(report, indent=2))
     else:
         _print(report)
+
+
+def prepare_ros(command: str) -> None:
+    """Before children start: the environment of a graph of its own. VLJepaError without ROS."""
+    set_fastdds()
+    os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))  # away from a live robot
+    try:
+        import vljepa_ros.nodes.perception.node  # noqa: F401
+    except ImportError as error:
+        raise VLJepaError(
+            f"vljepa bench {command} needs ROS 2 and the built package ({error}): run "
+            "`. scripts/env.sh`, then try again."
+        ) from error
+
+
+def open_perception(values: dict[str, Any]) -> tuple[Any, Spinner]:
+    """A perception node with these parameters in this process, and what spins it."""
+    import rclpy
+    from rclpy.parameter import Parameter
+    from rclpy.signals import SignalHandlerOptions
+
+    from vljepa_ros.nodes.perception.node import PerceptionNode
+
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    given = [Parameter(name, value=value) for name, value in values.items()]
+    node = PerceptionNode(parameter_overrides=given)
+    return node, Spinner(node)
+
+
+def end_ros() -> None:
+    """End what `open_perception` began."""
+    import rclpy
+
+    rclpy.try_shutdown()
 
 
 def _start(module: str, *words: object) -> subprocess.Popen[bytes]:

@@ -7,7 +7,6 @@ decoder node are processes of their own.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,7 +18,9 @@ from rich.table import Table
 
 from vljepa_ros.console import console, notice
 from vljepa_ros.errors import VLJepaError
-from vljepa_ros.ros.process import Signals, Spinner, set_fastdds
+from vljepa_ros.ros.process import Signals
+
+from .node import end_ros, open_perception, prepare_ros
 
 WIDTH, HEIGHT = 640, 480
 MARGIN = 3.0  # milliseconds that an answer may take beside the predictor
@@ -40,40 +41,24 @@ def services(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Ask, classify and watch between processes while the stream runs: latencies and its rate."""
-    set_fastdds()
-    os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))  # away from a live robot
-    try:
-        import rclpy
-        from rclpy.parameter import Parameter
-        from rclpy.signals import SignalHandlerOptions
-
-        from vljepa_ros.nodes.perception.node import PerceptionNode
-    except ImportError as error:
-        raise VLJepaError(
-            f"vljepa bench services needs ROS 2 and the built package ({error}): run "
-            "`. scripts/env.sh`, then try again."
-        ) from error
+    prepare_ros("services")
     _start("vljepa_ros.bench.publisher", WIDTH, HEIGHT, fps, LONGEST, "camera")
     _start(
         "vljepa_ros.nodes.decoder_node", "--ros-args", "-p", f"bundle:={bundle}",
         "-p", f"backend:={backend}", "-p", f"threads:={threads}",
     )  # fmt: skip
     Signals().on_stop(_kill)  # what waits for a child then fails
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     values = {
         "bundle": bundle, "backend": backend, "threads": threads, "rate": rate,
         "gate_threshold": 0.0,  # off: every step is encoded
     }  # fmt: skip
-    perception = PerceptionNode(
-        parameter_overrides=[Parameter(name, value=value) for name, value in values.items()]
-    )
-    spinner = Spinner(perception)
+    perception, spinner = open_perception(values)
     try:
         report = _Bench(perception, seconds).report(asks, callers, watches)
     finally:
         _kill()
         spinner.end()
-        rclpy.try_shutdown()
+        end_ros()
     report = {"camera_fps": fps, **report}
     if as_json:
         console.print(json.dumps(report, indent=2))

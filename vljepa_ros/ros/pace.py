@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock
 from rclpy.task import Future
 from rclpy.timer import Timer
@@ -25,31 +24,14 @@ LONGEST = 0.025  # seconds between two answers
 
 
 class Host(Protocol):
-    """What answers need of the node that gives them."""
+    """What answers need of the node that gives them (`ros.lifecycle.ModelNode`)."""
 
-    @property
-    def steady(self) -> Clock:
-        """A clock that nobody sets."""
-        ...
+    steady: Clock
+    waiting_services: Any
+    create_timer: Callable[..., Timer]
+    destroy_timer: Callable[[Timer], Any]
 
-    @property
-    def waiting_services(self) -> CallbackGroup:
-        """The callback group of what may wait."""
-        ...
-
-    def promise(self) -> Future:
-        """A future to be awaited in a callback."""
-        ...
-
-    def create_timer(
-        self, seconds: float, callback: Callable[[], None], group: CallbackGroup, clock: Clock, /
-    ) -> Timer:
-        """A timer of the node."""
-        ...
-
-    def destroy_timer(self, timer: Timer, /) -> Any:
-        """Take a timer back."""
-        ...
+    def promise(self) -> Future: ...
 
 
 class Pace:
