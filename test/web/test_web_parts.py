@@ -82,6 +82,7 @@ def test_a_request_is_read(fields: dict[str, Any], request_: Any) -> None:
         ('{"id": 7, "type": "watch", "text": "a", "threshold": NaN}', "in 0..1", 7),
         ('{"id": 7, "type": "watch", "text": "a", "threshold": "1"}', "in 0..1", 7),
         ('{"id": 7, "type": "unwatch"}', "'watch' must be a whole number", 7),
+        ('{"id": 7, "type": "view", "camera": "a b"}', "is not a name for a camera", 7),
         ('{"id": 7, "type": "recall", "text": "a", "limit": 25}', "in 1..24", 7),
         ('{"id": 7, "type": "recall", "text": "a", "limit": 1.5}', "a whole number", 7),
     ],

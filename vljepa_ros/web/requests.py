@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vljepa_ros.errors import VLJepaError
+from vljepa_ros.ros.names import check_camera
 
 MESSAGE = 16 * 1024  # bytes
 TEXT = 500  # characters of a question, a condition or a search
@@ -118,7 +119,7 @@ def parse(message: str) -> Request:
         raise RequestError(f"The request's 'type' must be one of {', '.join(_READERS)}.", id)
     try:
         return read(id, data)
-    except RequestError as error:
+    except VLJepaError as error:
         raise RequestError(str(error), id) from None
 
 
@@ -149,7 +150,10 @@ def _recall(id: int, data: dict[str, Any]) -> Recall:
 
 
 def _view(id: int, data: dict[str, Any]) -> View:
-    return View(id, _camera(data))
+    camera = _camera(data)
+    if camera:  # it becomes part of a topic's name
+        check_camera("'camera'", camera)
+    return View(id, camera)
 
 
 _READERS: dict[str, Callable[[int, dict[str, Any]], Request]] = {
