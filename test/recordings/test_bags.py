@@ -404,6 +404,30 @@ def test_messages_of_a_newer_type_are_read_by_the_bags_own_definition(
 
 
 @pytest.mark.parametrize(
+    ("part", "damaged"),
+    [
+        ("std_msgs/Header header", "svd_msgs/Header header"), ("int32 sec", "int32 sek"),
+        ("uint32 height", "uint32 heighd"), ("uint32 step", "uint33 step"), ("string", "strin\n"),
+    ],
+)  # fmt: skip
+def test_a_damaged_definition_costs_nothing(part: str, damaged: str, tmp_path: Path) -> None:
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        connection = writer.add_connection(TOPIC, RAW, typestore=TYPES)
+        message = image_message(RAW, BEGIN, picture(0))
+        writer.write(connection, BEGIN, TYPES.serialize_cdr(message, RAW))
+    database = sqlite3.connect(storage(tmp_path / "bag"))
+    change = "update message_definitions set encoded_message_definition = ?"
+    (text,) = database.execute(
+        "select encoded_message_definition from message_definitions"
+    ).fetchone()
+    assert part in text
+    database.execute(change, (text.replace(part, damaged),))
+    database.commit()
+    database.close()
+    assert read(tmp_path / "bag")[0] == [0]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("a.db3", b"", "it is empty"), ("a.mcap", b"", "it is empty"),

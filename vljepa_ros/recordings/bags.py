@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,12 +116,9 @@ def bag_images(path: Path, topics: Sequence[str], left_out: LeftOut) -> Iterator
     jumps: dict[str, list[int]] = {}
     try:
         for message in _in_order(bag_messages(path, wanted, left_out.say)):
-            topic, log_ns, data = message
+            topic = message.topic
             try:
-                read = _deserialized(topic, data)
-                image = BagImage(
-                    topic.name, to_ns(read.header.stamp), read.header.frame_id, log_ns, read
-                )
+                image = _image(message)
             except Exception as error:  # of bytes that may be anything
                 left_out.image(f"on {topic.name} in {path} left out", f"{reason_of(error)}.")
                 continue
@@ -190,16 +188,25 @@ def _in_order(messages: Iterable[Message]) -> Iterator[Message]:
         yield heapq.heappop(held)[2]
 
 
-def _deserialized(topic: Topic, data: bytes) -> Any:
-    """The message; any exception where the data are not one."""
+def _image(message: Message) -> BagImage:
+    """The image in a message; any exception where the data are not one."""
+    topic, log_ns, data = message
     if data.startswith(ZSTD):  # recorded with --compression-mode message; CDR begins with a zero
         data = decompressed("zstd", data)
-    return _types(topic.type, topic.definition).deserialize_cdr(data, topic.type)
+    refusals: list[Exception] = []
+    for types in _types(topic.type, topic.definition):
+        try:
+            read = types.deserialize_cdr(data, topic.type)
+            header = read.header
+            return BagImage(topic.name, to_ns(header.stamp), header.frame_id, log_ns, read)
+        except Exception as error:  # of bytes that may be anything
+            refusals.append(error)
+    raise refusals[-1]
 
 
 @cache
-def _types(kind: str, definition: str) -> Any:
-    """The types to read with: the bag's own definition of this one, Humble's without a good one."""
+def _types(kind: str, definition: str) -> list[Any]:
+    """The types to read with: the bag's own definition, and Humble's, should it be damaged."""
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
     known = get_typestore(Stores.ROS2_HUMBLE)
@@ -208,11 +215,9 @@ def _types(kind: str, definition: str) -> Any:
         return {name for name, _ in types.fielddefs[kind][1]}
 
     if definition:
-        try:
-            types = get_typestore(Stores.EMPTY)
-            types.register(get_types_from_msg(definition, kind))
-            if fields(known) <= fields(types):
-                return types
-        except Exception:  # a definition that is damaged
-            pass
-    return known
+        with suppress(Exception):  # of a text that may be anything
+            own = get_typestore(Stores.EMPTY)
+            own.register(get_types_from_msg(definition, kind))
+            if fields(known) <= fields(own):
+                return [own, known]
+    return [known]
