@@ -52,6 +52,13 @@ def test_cmake_finds_what_the_package_depends_on() -> None:
     assert found == depends("buildtool_depend", "depend")
 
 
+def test_colcon_tests_rooms_that_are_there() -> None:
+    match = re.search(r"foreach\(room (.*)\)", (ROOT / "cmake" / "testing.cmake").read_text())
+    assert match is not None
+    assert {"bundle", "nodes"} < set(match[1].split())
+    assert all((ROOT / "test" / room).is_dir() for room in match[1].split())
+
+
 def test_the_package_is_an_interface_package_built_by_ament_cmake() -> None:
     assert PACKAGE.findtext("export/build_type") == "ament_cmake"
     assert depends("member_of_group") == {"rosidl_interface_packages"}

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("setup", "demo", "test", "env.sh", "find_ros")
@@ -33,6 +34,17 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> Result:
 def test_bash_reads_it(script: str) -> None:
     assert run("bash", "-n", ROOT / script).stderr == ""
     assert script.endswith(".sh") or os.access(ROOT / script, os.X_OK)
+
+
+def test_hooks_and_workflow_run_the_checks_of_scripts_test() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    script = (ROOT / "scripts" / "test").read_text()
+    for hook in hooks:
+        command = hook["entry"].removeprefix(".venv/bin/").split(" --force")[0]
+        assert f"\n  {command} " in script
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    assert jobs["test"]["steps"][-1] == {"run": "scripts/test"}
+    assert "colcon build" in str(jobs["build"]["steps"])
 
 
 def test_ci_runs_the_tests_and_nothing_else() -> None:
