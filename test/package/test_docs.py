@@ -1,0 +1,39 @@
+"""Every page is found from the README, and links between pages lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def linked(page: Path) -> set[tuple[Path, str]]:
+    """File and anchor of the links of a page that stay in the repository."""
+    found = set()
+    for link in LINK.findall(page.read_text("utf-8")):
+        if not re.match(r"https?:", link):
+            name, _, anchor = link.partition("#")
+            found.add(((page.parent / name).resolve() if name else page, anchor))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for file, anchor in linked(page):
+        assert file.exists(), file
+        assert not anchor or anchor in anchors(file), f"{file}#{anchor}"
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    assert {file for file, _ in linked(PAGES[0])} >= set(PAGES[1:])
