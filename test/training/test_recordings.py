@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import video_files as support
 
 pytest.importorskip("torch", reason="torch is not installed: pip install vljepa_ros[train]")
 rosbag2 = pytest.importorskip(
@@ -20,15 +21,8 @@ from rosbags.typesys import Stores, get_typestore  # noqa: E402
 from vljepa_ros.bundle.spec import ClipSpec  # noqa: E402
 from vljepa_ros.recordings.bags import BagError, bag_info, bag_pictures  # noqa: E402
 from vljepa_ros.recordings.left_out import LeftOut  # noqa: E402
-from vljepa_ros.training.recordings import (  # noqa: E402
-    Line,
-    RecordedClips,
-    Recordings,
-    RecordingsError,
-    Source,
-    read_lines,
-    split,
-)
+from vljepa_ros.training.lines import Line, RecordingsError, Source, read_lines  # noqa: E402
+from vljepa_ros.training.recordings import RecordedClips, Recordings, split  # noqa: E402
 
 CLIP = ClipSpec(frames=4, image_size=16, tubelet=2, sample_rate=4.0)  # spans 0.75 s
 FPS = 10
@@ -52,10 +46,17 @@ def write_video(path: Path, pictures: int = 25) -> Path:
     return path
 
 
-def write_bag(path: Path, plugin: Any, topics: dict[str, str], stamped: bool = True) -> Path:
+def write_bag(
+    path: Path,
+    plugin: Any,
+    topics: dict[str, str],
+    stamped: bool = True,
+    damaged: int | None = None,
+) -> Path:
     """A bag with 25 pictures on every topic (name: "raw" or "compressed") and one text topic.
 
-    Header stamps begin at 100.5 s and rise by 0.1 s; the bag's own times are 7 s later.
+    Header stamps begin at 100.5 s and rise by 0.1 s; the bag's own times are 7 s later. `damaged`:
+    the number of a compressed picture whose bytes are none.
     """
     types = get_typestore(Stores.ROS2_HUMBLE)
     Stamp, Header, Raw, Compressed, Text = (
@@ -79,11 +80,15 @@ def write_bag(path: Path, plugin: Any, topics: dict[str, str], stamped: bool = T
                 message = (
                     Raw(header, 24, 32, "rgb8", 0, 96, rgb.ravel())
                     if kind == "raw"
-                    else Compressed(header, "png", cv2.imencode(".png", rgb)[1].ravel())
+                    else Compressed(header, "png", png(rgb)[: 20 if step == damaged else None])
                 )
                 data = types.serialize_cdr(message, used.__msgtype__)
                 bag.write(connection, ns + 7 * 10**9, data)
     return path
+
+
+def png(rgb: np.ndarray) -> np.ndarray:
+    return cv2.imencode(".png", rgb)[1].ravel()
 
 
 PLUGINS = list(rosbag2.StoragePlugin)
@@ -216,6 +221,73 @@ def test_bad_pictures_of_a_bag_are_said_and_the_others_learnt_from(tmp_path: Pat
         load(tmp_path, row(video=None, bag="bag", end=9))
     late, *why = str(refusal.value).splitlines()
     assert ":1: 'end' is 9, and bag lasts 2.50 s." in late and sorted(why) == [bad, unstamped]
+
+
+VARYING = [0, 33, 66, 100, 2000, 2033, 9000, 9066, 60000, 60033]  # ms
+
+
+def varying(folder: Path) -> str:
+    """A video of varying rate; its name."""
+    support.write_video(folder / "varying.mp4", VARYING)
+    return "varying.mp4"
+
+
+def test_clips_of_a_varying_rate_show_what_stood_at_their_times(folder: Path):
+    recordings = load(folder, row(video=varying(folder), start=1.5, end=2.5))
+    line = recordings.lines[0]
+    assert steps(recordings.cut(line, 16)) == [3, 3, 3, 4]  # 1.25, 1.5, 1.75 and 2 s
+    assert steps(recordings.cut(line, 20)) == [3, 4, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "said"),
+    [
+        (10, 20, "shows no new picture from 10 to 20 s, but at 9.066 s and then at 60.000 s."),
+        (0.01, 0.03, "from 0.01 to 0.03 s, but at 0.000 s and then at 0.033 s."),
+        (60.04, 60.1, "from 60.04 to 60.1 s, but at 60.033 s."),
+        (61, 62, "'end' is 62, and varying.mp4 lasts 60."),
+    ],
+)
+def test_a_time_without_a_picture_is_refused(folder: Path, start: float, end: float, said: str):
+    good, bad = row(end=2), row(video=varying(folder), start=start, end=end)
+    with pytest.raises(RecordingsError) as refusal:
+        load(folder, good, bad, row(video="varying.mp4", start=8, end=9))
+    assert "lines.jsonl:2: " in str(refusal.value) and said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_all_that_is_wrong_is_said_in_one_pass(folder: Path):
+    (folder / "cut.mp4").write_bytes((folder / "a.mp4").read_bytes()[:900])
+    bad = [
+        row(video="absent.mp4"), row(video="cut.mp4"), row(video="cut.mp4", start=0.5),
+        row(video=varying(folder), start=10, end=20), "{not json", row(end=1e7),
+    ]  # fmt: skip
+    file = jsonl(folder, row(), *bad, row())
+    problems: dict[int, str] = {}
+    lines = read_lines(file, QUERY, problems)
+    with pytest.raises(RecordingsError) as refusal:
+        Recordings(file, lines, CLIP, problems)
+    said = str(refusal.value).split("\n")
+    assert [line.split(":")[1] for line in said] == ["2", "3", "4", "5", "6", "7"]
+
+
+@pytest.mark.parametrize("kind", ["video", "bag"])
+def test_a_damaged_picture_in_a_recording_is_left_out(folder: Path, kind: str):
+    """A clip shows the picture before it instead, and the user is told once."""
+    path = folder / f"damaged_{kind}.avi"
+    if kind == "video":
+        support.write_video(path, range(0, 2500, 100), "mjpeg", "yuvj420p")
+        position, size = support.packets(path)[6]
+        content = bytearray(path.read_bytes())
+        content[position : position + size] = bytes(size)
+        path.write_bytes(content)
+    else:
+        write_bag(path, PLUGINS[0], {"/front": "compressed"}, damaged=6)
+    recordings = load(folder, row(**{"video": None, kind: path.name}, start=0.5, end=1.5))
+    line = recordings.lines[0]
+    assert steps(recordings.cut(line, 9)) == [3, 5, 8, 11]
+    assert steps(recordings.cut(line, 11)) == [5, 8, 11, 13]  # 6 would stand at 0.625 s
+    assert [path.name in one and "1" in one for one in recordings.left_out] == [True]
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.name.lower())

@@ -31,16 +31,9 @@ from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.config import CONFIG, VLJepaConfig
 
 from .base import BASE, RECIPE, WEIGHTS, Base, load_base, resized
+from .lines import Line, read_lines
 from .precision import precision
-from .recordings import (  # fmt: skip
-    Line,
-    RecordedClips,
-    Recordings,
-    item,
-    meaning,
-    read_lines,
-    split,
-)
+from .recordings import RecordedClips, Recordings, item, meaning, split
 from .retrieval_stop import MONITOR, by_query, stop_on_retrieval
 from .stages import DecoderStage, JointStage
 from .texts import Sentences
@@ -81,10 +74,11 @@ def finetune(
     base = replace(base, model=model)
     if model.y_decoder is None:
         raise VLJepaError(f"{source} has no Y-decoder, and fine-tuning teaches it new sentences.")
-    lines = read_lines(file, model.config.default_query)
+    problems: dict[int, str] = {}
+    lines = read_lines(file, model.config.default_query, problems)
+    recordings = Recordings(file, lines, clip_of(model.config), problems)
     learnt, held = split(lines, recipe.seed)
     _begin(out, file, base, recipe)
-    recordings = Recordings(file, lines, clip_of(model.config))
     for sentence in recordings.left_out:
         say(sentence)
     say(summary(recordings, learnt, held))

@@ -1,16 +1,16 @@
-"""A user's own recordings: the lines that describe them, and the clips that they hold.
+"""A user's own recordings: the clips that the lines which describe them hold.
 
-Invariant: every problem of every line is reported at once, as file:line and what to do; a frame of
-a clip is the picture that the camera had shown last by that time, so a clip is a function of the
-recording and its time alone.
+Invariant: a frame of a clip is the picture that the camera had shown last by that time, so a clip
+is a function of the recording and its time alone; a line in whose time the camera showed nothing
+new is refused.
 """
 
 from __future__ import annotations
 
-import json
 import math
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,148 +21,19 @@ from torch.utils.data import IterableDataset
 from vljepa_ros.bundle.spec import ClipSpec
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.preprocess import prepare
-from vljepa_ros.recordings.bags import bag_info, bag_pictures
+from vljepa_ros.recordings.bags import bag_pictures
 from vljepa_ros.recordings.left_out import LeftOut
 from vljepa_ros.recordings.video import VideoSource
 from vljepa_ros.tabletop.clips import View, augment
+
+from .lines import Line, RecordingsError, Source, refuse
 
 FINER = 2  # pictures kept for one frame of a clip, so that clips may begin in between
 HELD_OUT = 5  # one part in so many
 RECORDINGS = 5  # from so many on, whole recordings are held out
 LOOKS = 3  # clips that a held-out line is judged by
 ENDS_LATE = 0.1  # s that an `end` may lie behind the last picture
-KEYS = {"video": str, "bag": str, "topic": str, "start": float, "end": float, "query": str,
-        "answer": str}  # fmt: skip
-
-
-class RecordingsError(VLJepaError):
-    """Lines of a file of recordings that cannot be used."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One camera of one recording: a video (no topic) or a bag."""
-
-    path: Path
-    topic: str = ""
-
-    def pictures(self, left_out: LeftOut) -> Iterator[tuple[float, np.ndarray]]:
-        """(seconds from the start, RGB uint8 `[H, W, 3]`), times rising."""
-        if self.topic:
-            yield from bag_pictures(self.path, self.topic, left_out)
-            return
-        for offset, picture in VideoSource(self.path, tell=left_out.say).frames():
-            yield offset / 1e9, picture
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line: from `start` to `end`, in seconds, `answer` is the answer to `query`."""
-
-    number: int
-    source: Source
-    start: float
-    end: float
-    query: str
-    answer: str
-
-    @property
-    def asked(self) -> tuple[str, str]:
-        """Query and answer."""
-        return self.query, self.answer
-
-
-def read_lines(file: Path, default_query: str) -> list[Line]:
-    """The lines of a JSONL file; paths in it are relative to its folder. Raises RecordingsError."""
-    try:
-        rows = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordingsError(f"{file} cannot be read ({error}); give a JSONL file.") from error
-    lines, problems = [], []
-    topics = _Topics()
-    for number, row in enumerate(rows, 1):
-        if not row.strip():
-            continue
-        try:
-            lines.append(_line(number, row, file.parent, default_query, topics))
-        except VLJepaError as error:
-            problems.append(f"{file}:{number}: {error}")
-    if problems:
-        raise RecordingsError("\n".join(problems))
-    if not lines:
-        raise RecordingsError(
-            f'{file} holds no lines; write one a segment: {{"video": "a.mp4", "start": 0, '
-            '"end": 2.5, "answer": "the door opens"}.'
-        )
-    return lines
-
-
-class _Topics:
-    """The image topics of every bag, looked up once."""
-
-    def __init__(self) -> None:
-        self.known: dict[Path, list[str]] = {}
-
-    def of(self, path: Path) -> list[str]:
-        if path not in self.known:
-            self.known[path] = bag_info(path).image_topics
-        return self.known[path]
-
-
-def _line(number: int, row: str, folder: Path, default_query: str, topics: _Topics) -> Line:
-    values = _values(row)
-    if ("video" in values) == ("bag" in values):
-        raise RecordingsError("give either 'video' or 'bag'.")
-    kind = "video" if "video" in values else "bag"
-    path = folder / Path(values[kind]).expanduser()
-    if not path.exists():
-        raise RecordingsError(f"there is no {kind} {path}; paths are relative to this file.")
-    if kind == "video" and "topic" in values:
-        raise RecordingsError("a video has no 'topic'; take it away, or give 'bag'.")
-    topic = _topic(path, values.get("topic"), topics) if kind == "bag" else ""
-    for key in ("start", "end", "answer"):
-        if key not in values:
-            raise RecordingsError(f"'{key}' is missing.")
-    start, end = float(values["start"]), float(values["end"])
-    if not (math.isfinite(end) and 0 <= start < end):
-        raise RecordingsError(
-            f"'start' ({start:g}) must be 0 or more and below 'end' ({end:g}); both are seconds "
-            "from the start of the recording."
-        )
-    query = values.get("query", default_query).strip()
-    answer = " ".join(values["answer"].split())
-    for key, text in (("query", query), ("answer", answer)):
-        if not text:
-            raise RecordingsError(f"'{key}' is empty; say it in words.")
-    return Line(number, Source(path.resolve(), topic), start, end, query, answer)
-
-
-def _values(row: str) -> dict[str, Any]:
-    try:
-        values = json.loads(row)
-    except json.JSONDecodeError as error:
-        raise RecordingsError(f"not JSON ({error}); write one object a line.") from error
-    if not isinstance(values, dict):
-        raise RecordingsError("not a JSON object; write one object a line.")
-    unknown = sorted(values.keys() - KEYS)
-    if unknown:
-        raise RecordingsError(f"unknown key '{unknown[0]}'; keys are {', '.join(KEYS)}.")
-    for key, value in values.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (number if KEYS[key] is float else isinstance(value, str)):
-            kind = "a number" if KEYS[key] is float else "a text"
-            raise RecordingsError(f"'{key}' must be {kind}, not {json.dumps(value)}.")
-    return values
-
-
-def _topic(path: Path, topic: str | None, topics: _Topics) -> str:
-    there = topics.of(path)
-    if topic is None and len(there) == 1:
-        return there[0]
-    if topic in there:
-        return str(topic)
-    said = "'topic' is missing" if topic is None else f"there are no images on '{topic}'"
-    raise RecordingsError(f"{said}; {path.name} has images on {', '.join(there)}.")
+EQUAL = 1e-6  # s by which times that are equal may differ
 
 
 @dataclass
@@ -177,9 +48,19 @@ class Frames:
 
 
 class Recordings:
-    """All lines with their frames in memory. Raises RecordingsError where one cannot be cut."""
+    """All lines with their frames in memory.
 
-    def __init__(self, file: Path, lines: Sequence[Line], clip: ClipSpec) -> None:
+    `problems`: what is known to be wrong with other lines of `file`. Raises RecordingsError with
+    these and with every line whose clips cannot be cut.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        lines: Sequence[Line],
+        clip: ClipSpec,
+        problems: Mapping[int, str] | None = None,
+    ) -> None:
         self.lines, self.clip = list(lines), clip
         self.rate = FINER * clip.sample_rate  # of the grid
         self.span = clip.span_ns / 1e9
@@ -188,61 +69,66 @@ class Recordings:
         by_source = defaultdict(list)
         for line in self.lines:
             by_source[line.source].append(line)
-        problems: dict[int, str] = {}
+        found = dict(problems or {})
         for source, its in by_source.items():
             try:
-                self.frames[source], seconds = self._read(source, its)
+                self.frames[source], times, seconds = self._read(source, its)
             except VLJepaError as error:
-                problems[its[0].number] = str(error)
+                found.update(dict.fromkeys((line.number for line in its), str(error)))
                 continue
             for line in its:
-                if line.end > seconds + ENDS_LATE:
-                    problems[line.number] = (
-                        f"'end' is {line.end:g}, and {source.path.name} lasts {seconds:.2f} s."
-                    )
-        if problems:
-            said = (f"{file}:{number}: {text}" for number, text in sorted(problems.items()))
-            raise RecordingsError("\n".join([*said, *self.left_out]))
+                if problem := _problem(line, times, seconds):
+                    found[line.number] = problem
+        refuse(file, found, self.left_out)
 
-    def _read(self, source: Source, lines: Sequence[Line]) -> tuple[Frames, float]:
-        """The frames that `lines` need, and the length of the recording in seconds."""
+    def _read(self, source: Source, lines: Sequence[Line]) -> tuple[Frames, list[float], float]:
+        """The frames that `lines` need, the times of the pictures, the length in seconds.
+
+        What lies behind the last line is not looked at; the length is then infinite.
+        """
         needed = self._needed(lines)
-        frames, position, left_out = Frames(), 0, LeftOut()
+        wanted = next(needed, None)
+        behind = max(line.end for line in lines) + EQUAL
+        frames, times, left_out = Frames(), list[float](), LeftOut()
         shown: np.ndarray | None = None
-        last = period = 0.0
 
         def take(until: float) -> None:
             """Give the picture that is shown now to the needed times before `until`."""
-            nonlocal position
-            begin = position
-            while position < len(needed) and needed[position] / self.rate < until - 1e-6:
-                frames.row[needed[position]] = len(frames.pictures)
-                position += 1
-            if position > begin and shown is not None:
+            nonlocal wanted
+            before = wanted
+            while wanted is not None and wanted / self.rate < until - EQUAL:
+                frames.row[wanted] = len(frames.pictures)
+                wanted = next(needed, None)
+            if wanted != before and shown is not None:
                 frames.pictures.append(prepare(shown, self.clip.image_size))
 
-        for at, picture in source.pictures(left_out):
+        video = None if source.topic else VideoSource(source.path, tell=left_out.say)
+        for at, picture in (
+            _timed(video) if video else bag_pictures(source.path, source.topic, left_out)
+        ):
             if shown is not None:
                 take(at)
-                period = at - last
-            shown, last = picture, at
-            if position == len(needed):
-                last = math.inf  # longer than any line: the rest is not looked at
+            shown = picture
+            times.append(at)
+            if wanted is None and at > behind:
+                seconds = math.inf
                 break
-        if shown is None:
-            why = "; ".join(left_out.sentences()) or "there are none."
-            raise RecordingsError(f"{source.path} gives no pictures on {source.topic}: {why}")
-        take(math.inf)
+        else:
+            if shown is None:
+                why = "; ".join(left_out.sentences()) or "there are none."
+                raise RecordingsError(f"{source.path} gives no pictures on {source.topic}: {why}")
+            seconds = video.seconds if video else 2 * times[-1] - times[max(0, len(times) - 2)]
+            take(seconds + ENDS_LATE + 2 * EQUAL)
         self.left_out += left_out.sentences()
-        return frames, last + period
+        return frames, times, seconds
 
-    def _needed(self, lines: Iterable[Line]) -> list[int]:
+    def _needed(self, lines: Iterable[Line]) -> Iterator[int]:
         """The grid times of all clips of `lines`, rising."""
-        needed: set[int] = set()
-        for line in lines:
-            newest = self.newest(line)
-            needed.update(range(self._grid(newest[0])[0], newest[-1] + 1))
-        return sorted(needed)
+        spans = [(self._grid(newest[0])[0], newest[-1]) for newest in map(self.newest, lines)]
+        following = 0
+        for first, last in sorted(spans):
+            yield from range(max(first, following), last + 1)
+            following = max(following, last + 1)
 
     def newest(self, line: Line) -> range:
         """The grid times at which a clip of `line` may end.
@@ -273,6 +159,26 @@ class Recordings:
         """Memory that the frames take."""
         pictures = (p for frames in self.frames.values() for p in frames.pictures)
         return sum(p.nbytes for p in pictures) / 1e6
+
+
+def _timed(video: VideoSource) -> Iterator[tuple[float, np.ndarray]]:
+    """(seconds from the start, RGB uint8 `[H, W, 3]`) of the pictures of a video."""
+    return ((offset / 1e9, picture) for offset, picture in video.frames())
+
+
+def _problem(line: Line, times: Sequence[float], seconds: float) -> str:
+    """Why `line` has no clips in a recording of `seconds` with pictures at `times`, or ""."""
+    name = line.source.path.name
+    if line.end > seconds + ENDS_LATE:
+        return f"'end' is {line.end:g}, and {name} lasts {seconds:.2f} s."
+    following = bisect_left(times, line.start - EQUAL)
+    if following < len(times) and times[following] <= line.end + EQUAL:
+        return ""
+    there = [f"{at:.3f} s" for at in times[max(0, following - 1) : following + 1]]
+    return (
+        f"{name} shows no new picture from {line.start:g} to {line.end:g} s, but at "
+        f"{' and then at '.join(there)}."
+    )
 
 
 def split(lines: Sequence[Line], seed: int) -> tuple[list[Line], list[Line]]:

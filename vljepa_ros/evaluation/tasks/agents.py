@@ -20,6 +20,7 @@ from vljepa_ros.memory.recorder import Recorder
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.recordings import offline
+from vljepa_ros.recordings.json_lines import json_lines
 from vljepa_ros.recordings.video import VideoSource
 from vljepa_ros.stamps import SECOND_NS
 from vljepa_ros.tabletop import language, store
@@ -45,7 +46,7 @@ class Watched:
 def judge_agents(model: Runtime, video: Path) -> dict[str, Any]:
     """Questions, recall and watches on a video with its truth (.json) and questions (.jsonl)."""
     events = json.loads(video.with_suffix(".json").read_text())["events"]
-    asked = [json.loads(line) for line in video.with_suffix(".jsonl").read_text().splitlines()]
+    asked = [json.loads(row) for _, row in json_lines(video.with_suffix(".jsonl"))]
     perceiver = Perceiver(model, [CAMERA], Settings())
     moments: list[Moment] = []
     recorder = Recorder("", moments.append, lambda *_: None)
