@@ -15,6 +15,7 @@ import numpy as np
 
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.store import Found
+from vljepa_ros.perception.compressed import compressed_to_rgb
 
 from ..times import clock
 
@@ -81,10 +82,10 @@ def _draw_cell(cell: np.ndarray, rank: int, found: Found) -> None:
 
 
 def _picture(jpeg: bytes) -> np.ndarray | None:
-    """The thumbnail, BGR, as large as fits; None where there is none."""
-    data = np.frombuffer(jpeg, np.uint8)
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if picture is None:
+    """The thumbnail, BGR, as large as fits; None where there is none that is whole."""
+    try:
+        picture = cv2.cvtColor(compressed_to_rgb("jpeg", jpeg), cv2.COLOR_RGB2BGR)
+    except ValueError:
         return None
     height, width = picture.shape[:2]
     scale = min(WIDTH / width, HEIGHT / height)
