@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import ast
 import subprocess
-import sys
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from blocked import run_without
 
 import vljepa_ros
 
 PACKAGE = Path(vljepa_ros.__file__ or "").parent
-
-BLOCKER = """
-import importlib, sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
-
-sys.meta_path.insert(0, Blocker())
-for module in {modules!r}:
-    importlib.import_module(module)
-"""
 
 
 def modules(part: str) -> list[str]:
@@ -42,11 +29,8 @@ def modules(part: str) -> list[str]:
 
 def import_without(blocked: tuple[str, ...], names: list[str]) -> subprocess.CompletedProcess[str]:
     """Import modules in a fresh process in which the blocked packages do not exist."""
-    code = BLOCKER.format(blocked=blocked, modules=names)
-    return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    code = "import importlib\n" + "".join(f"importlib.import_module({n!r})\n" for n in names)
+    return run_without(blocked, code)
 
 
 def present(*parts: str) -> list[str]:
@@ -75,6 +59,13 @@ def test_model_and_training_import_without_ros() -> None:
             for m in modules(part)
         ],
     )
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_what_simulates_needs_the_simulator() -> None:
+    pytest.importorskip("torch", reason="torch is not installed: pip install vljepa_ros[train]")
+    found = [m for part in ("tabletop", "evaluation", "training") for m in modules(part)]
+    done = import_without(("mujoco",), [m for m in found if ".tabletop.sim" not in m])
     assert done.returncode == 0, done.stderr
 
 

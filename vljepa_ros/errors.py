@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class VLJepaError(Exception):
     """What was wrong, with which file, topic or parameter, and what to do about it."""
@@ -33,3 +36,15 @@ class TensorsLostError(EngineError):
 
 class StoreError(VLJepaError):
     """A moment store cannot be opened, read or written, or was given what it does not take."""
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Around imports: VLJepaError where a package of this extra is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise VLJepaError(
+            f"this command needs the package '{error.name}': install vljepa_ros with "
+            f"pip install '.[{extra}]' in a Python environment of your own."
+        ) from error

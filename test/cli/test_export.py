@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from vljepa_ros.cli.app import app
-from vljepa_ros.cli.train import export as command
 from vljepa_ros.errors import VLJepaError
+from vljepa_ros.model.export import public
 from vljepa_ros.training import finetune_export, release
 from vljepa_ros.training.base import BASE
 
@@ -55,7 +55,6 @@ def test_precision_and_variants_are_handed_on(
 def test_a_public_checkpoint_is_kept_in_the_precision_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    public = command._public()
     kept = []
     monkeypatch.setattr(public, "load_open_vljepa", lambda *folders: "loaded")
     monkeypatch.setattr(

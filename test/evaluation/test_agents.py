@@ -14,7 +14,8 @@ from vljepa_ros.memory.moment import Moment
 from vljepa_ros.stamps import SECOND_NS
 from vljepa_ros.tabletop import language
 from vljepa_ros.tabletop.choices import CANDIDATES, TYPES
-from vljepa_ros.tabletop.stream import stream_questions
+from vljepa_ros.tabletop.sim.episode import begin, play
+from vljepa_ros.tabletop.sim.video import SHIPPED, SHIPPED_SECONDS, questions
 
 VIDEO = Path(__file__).parents[2] / "videos" / "tabletop.mp4"
 TEXTS = list(language.canonical())
@@ -79,7 +80,11 @@ def test_the_shipped_questions_are_those_of_the_shipped_stream() -> None:
     """The simulation of the video's seed gives them again, and the same events."""
     truth = json.loads(VIDEO.with_suffix(".json").read_text())
     shipped = [json.loads(line) for line in VIDEO.with_suffix(".jsonl").read_text().splitlines()]
-    assert shipped == stream_questions(truth["seed"], truth["seconds"])
+    world = begin(truth["seed"])
+    for _ in play(world, truth["seed"], truth["seconds"], calm=True, every=1):
+        pass
+    assert shipped == questions(world, truth["seed"], truth["seconds"])
+    assert (truth["seed"], truth["seconds"]) == (SHIPPED, SHIPPED_SECONDS)
 
 
 def test_one_of_four_candidates_is_true_and_they_concern_the_scene() -> None:

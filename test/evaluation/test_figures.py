@@ -17,7 +17,7 @@ from vljepa_ros.evaluation.figures.cider import Cider, words
 from vljepa_ros.evaluation.tasks import captions, classification, retrieval, vqa
 from vljepa_ros.evaluation.tasks.classification import Labels
 from vljepa_ros.tabletop import language
-from vljepa_ros.tabletop.sim.truth import Event
+from vljepa_ros.tabletop.episode import Event
 
 RED_CUBE: Name = ("pick_up", "red", "cube")
 STILL: Name = ("still", None, None)

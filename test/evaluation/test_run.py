@@ -20,7 +20,7 @@ from vljepa_ros.evaluation.tasks import streams
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.verify import verify_bundle
 from vljepa_ros.tabletop import language, store
-from vljepa_ros.tabletop.sim.episode import FRAME_RATE, SPLITS, Episode
+from vljepa_ros.tabletop.episode import FRAME_RATE, SPLITS, Episode
 from vljepa_ros.tabletop.vocabulary import KINDS, OBJECT_KINDS, ON_TABLE
 
 EXTENT = run.Extent(

@@ -18,8 +18,7 @@ from vljepa_ros.tabletop.clips import (
     collate,
     pool,
 )
-from vljepa_ros.tabletop.sim.camera import CELLS, GRIPPER, HAND
-from vljepa_ros.tabletop.sim.episode import Episode
+from vljepa_ros.tabletop.episode import CELLS, GRIPPER, HAND, Episode
 from vljepa_ros.tabletop.vocabulary import (
     COLOURS,
     HELD,
@@ -29,6 +28,7 @@ from vljepa_ros.tabletop.vocabulary import (
     ON_TABLE,
     SHAPES,
     UPRIGHT,
+    held_out,
 )
 
 SHAPE = ClipShape(frames=4, tubelet=2, side=4, size=96)
@@ -37,12 +37,12 @@ GREY = 3  # grey levels between two frames
 KEPT = next(
     (colour, shape, kind)
     for colour in COLOURS for shape in SHAPES for kind in OBJECT_KINDS
-    if language.held_out(colour, shape, kind)
+    if held_out(colour, shape, kind)
 )  # fmt: skip
 FREE = next(
     (colour, shape)
     for colour in COLOURS for shape in SHAPES
-    if not any(language.held_out(colour, shape, kind) for kind in OBJECT_KINDS)
+    if not any(held_out(colour, shape, kind) for kind in OBJECT_KINDS)
 )  # fmt: skip
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vljepa_ros.tabletop import language
-from vljepa_ros.tabletop.sim.truth import Event
-from vljepa_ros.tabletop.vocabulary import HELD, MOVING, ON_TABLE, UPRIGHT
+from vljepa_ros.tabletop.episode import Event
+from vljepa_ros.tabletop.vocabulary import HELD, MOVING, ON_TABLE, UPRIGHT, held_out
 
 PAIRS = [(colour, shape) for colour in language.COLOURS for shape in language.SHAPES]
 
@@ -116,20 +116,16 @@ def test_reworded_sentences_keep_their_kind_and_never_borrow_from_the_evaluation
 
 def test_held_out_combinations_are_about_a_tenth_and_fixed():
     combinations = [(*pair, kind) for pair in PAIRS for kind in language.OBJECT_KINDS]
-    kept = [combination for combination in combinations if language.held_out(*combination)]
+    kept = [combination for combination in combinations if held_out(*combination)]
     assert 0.05 < len(kept) / len(combinations) < 0.15
-    assert not any(
-        language.held_out(*pair, kind) for pair in PAIRS for kind in ("still", "hand", "retreat")
-    )
-    assert language.held_out("green", "bottle", "pick_up") == language.held_out(
-        "green", "bottle", "pick_up"
-    )
+    assert not any(held_out(*pair, kind) for pair in PAIRS for kind in ("still", "hand", "retreat"))
+    assert held_out("green", "bottle", "pick_up") == held_out("green", "bottle", "pick_up")
 
 
-def moment(state: list[int]) -> language.Moment:
+def situation(state: list[int]) -> language.Situation:
     pairs = [("red", "cube"), ("blue", "ball"), ("green", "bottle")]
     uv = np.array([[0.1, 0.8], [0.5, 0.3], [0.9, 0.6]], dtype=np.float32)
-    return language.Moment(pairs, uv, np.ones(3, dtype=bool), np.array(state, dtype=np.uint8))
+    return language.Situation(pairs, uv, np.ones(3, dtype=bool), np.array(state, dtype=np.uint8))
 
 
 def asked(state: list[int], kind: str, seeds: int = 40) -> dict[str, str]:
@@ -137,7 +133,7 @@ def asked(state: list[int], kind: str, seeds: int = 40) -> dict[str, str]:
     found = {}
     for seed in range(seeds):
         for question, answer, type_ in language.questions(
-            moment(state), event("still"), np.random.default_rng(seed)
+            situation(state), event("still"), np.random.default_rng(seed)
         ):
             if type_ == kind:
                 found[question] = answer
@@ -160,11 +156,11 @@ def test_questions_are_answered_from_the_state():
 
 
 def test_existence_answers_are_true_and_balanced():
-    present = {f"{colour} {shape}" for colour, shape in moment([0] * 3).objects}
+    present = {f"{colour} {shape}" for colour, shape in situation([0] * 3).objects}
     answers = []
     for seed in range(300):
         triples = language.questions(
-            moment([ON_TABLE] * 3), event("still"), np.random.default_rng(seed)
+            situation([ON_TABLE] * 3), event("still"), np.random.default_rng(seed)
         )
         question, answer = next((q, a) for q, a, type_ in triples if type_ == "exists")
         assert (answer == "yes") == any(name in question for name in present)
@@ -176,6 +172,6 @@ def test_closed_questions_have_their_answer_among_the_listed():
     for seed in range(50):
         rng = np.random.default_rng(seed)
         state = [int(rng.choice([ON_TABLE, ON_TABLE | MOVING, HELD, 16])) for _ in range(3)]
-        for question, answer, type_ in language.questions(moment(state), event("still"), rng):
+        for question, answer, type_ in language.questions(situation(state), event("still"), rng):
             assert type_ in language.QUESTIONS
             assert answer in language.ANSWERS.get(type_, (answer,)), question

@@ -2,29 +2,26 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.tabletop import store
+from vljepa_ros.tabletop.episode import CELLS, FRAME_RATE, HAND, SPLITS, Episode, Event
 from vljepa_ros.tabletop.sim import plan, skills
-from vljepa_ros.tabletop.sim.camera import CELLS, HAND, Camera, Divider, project
-from vljepa_ros.tabletop.sim.episode import (
-    FRAME_RATE,
-    SPLITS,
-    Episode,
-    begin,
-    episode_events,
-    simulate,
-)
+from vljepa_ros.tabletop.sim.camera import Camera, Divider, project
+from vljepa_ros.tabletop.sim.episode import begin, episode_events, play, simulate
+from vljepa_ros.tabletop.sim.generate import generate
 from vljepa_ros.tabletop.sim.occlusion import covered
-from vljepa_ros.tabletop.sim.truth import Event, facts
+from vljepa_ros.tabletop.sim.truth import facts
+from vljepa_ros.tabletop.sim.video import render
 from vljepa_ros.tabletop.sim.world import TICK, World
-from vljepa_ros.tabletop.stream import render_stream, stream_events
 from vljepa_ros.tabletop.vocabulary import FALLEN, HELD, KINDS, MOVING, OBJECT_KINDS, held_out
 
 SECONDS = 12.0
+VIDEOS = Path(__file__).parents[2] / "videos"
 SEEDS = (1, 5, 8, SPLITS["test"], SPLITS["composition"])
 
 
@@ -292,7 +289,11 @@ def test_a_parked_gripper_leaves_the_picture_as_it_is():
 
 
 def test_a_stream_is_quiet_for_long_and_has_many_kinds_of_event():
-    found = stream_events(SPLITS["stream"] + 612, 60.0)
+    seed = SPLITS["stream"] + 612
+    world = begin(seed)
+    for _ in play(world, seed, 60.0, calm=True, every=1):
+        pass
+    found = episode_events(world, round(60.0 / TICK))
     quiet = sum(event.end - event.start for event in found if event.kind == "still")
     assert 0.3 < quiet / 60 < 0.8
     assert len(set(kinds(found))) >= 6
@@ -304,7 +305,7 @@ def test_a_rendered_stream_agrees_with_its_truth(tmp_path):
     import cv2
 
     seed = SPLITS["stream"] + 1
-    render_stream(seed, 1.0, tmp_path / "s.mp4", tmp_path / "s.json")
+    render(seed, 1.0, tmp_path / "s.mp4")
     truth = json.loads((tmp_path / "s.json").read_text())
     assert (truth["video"], truth["fps"], truth["seed"]) == ("s.mp4", 20, seed)
     assert truth["events"][-1]["end"] == 1.0
@@ -317,10 +318,10 @@ def test_a_rendered_stream_agrees_with_its_truth(tmp_path):
 
 
 def test_generation_resumes_and_leaves_what_is_there(tmp_path):
-    store.generate(tmp_path, "test", 1, workers=1, seconds=1.0)
+    generate(tmp_path, "test", 1, workers=1, seconds=1.0)
     (first,) = store.episode_paths(tmp_path, "test")
     written = first.stat().st_mtime_ns
-    store.generate(tmp_path, "test", 2, workers=1, seconds=1.0)
+    generate(tmp_path, "test", 2, workers=1, seconds=1.0)
     paths = store.episode_paths(tmp_path, "test")
     assert [int(path.stem) for path in paths] == [SPLITS["test"], SPLITS["test"] + 1]
     assert first.stat().st_mtime_ns == written
@@ -329,7 +330,7 @@ def test_generation_resumes_and_leaves_what_is_there(tmp_path):
 
 def test_an_unknown_split_is_refused(tmp_path):
     with pytest.raises(VLJepaError, match="no split 'tset'; choose one of train, test"):
-        store.generate(tmp_path, "tset", 1)
+        generate(tmp_path, "tset", 1)
 
 
 def test_an_episode_is_read_as_it_was_written(tmp_path, episodes):
@@ -387,3 +388,24 @@ def test_the_installed_command_simulates_with_several_processes(tmp_path):
         check=True, timeout=100, capture_output=True,
     )  # fmt: skip
     assert len(store.episode_paths(tmp_path, "stills")) == 2
+
+
+def test_the_command_draws_the_shipped_video_again(tmp_path):
+    """Its first second: the same scene and events, with questions where a clip is full."""
+    import json
+
+    from typer.testing import CliRunner
+
+    from vljepa_ros.cli.app import app
+
+    told = CliRunner().invoke(
+        app, ["data", "--split", "video", "--folder", str(tmp_path / "v"), "--seconds", "1"]
+    )
+    assert told.exit_code == 0, told.output
+    made = sorted(path.name for path in (tmp_path / "v").iterdir())
+    assert made == ["tabletop.json", "tabletop.jsonl", "tabletop.mp4"]
+    again = json.loads((tmp_path / "v" / "tabletop.json").read_text())
+    shipped = json.loads((VIDEOS / "tabletop.json").read_text())
+    for name in ("video", "fps", "seed", "data_version", "objects"):
+        assert again[name] == shipped[name], name
+    assert again["events"][0] == {**shipped["events"][0], "end": 1.0}

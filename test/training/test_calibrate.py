@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vljepa_ros.evaluation.tasks.streams import Stream
-from vljepa_ros.tabletop.sim.episode import SPLITS
+from vljepa_ros.tabletop.episode import SPLITS
 from vljepa_ros.training import calibrate
 from vljepa_ros.training.calibrate import shortfall
 

@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install vljepa_ros[train]")
 
 import lightning  # noqa: E402
+from blocked import run_without  # noqa: E402
 from lightning.pytorch.callbacks import Callback  # noqa: E402
 from networks import MANIFEST, scramble, tiny_config  # noqa: E402
 from safetensors.torch import load_file, save_model  # noqa: E402
@@ -27,14 +28,14 @@ from vljepa_ros.model.networks import VLJepa  # noqa: E402
 from vljepa_ros.model.restore import RestoreError, restore  # noqa: E402
 from vljepa_ros.training import finetune as tuning  # noqa: E402
 from vljepa_ros.training.base import UNCALIBRATED, load_base  # noqa: E402
-from vljepa_ros.training.finetune import Recipe, finetune  # noqa: E402
+from vljepa_ros.training.finetune import FineTuneRecipe, finetune  # noqa: E402
 from vljepa_ros.training.finetune_export import export_finetuned  # noqa: E402
 from vljepa_ros.training.retrieval_stop import by_query, recall_at_1, stop_on_retrieval  # noqa: E402
 from vljepa_ros.training.texts import train_tokenizer  # noqa: E402
 
 SAYINGS = {"red": "the lamp is red", "green": "the lamp is green", "blue": "the lamp is blue"}
 COLOURS = {"red": (30, 30, 220), "green": (30, 220, 30), "blue": (220, 30, 30)}  # BGR
-RECIPE = Recipe(
+RECIPE = FineTuneRecipe(
     steps=40, decoder_steps=150, batch=12, decoder_batch=16, decoder_clips=24, rate=3e-3,
     x_encoder_rate=1e-3, check_every=10, patience=9,
 )  # fmt: skip
@@ -210,7 +211,7 @@ def test_a_finished_one_is_not_run_again_and_another_is_refused(
     assert finetune(lines, str(bundle), run, RECIPE, lambda _: None) == run
     assert (run / "weights.safetensors").stat().st_mtime_ns == before
     with pytest.raises(VLJepaError, match="on other lines, from another start"):
-        finetune(lines, str(bundle), run, Recipe(steps=7), lambda _: None)
+        finetune(lines, str(bundle), run, FineTuneRecipe(steps=7), lambda _: None)
 
 
 def test_the_clips_can_be_larger_than_the_starts(bundle: Path, lines: Path, tmp_path: Path):
@@ -322,3 +323,23 @@ def test_training_stops_when_retrieval_does_not_get_better(tmp_path: Path):
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)
     assert best["global_step"] == 4
     assert best["state_dict"]["weight"].item() == -4
+
+
+def test_recordings_are_learnt_from_where_the_simulator_is_not_installed(
+    bundle: Path, lines: Path, tmp_path: Path
+):
+    """`vljepa train --data` imports no MuJoCo from its start to its end."""
+    code = (
+        "import vljepa_ros.training.finetune as tuning\n"
+        "of_command = tuning.FineTuneRecipe\n"
+        "tuning.FineTuneRecipe = lambda **given: of_command(\n"
+        "    **given, decoder_steps=2, batch=4, decoder_batch=4, decoder_clips=4)\n"
+        f"sys.argv = ['vljepa', 'train', {str(tmp_path)!r}, '--data', {str(lines)!r},\n"
+        f"            '--from', {str(bundle)!r}, '--steps', '2']\n"
+        "from vljepa_ros.cli import main\n"
+        "main()\n"
+    )
+    done = run_without(["mujoco"], code, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "fine-tuned" in done.stdout
+    assert (tmp_path / "weights.safetensors").is_file()

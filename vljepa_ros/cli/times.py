@@ -39,9 +39,9 @@ def parse_stamp(option: str, text: str) -> int:
     return stamp_ns
 
 
-def finite(value: float) -> float:
+def finite(value: float | None) -> float | None:
     """A number of an option; `nan` is one, and passes every bound."""
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
 

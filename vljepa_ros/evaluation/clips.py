@@ -15,9 +15,8 @@ import numpy as np
 from vljepa_ros.inference.preprocess import prepare
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.tabletop import language, store
-from vljepa_ros.tabletop.sim.episode import Episode
-from vljepa_ros.tabletop.sim.truth import Event
-from vljepa_ros.tabletop.store import EPISODE_RATE, STRIDE
+from vljepa_ros.tabletop.episode import FRAME_RATE, Episode, Event
+from vljepa_ros.tabletop.store import STRIDE
 from vljepa_ros.tabletop.vocabulary import held_out
 
 Name = tuple[str | None, str | None, str | None]  # kind, colour, shape
@@ -111,7 +110,7 @@ def middles(frames: int, episode: Episode) -> tuple[list[Event], np.ndarray]:
     first = (frames - 1) * STRIDE
     events, rows = [], []
     for event in episode.events:
-        row = round(((event.start + event.end) / 2 + store.NAMED_AFTER) * EPISODE_RATE)
+        row = round(((event.start + event.end) / 2 + store.NAMED_AFTER) * FRAME_RATE)
         if first <= row < len(episode):
             events.append(event)
             rows.append(row)
@@ -121,7 +120,7 @@ def middles(frames: int, episode: Episode) -> tuple[list[Event], np.ndarray]:
 def closed_questions(episode: Episode, row: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
     """(query, answer, type) of all closed questions about the clip whose newest frame is `row`."""
     t = float(episode.stamps[row])
-    asked = language.questions(store.moment(episode, t), store.current_event(episode, t), rng)
+    asked = language.questions(store.situation(episode, t), store.current_event(episode, t), rng)
     return [question for question in asked if question[2] in language.ANSWERS]
 
 

@@ -19,10 +19,10 @@ import yaml
 from vljepa_ros import __version__
 from vljepa_ros.bundle.manifest import MANIFEST, write_manifest
 from vljepa_ros.bundle.spec import load_bundle
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError, needing
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.tabletop import store
-from vljepa_ros.tabletop.sim.episode import DATA_VERSION, SPLITS
+from vljepa_ros.tabletop.episode import DATA_VERSION, SPLITS
 
 from . import baselines, report
 from .clips import see
@@ -61,7 +61,9 @@ def held_out(data: Path, extent: Extent, workers: int) -> dict[str, list[Path]]:
         first = SPLITS[split] + start
         paths = [data / split / f"{seed:08d}.npz" for seed in range(first, first + count)]
         if not all(path.exists() for path in paths):
-            store.generate(data, split, count, workers, seconds, start)
+            with needing("train"):
+                from vljepa_ros.tabletop.sim.generate import generate
+            generate(data, split, count, workers, seconds, start)
         found[split] = paths
     return found
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import language, store
-from .sim.episode import Episode
+from .episode import Episode
 from .vocabulary import KINDS, OBJECT_KINDS
 
 CANDIDATES = 4
@@ -29,7 +29,7 @@ def choices(episode: Episode) -> list[dict[str, Any]]:
     rng = np.random.default_rng(int(episode.meta["seed"]))
     found = []
     for at in np.arange(FIRST, float(episode.stamps[-1]), EVERY):
-        shown = store.moment(episode, float(at))
+        shown = store.situation(episode, float(at))
         event = store.current_event(episode, float(at))
         for question, answer, kind in language.questions(shown, event, rng):
             if kind not in TYPES:

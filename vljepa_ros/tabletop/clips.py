@@ -20,9 +20,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from vljepa_ros.inference.preprocess import prepare
 
 from . import language, store
-from .sim.camera import GRIPPER, HAND
-from .sim.episode import Episode
-from .store import EPISODE_RATE, STRIDE
+from .episode import FRAME_RATE, GRIPPER, HAND, Episode
+from .store import STRIDE
 from .vocabulary import KINDS, STATE_FLAGS
 
 REWORDED = 0.4  # the share of sentences that are said in other words
@@ -45,7 +44,7 @@ class ClipShape:
     @property
     def span(self) -> float:
         """Seconds from the oldest to the newest frame."""
-        return (self.frames - 1) * STRIDE / EPISODE_RATE
+        return (self.frames - 1) * STRIDE / FRAME_RATE
 
 
 class ClipDataset(IterableDataset):
@@ -101,7 +100,7 @@ class ClipDataset(IterableDataset):
             episode = self._episode(int(row[0]))
             first, last = row[2:4] + store.NAMED_AFTER
             first = max(first, self.shape.span)
-            newest = round(rng.uniform(first, max(first, last - 0.05)) * EPISODE_RATE)
+            newest = round(rng.uniform(first, max(first, last - 0.05)) * FRAME_RATE)
             newest = min(newest, len(episode) - 1)
             t = float(episode.stamps[newest])
             if store.trainable(episode, t - self.shape.span, t):
@@ -142,7 +141,7 @@ class ClipDataset(IterableDataset):
         """`asked` questions of one clip: (query, answer as worded, meaning)."""
         t = float(episode.stamps[newest])
         event = store.current_event(episode, t)
-        others = language.questions(store.moment(episode, t), event, rng)[1:]
+        others = language.questions(store.situation(episode, t), event, rng)[1:]
         if self.still_images:
             return self._drawn([q for q in others if q[2] in STILL_QUESTIONS], self.asked, rng)
         said = language.describe(event, episode.object_names, rng)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .sim.truth import Event
+from .episode import Event
 from .vocabulary import (
     COLOURS,
     FALLEN,
@@ -25,7 +25,6 @@ from .vocabulary import (
     ON_TABLE,
     SHAPES,
     UPRIGHT,
-    held_out,
 )
 from .wordings import MORE_TEMPLATES, REWORDINGS
 
@@ -335,7 +334,7 @@ def name_event(text: str) -> tuple[str | None, str | None, str | None]:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Situation:
     """What is true at one time; O objects."""
 
     objects: Sequence[tuple[str, str]]  # (colour, shape)
@@ -390,99 +389,73 @@ def place(uv: np.ndarray) -> str:
     return f"{'far' if uv[1] < 0.5 else 'near'} {side}"
 
 
-def scene(moment: Moment) -> str:
+def scene(now: Situation) -> str:
     """The objects in view from left to right, e.g. "a red cube and an orange ball"."""
-    ordered = sorted(moment.shown, key=lambda i: float(moment.uv[i, 0]))
+    ordered = sorted(now.shown, key=lambda i: float(now.uv[i, 0]))
     names = []
     for index in ordered:
-        colour, shape = moment.objects[index]
+        colour, shape = now.objects[index]
         names.append(f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}")
     if not names:
         return "nothing"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _absent(moment: Moment, rng: np.random.Generator) -> tuple[str, str]:
+def _absent(now: Situation, rng: np.random.Generator) -> tuple[str, str]:
     """A (colour, shape) that is not there; half the time one word of it is."""
-    taken = set(moment.objects)
+    taken = set(now.objects)
     while True:
         colour, shape = str(rng.choice(COLOURS)), str(rng.choice(SHAPES))
-        if moment.shown and rng.random() < 0.5:
-            known = moment.objects[int(rng.choice(moment.shown))]
+        if now.shown and rng.random() < 0.5:
+            known = now.objects[int(rng.choice(now.shown))]
             colour, shape = (known[0], shape) if rng.random() < 0.5 else (colour, known[1])
         if (colour, shape) not in taken:
             return colour, shape
 
 
-def _object_questions(moment: Moment, rng: np.random.Generator) -> list[tuple[str, str, str, str]]:
+def _object_questions(now: Situation, rng: np.random.Generator) -> list[tuple[str, str, str, str]]:
     """(type, answer, colour, shape) of the questions about one object."""
     found = []
-    if moment.shown:
-        index = int(rng.choice(moment.shown))
-        colour, shape = moment.objects[index]
-        if sum(moment.objects[i][1] == shape for i in moment.shown) == 1:
+    if now.shown:
+        index = int(rng.choice(now.shown))
+        colour, shape = now.objects[index]
+        if sum(now.objects[i][1] == shape for i in now.shown) == 1:
             found.append(("colour", colour, colour, shape))
-        held = bool(moment.state[index] & HELD)
-        found.append(
-            ("where", "in the gripper" if held else place(moment.uv[index]), colour, shape)
-        )
+        held = bool(now.state[index] & HELD)
+        found.append(("where", "in the gripper" if held else place(now.uv[index]), colour, shape))
         if shape in ("can", "bottle", "mug") and not held:
-            upright = bool(moment.state[index] & UPRIGHT)
+            upright = bool(now.state[index] & UPRIGHT)
             found.append(("posture", "standing" if upright else "lying", colour, shape))
-    for index in moment.having(MOVING):
-        if index in moment.shown and not moment.state[index] & (HELD | FALLEN):
-            colour, shape = moment.objects[index]
-            found.append(("will", "yes" if index in moment.falls_soon else "no", colour, shape))
+    for index in now.having(MOVING):
+        if index in now.shown and not now.state[index] & (HELD | FALLEN):
+            colour, shape = now.objects[index]
+            found.append(("will", "yes" if index in now.falls_soon else "no", colour, shape))
             break
-    if moment.shown and rng.random() < 0.5:
-        pair = moment.objects[int(rng.choice(moment.shown))]
+    if now.shown and rng.random() < 0.5:
+        pair = now.objects[int(rng.choice(now.shown))]
         found.append(("exists", "yes", *pair))
     else:
-        found.append(("exists", "no", *_absent(moment, rng)))
+        found.append(("exists", "no", *_absent(now, rng)))
     return found
 
 
-def questions(moment: Moment, event: Event, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """(question, answer, type) triples for a moment; the first is "What is happening?"."""
-    asked = [("event", describe(event, moment.objects, rng), "", "")]
-    moving = [i for i in moment.having(MOVING) if i in moment.shown]
+def questions(now: Situation, event: Event, rng: np.random.Generator) -> list[tuple[str, str, str]]:
+    """(question, answer, type) triples for a situation; the first is "What is happening?"."""
+    asked = [("event", describe(event, now.objects, rng), "", "")]
+    moving = [i for i in now.having(MOVING) if i in now.shown]
     if len(moving) < 2:
-        answer = object_phrase(moment.objects[moving[0]]) if moving else "no object"
+        answer = object_phrase(now.objects[moving[0]]) if moving else "no object"
         asked.append(("moving", answer, "", ""))
-    on_table = [i for i in moment.having(ON_TABLE) if moment.visible[i]]
+    on_table = [i for i in now.having(ON_TABLE) if now.visible[i]]
     asked.append(("count", _NUMBERS[len(on_table)], "", ""))
-    held = moment.having(HELD)
-    asked.append(("holding", object_phrase(moment.objects[held[0]]) if held else "nothing", "", ""))
+    held = now.having(HELD)
+    asked.append(("holding", object_phrase(now.objects[held[0]]) if held else "nothing", "", ""))
     asked.append(("is_holding", "yes" if held else "no", "", ""))
-    asked.append(("scene", scene(moment), "", ""))
-    asked += _object_questions(moment, rng)
+    asked.append(("scene", scene(now), "", ""))
+    asked += _object_questions(now, rng)
     triples = []
     for kind, answer, colour, shape in asked:
         forms = QUESTIONS[kind]
         form = forms[0] if kind == "event" else forms[int(rng.integers(len(forms)))]
         triples.append((form.format(colour=colour, shape=shape), answer, kind))
     return triples
-
-
-__all__ = [
-    "ANSWERS",
-    "COLOURS",
-    "DEFAULT_QUERY",
-    "KINDS",
-    "OBJECT_KINDS",
-    "QUESTIONS",
-    "SHAPES",
-    "SYNONYMS",
-    "TEMPLATES",
-    "UNSEEN_TEMPLATES",
-    "Moment",
-    "canonical",
-    "describe",
-    "describe_unseen",
-    "held_out",
-    "name_event",
-    "object_phrase",
-    "place",
-    "questions",
-    "scene",
-]

@@ -12,7 +12,6 @@ int16 [E], `event_object` int16 [E] (-1: none), `event_span` float32 [E, 2] s; `
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -20,13 +19,11 @@ import numpy as np
 
 from vljepa_ros.errors import VLJepaError
 
-from .language import Moment, describe
-from .sim.episode import DATA_VERSION, SECONDS, SPLITS, Episode, simulate
-from .sim.truth import Event
+from .episode import DATA_VERSION, Episode, Event
+from .language import Situation, describe
 from .vocabulary import held_out
 
-EPISODE_RATE = 8  # frames per second on disk
-STRIDE = 2  # of a clip at 4 Hz
+STRIDE = 2  # frames of an episode from one of a clip to the next: 4 Hz
 
 
 def default_root() -> Path:
@@ -81,13 +78,13 @@ def caption(episode: Episode, t: float, rng: np.random.Generator | int = 0) -> s
     return describe(current_event(episode, t), episode.object_names, rng)
 
 
-def moment(episode: Episode, t: float) -> Moment:
+def situation(episode: Episode, t: float) -> Situation:
     """What is true in the frame at or before `t` seconds."""
     frame = max(0, int(np.searchsorted(episode.arrays["stamps"], t, side="right")) - 1)
     falls = (
         event for event in episode.events if event.kind == "fall_off" and event.object is not None
     )
-    return Moment(
+    return Situation(
         objects=episode.object_names,
         uv=episode.arrays["object_uv"][frame],
         visible=episode.arrays["object_visible"][frame],
@@ -103,48 +100,3 @@ def trainable(episode: Episode, start: float, end: float) -> bool:
         for event in episode.events
         if event.object is not None and event.start < end and event.end > start
     )
-
-
-def _generate_one(job: tuple[Path, int, float]) -> Path:
-    path, seed, seconds = job
-    save_episode(path, simulate(seed, seconds))
-    return path
-
-
-def generate(
-    out_dir: Path,
-    split: str,
-    episodes: int,
-    workers: int = 2,
-    seconds: float = SECONDS,
-    start: int = 0,
-) -> None:
-    """Simulates what is missing of a split's `episodes` episodes from number `start` on."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    if split not in SPLITS:
-        raise VLJepaError(f"There is no split '{split}'; choose one of {', '.join(SPLITS)}.")
-    seeds = range(SPLITS[split] + start, SPLITS[split] + start + episodes)
-    paths = [out_dir / split / f"{seed:08d}.npz" for seed in seeds]
-    jobs = [(path, seed, seconds) for path, seed in zip(paths, seeds) if not path.exists()]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
-        task = progress.add_task(
-            f"tabletop {split}", total=episodes, completed=episodes - len(jobs)
-        )
-        # fork would share the renderer's state; a worker is renewed so that GL memory cannot grow
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(workers, maxtasksperchild=200) as pool:
-            for _ in pool.imap_unordered(_generate_one, jobs, chunksize=2):
-                progress.advance(task)

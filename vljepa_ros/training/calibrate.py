@@ -20,8 +20,8 @@ from vljepa_ros.evaluation.tasks.agents import Watched, watch
 from vljepa_ros.evaluation.tasks.streams import Bench, Stream, perceive, point
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.tabletop import store
+from vljepa_ros.tabletop.episode import SPLITS
 from vljepa_ros.tabletop.language import describe
-from vljepa_ros.tabletop.sim.episode import SPLITS
 
 THRESHOLDS = np.geomspace(1.0, 0.15, 80)  # Ward costs, from few decodes to many
 CANDIDATES = (2, 3, 4)

@@ -44,7 +44,7 @@ HELD_OUT = "held_out.npz"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FineTuneRecipe:
     """How long and with what a model is fine-tuned. Rates are AdamW's peak learning rates."""
 
     steps: int = 400
@@ -61,7 +61,11 @@ class Recipe:
 
 
 def finetune(
-    file: Path, source: str, out: Path, recipe: Recipe, say: Callable[[str], None] = log.info
+    file: Path,
+    source: str,
+    out: Path,
+    recipe: FineTuneRecipe,
+    say: Callable[[str], None] = log.info,
 ) -> Path:
     """Fine-tune the model that `source` means on the lines in `file`; returns the folder `out`.
 
@@ -125,7 +129,11 @@ class FineTune(JointStage):
     """
 
     def __init__(
-        self, base: Base, asked: list[tuple[str, str]], learnt: Sequence[Line], recipe: Recipe
+        self,
+        base: Base,
+        asked: list[tuple[str, str]],
+        learnt: Sequence[Line],
+        recipe: FineTuneRecipe,
     ):
         config = base.model.config
         words = _Prompted(TextTokenizer(base.y_tokenizer, config.text_length), config.text_prompt)
@@ -192,7 +200,7 @@ class _Prompted:
 class LearntPairs(DecoderPairs):
     """Batches for the Y-decoder: predictions of clips that were learnt from, and their answers."""
 
-    def __init__(self, stage: FineTune, clips: RecordedClips, recipe: Recipe):
+    def __init__(self, stage: FineTune, clips: RecordedClips, recipe: FineTuneRecipe):
         self.batch, self.seed = recipe.decoder_batch, recipe.seed
         rng = np.random.default_rng(recipe.seed)
         predicted, self.said = [], []
@@ -216,7 +224,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {"frames": torch.from_numpy(np.stack([i["frames"] for i in items])), **texts}
 
 
-def _begin(out: Path, file: Path, base: Base, recipe: Recipe) -> None:
+def _begin(out: Path, file: Path, base: Base, recipe: FineTuneRecipe) -> None:
     """Lay the folder out, or find that it goes on with the same lines and recipe."""
     said = {
         **asdict(recipe), "from": base.about["from"], "recordings": file.name,
@@ -247,8 +255,8 @@ def _keep_held_out(out: Path, items: list[dict[str, Any]], asked: list[tuple[str
 
 
 def _joint(
-    stage: FineTune, clips: RecordedClips, items: list[dict[str, Any]], out: Path, recipe: Recipe,
-    say: Callable[[str], None],
+    stage: FineTune, clips: RecordedClips, items: list[dict[str, Any]], out: Path,
+    recipe: FineTuneRecipe, say: Callable[[str], None],
 ) -> None:  # fmt: skip
     folder = out / "recordings"
     if not (folder / WEIGHTS).exists():
@@ -271,7 +279,7 @@ def _joint(
     load_model(stage.model, str(folder / WEIGHTS))
 
 
-def _decoder(stage: FineTune, clips: RecordedClips, out: Path, recipe: Recipe) -> None:
+def _decoder(stage: FineTune, clips: RecordedClips, out: Path, recipe: FineTuneRecipe) -> None:
     folder = out / "decoder"
     stage.model.eval()
     pairs = DataLoader(LearntPairs(stage, clips, recipe), batch_size=None)
@@ -282,7 +290,9 @@ def _decoder(stage: FineTune, clips: RecordedClips, out: Path, recipe: Recipe) -
         raise KeyboardInterrupt
 
 
-def _trainer(folder: Path, steps: int, callbacks: list[Any], recipe: Recipe) -> lightning.Trainer:
+def _trainer(
+    folder: Path, steps: int, callbacks: list[Any], recipe: FineTuneRecipe
+) -> lightning.Trainer:
     # Dropout stays off and the folder goes on on purpose.
     warnings.filterwarnings("ignore", "Found .* in eval mode|Checkpoint directory .* exists")
     return lightning.Trainer(

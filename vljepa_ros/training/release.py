@@ -26,6 +26,7 @@ from vljepa_ros.model.export.quantise import add_fp8, add_int8
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.tabletop import store
 from vljepa_ros.tabletop.clips import ClipDataset
+from vljepa_ros.tabletop.episode import DATA_VERSION
 
 from . import train
 from .base import load_checkpoint
@@ -97,7 +98,7 @@ def _manifest(version: str, recipe: dict[str, Any]) -> dict[str, Any]:
             "all-MiniLM-L6-v2 (Apache-2.0), tuned on wordings of this world, with a head of ours",
             "licence": "Apache-2.0",
             "seed": recipe["seed"],
-            "data": f"tabletop-{store.DATA_VERSION}",
+            "data": f"tabletop-{DATA_VERSION}",
             "code": __version__,
             "recipe": recipe,
         },

@@ -9,8 +9,9 @@ from pathlib import Path
 import typer
 
 from vljepa_ros.console import console
+from vljepa_ros.errors import needing
 
-from .train import DATA, _needs_training
+from .train import DATA
 
 MODEL = typer.Argument(..., help="A bundle (folder, name or Hub id) or a finished training.")
 MADE = typer.Argument(..., help="The JSON file that is made; a PNG with the curves lies beside it.")
@@ -26,10 +27,11 @@ def compare(
 
     The work is kept beside OUT.json, in OUT-SAMPLES: an interrupted comparison goes on.
     """
-    store = _needs_training().store
-    from vljepa_ros.evaluation.plots import token_comparison
-    from vljepa_ros.training.base import load_base
-    from vljepa_ros.training.comparison.compare import compare as run_comparison
+    with needing("train"):
+        from vljepa_ros.evaluation.plots import token_comparison
+        from vljepa_ros.tabletop import store
+        from vljepa_ros.training.base import load_base
+        from vljepa_ros.training.comparison.compare import compare as run_comparison
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     work = out.with_name(f"{out.stem}-{samples}")

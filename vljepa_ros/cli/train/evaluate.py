@@ -8,8 +8,9 @@ from pathlib import Path
 import typer
 
 from vljepa_ros.console import console
+from vljepa_ros.errors import needing
 
-from .train import DATA, _needs_training
+from .train import DATA
 
 BUNDLE = typer.Argument("tabletop", help="A folder, a shipped bundle's name, or a Hub id.")
 OUT = typer.Option(Path("docs"), help="The folder that results.md, results.json and plots go to.")
@@ -28,9 +29,10 @@ def evaluate(
 
     Episodes that are not there yet are simulated first.
     """
-    store = _needs_training().store
-    from vljepa_ros.bundle.locate import find_bundle
-    from vljepa_ros.evaluation import run
+    with needing("train"):
+        from vljepa_ros.bundle.locate import find_bundle
+        from vljepa_ros.evaluation import run
+        from vljepa_ros.tabletop import store
 
     begun = time.monotonic()
 

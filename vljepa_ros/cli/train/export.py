@@ -6,14 +6,13 @@ import logging
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from vljepa_ros.console import console
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError, needing
 
-from .train import DATA, _needs_training
+from .train import DATA
 
 
 class Source(str, Enum):
@@ -102,10 +101,11 @@ def _training(
     run: Path, out: Path, version: str, folder: Path | None, video: Path | None, storage: str,
     fp8: bool,
 ) -> None:  # fmt: skip
-    store = _needs_training().store
-    from vljepa_ros.training.finetune import is_finetuned
-    from vljepa_ros.training.finetune_export import export_finetuned
-    from vljepa_ros.training.release import release
+    with needing("train"):
+        from vljepa_ros.tabletop import store
+        from vljepa_ros.training.finetune import is_finetuned
+        from vljepa_ros.training.finetune_export import export_finetuned
+        from vljepa_ros.training.release import release
 
     if is_finetuned(run):
         evaluation = export_finetuned(run, out, version, storage, fp8)
@@ -123,8 +123,9 @@ def _open_vljepa(
     missing = [f"--{name}" for name, value in given.items() if not value]
     if missing:
         raise VLJepaError(f"--from open-vljepa also needs {', '.join(missing)}.")
-    public = _public()
-    from vljepa_ros.bundle.locate import find_folder
+    with needing("export"):
+        from vljepa_ros.bundle.locate import find_folder
+        from vljepa_ros.model.export import public
 
     file = Path(checkpoint).expanduser()
     if not file.is_file():
@@ -141,22 +142,10 @@ def _open_vljepa(
 def _start(x_encoder: str, out: Path) -> None:
     if not x_encoder:
         raise VLJepaError("--from hf also needs --x-encoder.")
-    _needs_training()
-    public = _public()
-    from vljepa_ros.bundle.locate import find_folder
-    from vljepa_ros.training.start import start
+    with needing("train"):
+        from vljepa_ros.bundle.locate import find_folder
+        from vljepa_ros.model.export import public
+        from vljepa_ros.training.start import start
 
     folder = find_folder(x_encoder, (*public.DESCRIPTION_FILES, *public.WEIGHT_FILES))
     console.print(f"start for a training: {start(folder, out)}")
-
-
-def _public() -> Any:
-    try:
-        from vljepa_ros.model.export import public
-
-        return public
-    except ImportError as error:
-        raise VLJepaError(
-            f"this command needs the package '{error.name}': install vljepa_ros with "
-            "pip install '.[export]' in a Python environment of your own."
-        ) from error

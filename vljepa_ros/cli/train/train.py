@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from vljepa_ros.console import console
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.errors import needing
 
 from ..times import finite
 
@@ -28,20 +27,40 @@ BASE = typer.Option(
 SIZE = typer.Option(
     None, min=1, help="Pixels a side of the clips; by default those of the start, or tabletop's."
 )
+SPLIT = typer.Option("train", help="train, stills, stream, test or composition; or video.")
+SECONDS = typer.Option(
+    None, min=0.25, callback=finite,
+    help="Length of an episode, by default 30; of the video, by default 90.",
+)  # fmt: skip
 PICTURE = typer.Argument(..., help="The picture (PNG) that is made.")
 
 
 def data(
-    split: str = typer.Option("train", help="train, stills, stream, test or composition."),
+    split: str = SPLIT,
     episodes: int = typer.Option(2000, min=1, help="How many episodes there shall be."),
-    seconds: float = typer.Option(30.0, min=0.25, callback=finite, help="Length of an episode."),
+    seconds: float | None = SECONDS,
     start: int = typer.Option(0, min=0, help="The first one's number: each has its own scene."),
     folder: Path = DATA,
     workers: int = typer.Option(2, min=1, help="Processes."),
 ) -> None:
-    """Simulate episodes of the table for training; those that are there already are kept."""
-    store = _needs_training().store
-    store.generate(folder or store.default_root(), split, episodes, workers, seconds, start)
+    """Simulate episodes of the table for training; those that are there already are kept.
+
+    `--split video --folder videos` draws the video that is shipped again: FOLDER/tabletop.mp4, its
+    truth beside it as .json, and questions about it as .jsonl.
+    """
+    with needing("train"):
+        from vljepa_ros.tabletop import store
+        from vljepa_ros.tabletop.episode import SECONDS as OF_EPISODE
+        from vljepa_ros.tabletop.sim.generate import generate
+        from vljepa_ros.tabletop.sim.video import SHIPPED, SHIPPED_SECONDS, render
+
+    root = folder or store.default_root()
+    if split == "video":
+        video = root / "tabletop.mp4"
+        render(SHIPPED, seconds or SHIPPED_SECONDS, video)
+        console.print(f"{video}")
+        return
+    generate(root, split, episodes, workers, seconds or OF_EPISODE, start)
 
 
 def train(
@@ -59,15 +78,16 @@ def train(
     steps: int = typer.Option(400, min=1, help="With --data: steps at most."),
 ) -> None:
     """Train the tabletop model on simulated episodes, or fine-tune a model on your recordings."""
-    store = _needs_training().store
+    with needing("train"):
+        from vljepa_ros.tabletop import store
+        from vljepa_ros.training.base import load_base
+        from vljepa_ros.training.precision import use_threads
+        from vljepa_ros.training.train import Recipe
+        from vljepa_ros.training.train import train as run
+
     # Lightning tells of devices that there are not, and of services that it would log to.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec", module="lightning")
-    from vljepa_ros.training.base import load_base
-    from vljepa_ros.training.precision import use_threads
-    from vljepa_ros.training.train import Recipe
-    from vljepa_ros.training.train import train as run
-
     if threads:
         use_threads(threads)
     if recordings is not None:
@@ -84,9 +104,9 @@ def train(
 def _finetune(
     recordings: Path, base: str, out: Path, steps: int, seed: int, size: int | None
 ) -> None:
-    from vljepa_ros.training.finetune import Recipe, finetune
+    from vljepa_ros.training.finetune import FineTuneRecipe, finetune
 
-    recipe = Recipe(steps=steps, seed=seed, image_size=size)
+    recipe = FineTuneRecipe(steps=steps, seed=seed, image_size=size)
     made = finetune(recordings, base, out, recipe, console.print)
     console.print(f"fine-tuned: {made}\nnext: vljepa export {made} BUNDLE")
 
@@ -97,21 +117,8 @@ def timeline(
     bundle: str = typer.Option("tabletop", help="A folder, a shipped bundle's name, or a Hub id."),
 ) -> None:
     """Draw the change score of a video over time, with what was said and what is true."""
-    _needs_training()
-    from vljepa_ros.evaluation.timeline import draw
+    with needing("train"):
+        from vljepa_ros.evaluation.timeline import draw
 
     draw(bundle, video, out)
     console.print(f"{out}")
-
-
-def _needs_training() -> Any:
-    try:
-        from vljepa_ros import tabletop
-        from vljepa_ros.tabletop import store  # noqa: F401  (imports what training needs)
-
-        return tabletop
-    except ImportError as error:
-        raise VLJepaError(
-            f"this command needs the package '{error.name}': install vljepa_ros with "
-            "pip install '.[train]' in a Python environment of your own."
-        ) from error

@@ -24,7 +24,7 @@ from vljepa_ros.perception.perceiver import Perceiver
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.stamps import SECOND_NS
 from vljepa_ros.tabletop import store
-from vljepa_ros.tabletop.sim.episode import Episode
+from vljepa_ros.tabletop.episode import Episode
 
 from .. import selection
 from ..baselines import Habits

@@ -14,6 +14,7 @@ import cv2
 import mujoco
 import numpy as np
 
+from ..episode import CELLS, GRIPPER, HAND
 from .world import World
 
 
@@ -32,8 +33,6 @@ def project(world: World, points: np.ndarray) -> np.ndarray:
     return np.stack([0.5 + local[..., 0] / width, 0.5 - local[..., 1] / width], axis=-1)
 
 
-GRIPPER, HAND = 254, 255
-CELLS = 16  # a side: the grid in which an episode says what can be seen where
 CELL_PIXELS = 4  # a side, of the picture that tells
 _FONT = mujoco.mjtFontScale.mjFONTSCALE_50  # no text is drawn; the smallest is the fastest to make
 _GEOMS = 200  # at most so many in a scene

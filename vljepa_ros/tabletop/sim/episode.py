@@ -8,82 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import cv2
 import numpy as np
 
+from ..episode import DATA_VERSION, FRAME_RATE, IMAGE_SIZE, SECONDS, SPLITS, Episode, Event
 from ..vocabulary import COLOURS, KINDS, ON_TABLE, SHAPES
 from . import plan, skills
 from .camera import Camera, project, shrink
 from .occlusion import HIDDEN, covered
 from .scene import sample_scene
-from .truth import Event, Seen, events, facts
+from .truth import Seen, events, facts
 from .world import TICK, World
 
-DATA_VERSION = 2
-IMAGE_SIZE = 128
-FRAME_RATE = 8
 TICKS_PER_FRAME = round(1 / (FRAME_RATE * TICK))
-LOOK_AHEAD = round(
-    2.0 / TICK
-)  # ticks simulated past the last frame: where a motion leads tells what it is
-SECONDS = 30.0
-SPLITS = {
-    "train": 0,
-    "test": 10_000_000,
-    "stills": 5_000_000,  # of two frames: many scenes for the image stage, cheaply
-    "composition": 20_000_000,
-    "stream": 30_000_000,
-}  # first seeds
+LOOK_AHEAD = round(2.0 / TICK)  # ticks past the last frame: where a motion leads tells what it is
 MEAN_GAP = 3.6  # s, between the skills of a stream
-
-
-@dataclass
-class Episode:
-    """An episode with jpeg frames that are decoded when asked for.
-
-    `arrays` holds the fields of the file format (see `store.py`); F frames, O objects, E events.
-    """
-
-    arrays: dict[str, np.ndarray]
-    meta: dict[str, Any]
-
-    def __getattr__(self, name: str) -> np.ndarray:
-        try:
-            return self.__dict__["arrays"][name]
-        except KeyError:
-            raise AttributeError(f"an episode has no field {name!r}") from None
-
-    def __len__(self) -> int:
-        return len(self.arrays["stamps"])
-
-    def frame(self, index: int) -> np.ndarray:
-        """RGB uint8 [128, 128, 3]."""
-        start, end = self.arrays["offsets"][index : index + 2]
-        image = cv2.imdecode(self.arrays["jpeg"][start:end], cv2.IMREAD_COLOR)
-        if image is None:
-            raise ValueError(f"frame {index} of episode {self.meta['seed']} is not a jpeg image")
-        return np.ascontiguousarray(image[..., ::-1])
-
-    @cached_property
-    def object_names(self) -> list[tuple[str, str]]:
-        """(colour, shape) of every object."""
-        return [(COLOURS[colour], SHAPES[shape]) for shape, colour in self.arrays["objects"]]
-
-    @cached_property
-    def events(self) -> list[Event]:
-        kinds, items, spans = (self.arrays[f"event_{name}"] for name in ("kind", "object", "span"))
-        return [
-            Event(KINDS[kind], int(item) if item >= 0 else None, float(start), float(end))
-            for kind, item, (start, end) in zip(kinds, items, spans)
-        ]
-
-    def event_at(self, t: float) -> Event:
-        """The current event at `t` seconds; outside the episode, the nearest one."""
-        index = int(np.searchsorted(self.arrays["event_span"][:, 0], t, side="right")) - 1
-        return self.events[max(0, index)]
 
 
 @dataclass(frozen=True)
@@ -115,12 +55,22 @@ def begin(
     return world
 
 
-def controller(world: World, seed: int, seconds: float, calm: bool) -> Iterator[None]:
-    """What the gripper and the hand do in the episode of a seed."""
+def play(world: World, seed: int, seconds: float, calm: bool, every: int) -> Iterator[None]:
+    """Runs the episode of a seed in its world, and a little on; yields every `every` ticks of it.
+
+    What the gripper and the hand do is drawn from the world's own generator.
+    """
     if seed >= SPLITS["stream"]:
-        return plan.poisson(world, seconds, MEAN_GAP)
-    rhythm = plan.CALM if calm else plan.BUSY
-    return plan.mixed(world, seconds, rhythm, seed >= SPLITS["composition"])
+        motion = plan.poisson(world, seconds, MEAN_GAP)
+    else:
+        rhythm = plan.CALM if calm else plan.BUSY
+        motion = plan.mixed(world, seconds, rhythm, seed >= SPLITS["composition"])
+    ticks = round(seconds / TICK)
+    for tick in range(ticks + LOOK_AHEAD):
+        next(motion)
+        world.tick()
+        if tick % every == 0 and tick < ticks:
+            yield
 
 
 def _capture(camera: Camera, look: Look, rng: np.random.Generator) -> np.ndarray:
@@ -139,21 +89,16 @@ def simulate(seed: int, seconds: float = SECONDS) -> Episode:
         float(style.choice([0.0, style.uniform(0.5, 2.0)], p=[0.6, 0.4])),
     )
     world = begin(seed)
-    motion = controller(world, seed, seconds, calm)
     jpegs: list[np.ndarray] = []
     cells: list[np.ndarray] = []
     with Camera(world, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE, look.shadows) as camera:
-        ticks = round(seconds / TICK)
-        for tick in range(ticks + LOOK_AHEAD):
-            next(motion)
-            world.tick()
-            if tick % TICKS_PER_FRAME == 0 and tick < ticks:
-                image = _capture(camera, look, style)
-                ok, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-                assert ok
-                jpegs.append(data.ravel())
-                cells.append(camera.owners())
-    arrays = truth_arrays(world, ticks)
+        for _ in play(world, seed, seconds, calm, TICKS_PER_FRAME):
+            image = _capture(camera, look, style)
+            ok, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+            assert ok
+            jpegs.append(data.ravel())
+            cells.append(camera.owners())
+    arrays = truth_arrays(world, round(seconds / TICK))
     arrays["jpeg"] = np.concatenate(jpegs)
     arrays["cells"] = np.stack(cells)
     arrays["offsets"] = np.cumsum([0, *(len(data) for data in jpegs)], dtype=np.int64)

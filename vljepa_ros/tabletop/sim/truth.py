@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..episode import Event
 from ..vocabulary import FALLEN, HELD, KINDS, MOVING, ON_TABLE, UPRIGHT
 from .occlusion import HIDDEN
 from .scene import FLOOR, TALL, SceneSpec
@@ -42,16 +43,6 @@ _GRIPPER_SPEED = 0.02
 _SLOW_SPEED = 0.08
 _COVERED = 0.7  # s; a hand that goes by hides things for less
 _NOTICED = 0.8  # s that hiding or showing lasts beyond the motion
-
-
-@dataclass(frozen=True)
-class Event:
-    """One thing that happens from `start` to `end` (s); `object` is an index or None."""
-
-    kind: str
-    object: int | None
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)
