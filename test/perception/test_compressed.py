@@ -105,15 +105,24 @@ def test_holes_of_zeros_are_damage(kind: str) -> None:
         assert "damaged" in refused(data[:at] + bytes(64) + data[at + 64 :])
 
 
-def test_scans_that_are_missing_are_damage() -> None:
-    """Cut between two scans, a progressive picture is blurred, and libjpeg says nothing."""
-    data = JPEGS["progressive"]
+@pytest.mark.parametrize(("kind", "scans"), [("progressive", 10), ("scan by scan", 3)])
+def test_scans_that_are_missing_are_damage(kind: str, scans: int) -> None:
+    """Cut between two scans, a picture is blurred or has lost a colour; libjpeg says nothing."""
+    data = JPEGS[kind]
     begins = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
-    assert len(begins) > 5
+    assert len(begins) == scans
     for at in begins[1:]:
         cut = data[:at] + b"\xff\xd9"
         if by_opencv(cut) is not None:
             assert "damaged" in refused(cut)
+
+
+def test_a_kind_of_jpeg_that_is_not_decoded_is_named_so() -> None:
+    at = GOOD.index(b"\xff\xc0") + 11
+    assert GOOD[at] == 0x22
+    said = refused(GOOD[:at] + b"\x42" + GOOD[at + 1 :])
+    assert "of a kind that is not decoded" in said
+    assert "4:2:0" in said
 
 
 def test_a_picture_of_thousands_of_scans_is_a_trap() -> None:

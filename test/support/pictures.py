@@ -48,6 +48,15 @@ JPEGS = {
     ),
     "odd": encode("jpg", scene(37, 23)),
     "tiny": encode("jpg", scene(1, 1)),
+    # 8 x 8, each component in a scan of its own (made with libjpeg's cjpeg -scans).
+    "scan by scan": base64.b85decode(
+        "|JeWF01!$>Nk#wx0RR9200961|JwjV02>k%7Zed27Zw*D92+1gLMtdGB`8rkJupIGRb^yfRb5+Zc$tA}agcLcU"
+        "4^xVke;Kft*d8%yve$z$C;?Br2pFhLjfEf9w;LyPAe-;q;6eqq@<*zq@<*zq@<*zq@<*zq@<*zq@<*zq@<*zq@"
+        "<*zq@<*zq@<*zq@<*zq@<*zq@@4A01*fP2mlBJ0U`hb5di}c0sq7R6aWDL00000000000000000092!~hi#0Ra"
+        "F200000000000000000IBn00;pA002J#QUAmM6afJM00000000000000000061!~hf#0RR9100000000000000"
+        "00RP$m2mt~S06zd9|HJ?k0RaF200000000000000000IBR02L7d0RR910000000000000000sq<n2mu2T06zdD"
+        "|Je"
+    ),
     # 8 x 8 of one colour in four components, as Adobe's programs write them (made with Pillow).
     "cmyk": base64.b85decode(
         "|JeWT01iQ9Z(?NtWB>pF0095n07C!+0s;d90s{jB0|WyD1O*5M1q1{I3I_)U2n-4g3=0Yi3k?nu5Dg9y4hstq7"
