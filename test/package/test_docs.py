@@ -37,3 +37,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_leads_to_every_page() -> None:
     assert {file for file, _ in linked(PAGES[0])} >= set(PAGES[1:])
+
+
+def test_the_first_picture_moves_is_small_and_is_made_by_a_command() -> None:
+    text = PAGES[0].read_text("utf-8")
+    picture = ROOT / LINK.findall(text.split("![")[1])[0]
+    assert b"ANIM" in picture.read_bytes()[:100]  # WebP's chunk of an animation
+    assert picture.stat().st_size < 3_000_000
+    assert (ROOT / re.findall(r"Made by `(scripts/\w+)`", text)[0]).stat().st_mode & 0o100
