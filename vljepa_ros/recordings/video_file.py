@@ -60,20 +60,22 @@ class VideoFile:
         self.left_out, end = 0, Fraction(0)
         with self._open() as (container, stream):
             times = _Times(container, stream, self.fps)
-            unit, promised = times.unit, (stream.duration or 0) * times.unit
+            # A container's own duration may be that of its sound.
+            own = stream.duration is not None or len(container.streams) == 1
+            promised = self.seconds if own else 0.0
             try:
                 for frame, picture in self._decoded(container, stream):
                     at = times.of(frame, late=self.left_out > 0)
                     if at is None:
                         self.left_out += 1
                         continue
-                    end = at + (frame.duration * unit or times.period)
+                    end = at + (frame.duration * times.unit or times.period)
                     yield at, picture
                 self.seconds = float(end)
                 if end + times.period < promised:
                     self._tell(
-                        f"{self.path} ends early, at {float(end):.2f} of {float(promised):.2f} s; "
-                        "it may be cut short."
+                        f"{self.path} ends early, at {float(end):.2f} of {promised:.2f} s; it may "
+                        "be cut short."
                     )
             finally:
                 if self.left_out:
@@ -101,8 +103,9 @@ class VideoFile:
         """The whole frames, with their pictures; `left_out` counts the others."""
         import av
 
-        # The decoder's threads are those of PyAV's default, within a picture: with several
-        # pictures at once, damage near the end takes whole pictures along, on many cores more.
+        # Threads within a picture only: of several pictures that are decoded at once, one that is
+        # damaged near the end takes the others along, on many cores more than on few.
+        stream.thread_type = "SLICE"
         owed = 0
         for packet in _packets(container, stream):
             owed += packet is not None and not packet.is_discard
