@@ -348,6 +348,34 @@ def test_a_database_is_read_up_to_its_damage(tmp_path: Path) -> None:
     assert said.startswith(f"{file} is damaged") and ".recover" in said
 
 
+def test_a_page_of_a_database_that_stands_twice_gives_no_image_twice(tmp_path: Path) -> None:
+    file = storage(bag(tmp_path / "bag", list(range(100)), StoragePlugin.SQLITE3))
+    data = bytearray(file.read_bytes())
+    size = int.from_bytes(data[16:18], "big")
+    pages = [at for at in range(0, len(data), size) if data[at] == 13 and data[at + 4] > 5]
+    assert len(pages) > 4  # leaves of the table of messages
+    data[pages[1] : pages[1] + size] = data[pages[3] : pages[3] + size]
+    file.write_bytes(data)
+    found, left_out = read(file)
+    assert found == sorted(set(found)) and 20 < len(found) < 90
+    assert "is damaged (rows out of order): what follows is left out" in left_out.sentences()[0]
+
+
+def test_the_schema_of_a_database_may_be_damaged_where_it_does_not_matter(tmp_path: Path) -> None:
+    file = storage(bag(tmp_path / "bag", list(range(9)), StoragePlugin.SQLITE3))
+    data = file.read_bytes()
+    begin = data.index(b"CREATE TABLE messages")
+    damaged = data[begin:].replace(b"INTEGER PRIMARY KEY", b"INTEGER PRYMARY KEY", 1)
+    file.write_bytes(data[:begin] + damaged)
+    assert file.read_bytes() != data and read(file)[0] == list(range(9))
+
+
+def test_the_length_of_an_mcap_with_two_cameras_is_counted_once(tmp_path: Path) -> None:
+    images = [(topic, BEGIN + s * SECOND, picture(s)) for s in range(9) for topic in ("/a", "/b")]
+    info = bag_info(write_bag(tmp_path / "bag", images))
+    assert info.image_topics == ["/a", "/b"] and info.seconds == 8
+
+
 @both
 def test_what_is_no_image_is_named_and_a_topic_without_messages_is_none(
     plugin: Any, tmp_path: Path
@@ -567,6 +595,7 @@ def test_any_damage_gives_right_pictures_or_a_sentence(
     @settings(max_examples=60)
     @given(damages)
     @example([])
+    @example([_fill(0.10437315720938539, 29, 255)])  # SQLite asked for more memory than there is
     def check(chosen: list[Damage]) -> None:
         data = bytearray(whole)
         for damage in chosen:

@@ -36,11 +36,11 @@ class SqliteFile:
                 raise self._refused(error) from error
             if not topics:
                 return
-            last = -(2**63)
+            last, column = -(2**63), "data" if data else "null"
             try:
                 for row, key, log_ns, content in database.execute(
-                    f"select id, topic_id, timestamp, {'data' if data else 'null'} from messages "
-                    f"where topic_id in ({', '.join(map(str, topics))}) order by id"
+                    f"select rowid, topic_id, timestamp, {column} from messages "
+                    f"where topic_id in ({', '.join(map(str, topics))}) order by rowid"
                 ):
                     if row <= last:
                         raise sqlite3.DatabaseError("rows out of order")
