@@ -1,4 +1,7 @@
-"""VL-JEPA for ROS 2: a robot that understands continuously and speaks only on change."""
+"""VL-JEPA for ROS 2: a robot that understands continuously and speaks only on change.
+
+What lies where, and which room may import which, is in docs/architecture.md.
+"""
 
 import os
 import re

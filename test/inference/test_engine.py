@@ -88,7 +88,7 @@ def test_a_failing_run_is_an_engine_error(predictor: Engine) -> None:
         predictor.run(**inputs)
 
 
-def test_the_order_of_preference_is_the_design_s() -> None:
+def test_the_order_of_preference_is_the_documented_one() -> None:
     reports = backends()
     names = [report.backend for report in reports]
     assert names == [

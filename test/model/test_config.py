@@ -31,7 +31,7 @@ def test_json_round_trip_builds_the_same_model(make: Callable[[], VLJepaConfig],
         assert getattr(read, field) == getattr(config, field), field
 
 
-def test_tabletop_is_the_clip_of_the_design():
+def test_tabletop_is_the_clip_that_is_shipped():
     config = tabletop()
     vision = config.x_encoder_config
     assert (vision.frames_per_clip, vision.crop_size, vision.tubelet_size) == (8, 96, 2)

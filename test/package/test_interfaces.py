@@ -1,4 +1,4 @@
-"""The generated interfaces are the design's, field by field, and documented."""
+"""The generated interfaces have the fields that agents rely on, in order, and document them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Fields of each part in the design's order, "type name"; parts of a service or action are separated
-# by ---. Classify's `label_template` is `template` in the design: C++ allows no field of that name.
+# Fields of each part in order, "type name"; parts of a service or action are separated by ---.
+# Classify's `label_template` is no `template`: C++ allows no field of that name.
 FIELDS = {
     "msg/SemanticEmbedding.msg": """
         std_msgs/Header header, builtin_interfaces/Time window_start, string camera, string query,
@@ -84,7 +84,7 @@ def wanted(part: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("file", FIELDS)
-def test_fields_are_the_designs(file: str) -> None:
+def test_fields_are_those_of_the_table(file: str) -> None:
     kind, name = file.split("/")[0], Path(file).stem
     interface = getattr(import_module(f"vljepa_ros.{kind}"), name)
     for part, text in zip(PARTS[kind], FIELDS[file].split("---")):

@@ -1,1 +1,1 @@
-"""Thin ROS 2 nodes: parameters, topics, services, lifecycle, diagnostics. No maths."""
+"""The nodes: parameters, topics, services, lifecycle (docs/ros-api.md). Thin: no maths."""

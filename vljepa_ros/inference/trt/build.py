@@ -1,4 +1,4 @@
-"""Builds one engine in this process: from ONNX to a serialised plan (see builder for the child).
+"""Builds one engine in this process, from ONNX to a serialised plan (build_process: in a child).
 
 Invariant: networks are strongly typed, so an engine computes in the types that its graph has, and
 takes every shape of the request's profile and no other.
