@@ -128,7 +128,7 @@ def test_a_signal_ends_it_with_a_summary(bundle: Path, number: int) -> None:
         (["--params", "/no/such.yaml"], "/no/such.yaml"),
         (["--params", __file__], "is not valid YAML"),
         (["--log-level", "loud"], "'--log-level loud'"),
-        (["--namespace", "robot 1"], "--namespace: 'robot 1' is not a namespace: write letters"),
+        (["--namespace", "robot 1"], "--namespace: 'robot 1' is no namespace: write letters"),
         (["--video", "/no/such.mp4"], "/no/such.mp4"),
     ],
 )

@@ -112,5 +112,5 @@ def test_the_launch_file_refuses_them_too(launch_file: Any, tmp_path: Path) -> N
         launch_file._nodes(given)
     file.write_text(f"/**/perception:{BODY}/**/memory:{BODY}")
     assert len(launch_file._nodes(given)) == 4
-    with pytest.raises(VLJepaError, match="Launch argument 'namespace': '1a' is not a namespace"):
+    with pytest.raises(VLJepaError, match="Launch argument 'namespace': '1a' is no namespace"):
         launch_file._nodes({**given, "namespace": "1a"})

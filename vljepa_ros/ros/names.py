@@ -44,7 +44,7 @@ def checked_namespace(whose: str, text: str) -> str:
     namespace = "".join(f"/{part}" for part in text.split("/") if part)
     if not _NAMESPACE.fullmatch(namespace):
         raise VLJepaError(
-            f"{whose}: {_shown(text)} is not a namespace: write letters, digits and underscores "
+            f"{whose}: {_shown(text)} is no namespace: write letters, digits and underscores "
             "between slashes, and begin no part with a digit, e.g. /robot1."
         )
     _check_length(whose, namespace)
