@@ -45,3 +45,14 @@ def test_the_first_picture_moves_is_small_and_is_made_by_a_command() -> None:
     assert b"ANIM" in picture.read_bytes()[:100]  # WebP's chunk of an animation
     assert picture.stat().st_size < 3_000_000
     assert (ROOT / re.findall(r"Made by `(scripts/\w+)`", text)[0]).stat().st_mode & 0o100
+
+
+def test_pages_that_the_code_cites_are_there() -> None:
+    cited = set()
+    for folder in ("vljepa_ros", "test", "scripts", "config", "launch", "examples", "msg", "srv"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.is_file() and "__pycache__" not in file.parts:
+                text = file.read_text("utf-8", errors="replace")
+                cited |= set(re.findall(r"docs/[\w-]+\.(?:md|json|png|webp|svg)\b", text))
+    assert {"docs/ros-api.md", "docs/bundle-format.md", "docs/architecture.md"} <= cited
+    assert [name for name in sorted(cited) if not (ROOT / name).is_file()] == []

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,8 @@ def test_the_command_is_installed(prefix: Path) -> None:
     assert (prefix / "bin" / "vljepa").exists()
     code = "from vljepa_ros.cli import main; sys.argv[1:] = ['--version']; main()"
     assert python_without_ros(prefix, code).startswith("vljepa_ros ")
+    version = ElementTree.parse(ROOT / "package.xml").findtext("version")
+    assert python_without_ros(prefix, code).strip() == f"vljepa_ros {version}"
 
 
 def test_every_ros_free_layer_is_installed(prefix: Path) -> None:
