@@ -156,6 +156,19 @@ def test_embeddings_only_when_asked_for(node: Node, listen: Callable[..., Listen
     assert line.endswith("c  segment 1  score 0.00  embedding 9, 20 ms old, reused")
 
 
+def test_of_two_streams_of_a_camera_one_is_shown(node: Node, listen: Callable[..., Listen]) -> None:
+    publisher = node.create_publisher(Utterance, "robot1/utterances", 10)
+    listener = listen("--namespace", "robot1")
+    wait_for_subscriber(publisher)
+    for stream_id, text in ((1, "one"), (2, "two"), (1, "three"), (2, "four"), (1, "sentinel")):
+        publisher.publish(Utterance(camera="front", text=text, stream_id=stream_id))
+    lines = [listener.next_line() for _ in range(4)]
+    (notice,) = (line for line in lines if "says" not in line)
+    assert "Two perception nodes publish camera 'front'" in notice
+    said = [line.partition("says  ")[2].partition("  ")[0] for line in lines if line != notice]
+    assert said == ["one", "three", "sentinel"]
+
+
 def test_it_says_that_nobody_publishes_and_ends_on_a_signal(
     listen: Callable[..., Listen],
 ) -> None:

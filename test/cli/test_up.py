@@ -28,6 +28,8 @@ from vljepa_ros.cli.live.view import CameraView, Said, StreamView, bar, clock, s
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.store import MomentStore
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
+from vljepa_ros.ros import process
+from vljepa_ros.ros.process import needs_ros
 
 COMMAND = [sys.executable, "-c", "from vljepa_ros.cli import main; main()", "up"]
 SECOND = 1_000_000_000
@@ -141,6 +143,28 @@ def test_what_is_wrong_is_one_sentence(bundle: Path, arguments: list[str], words
     assert run.returncode == 1
     assert words in run.stdout + run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_it_advises_what_is_possible_where_it_ran(tmp_path: Path) -> None:
+    """Its nodes end with it, so no `ros2 lifecycle` helps, whether ros2 is installed or not."""
+    (tmp_path / "ros2").touch(0o755)
+    run = subprocess.run(
+        [*COMMAND, "--bundle", "/no/such/bundle"],
+        env={**environment(), "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=tempfile.gettempdir(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert "When the cause is mended: start it again." in run.stderr
+    assert "ros2" not in run.stdout + run.stderr
+
+
+def test_what_it_needs_depends_on_where_it_was_installed(tmp_path: Path) -> None:
+    error = ModuleNotFoundError("No module named 'rclpy'")
+    assert "run scripts/setup once, then `. scripts/env.sh`" in str(needs_ros("up", error))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "__file__", str(tmp_path / "vljepa_ros" / "ros" / "process.py"))
+        sentence = str(needs_ros("up", error))
+    assert "scripts" not in sentence and "workspace" in sentence and "'rclpy'" in sentence
 
 
 def params(folder: Path, port: int = 0) -> Path:

@@ -111,6 +111,38 @@ def test_a_callback_awaits(agent: Agent, domain_id: int, kind: str) -> None:
     probe.close()  # not before: a message that is still under way ends with its publisher
 
 
+def test_of_two_streams_of_a_camera_one_is_heard(agent: Agent, domain_id: int) -> None:
+    client, got = agent.client(), queue.Queue()
+    listening = [
+        client.on_embedding(lambda message: got.put(message.segment_id)),
+        client.on_change(lambda message: got.put(message.segment_id)),
+        client.on_utterance(lambda message: got.put(message.segment_id)),
+    ]
+    probe = Probe(domain_id)
+    publishers = [
+        (kind, probe.node.create_publisher(kind, topic, 10))
+        for kind, topic in (
+            (SemanticEmbedding, "embeddings"),
+            (SemanticChange, "changes"),
+            (Utterance, "utterances"),
+        )
+    ]
+    probe.wait(
+        lambda: all(p.get_subscription_count() == 2 for _, p in publishers),
+        "it, and the probe itself",
+    )
+    heard = []
+    for kind, publisher in publishers:  # stream 1 has the odd numbers
+        for number in range(1, 6):
+            publisher.publish(kind(camera="front", segment_id=number, stream_id=2 - number % 2))
+        heard += [got.get(timeout=DEADLINE) for _ in range(3)]
+    assert heard == [1, 3, 5] * 3
+    assert got.empty()
+    for one in listening:
+        one.cancel()
+    probe.close()
+
+
 def test_an_exception_reaches_the_coroutine(agent: Agent) -> None:
     client, got = agent.client(), queue.Queue()
 

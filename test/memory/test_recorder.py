@@ -328,6 +328,45 @@ def test_the_thumbnail_is_of_the_same_run() -> None:
     assert [m.thumbnail for m in listener.moments] == [b"a6", b"b9"]
 
 
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.data())
+def test_each_step_has_its_own_picture_whatever_another_node_sends(
+    steps: list[tuple[bool, bool]], data: st.DataObject
+) -> None:
+    """Pictures come before or after their steps, and those of another node in between."""
+    listener = Listener()
+    recorder = listener.recorder()
+    for at, (before, other) in enumerate(steps, 1):
+        if other:  # of stamps that are no step's, or of one that has its picture
+            stray = data.draw(st.sampled_from([at * SECOND - 1, max(1, at - 3) * SECOND]))
+            if stray != at * SECOND:
+                recorder.thumbnail("camera", stray, b"stray")
+        if before:
+            recorder.thumbnail("camera", at * SECOND, str(at).encode())
+        step(recorder, at, at)
+        recorder.change("camera", "query", at, at * SECOND, at - 1, (at - 1) * SECOND)
+        if not before:
+            recorder.thumbnail("camera", at * SECOND, str(at).encode())
+    recorder.flush()
+    kept = {m.start_ns // SECOND: m.thumbnail for m in listener.moments}
+    assert all(picture == str(at).encode() for at, picture in kept.items())
+
+
+def test_no_moment_spans_two_sources() -> None:
+    """The other node's numbers go on as if they were the first one's."""
+    listener = Listener()
+    recorder = listener.recorder()
+    for at in range(1, 5):
+        step(recorder, at, 3)
+        recorder.step("rear", "query", at * SECOND, 1, MEANINGS[0])
+    recorder.begin_anew("camera")
+    for at in range(5, 9):
+        step(recorder, at, 3)
+        recorder.step("rear", "query", at * SECOND, 1, MEANINGS[0])
+    recorder.flush()
+    spans = [(m.camera, m.start_ns // SECOND, m.end_ns // SECOND) for m in listener.moments]
+    assert sorted(spans) == [("camera", 1, 4), ("camera", 5, 8), ("rear", 1, 8)]
+
+
 @given(st.integers(1, 20_000), st.data())
 def test_a_shelf_stays_small_and_has_a_picture_near_every_middle(
     count: int, data: st.DataObject

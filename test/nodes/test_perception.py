@@ -360,6 +360,17 @@ def test_embed_text(probe: Probe, bundle: Path) -> None:
     empty = probe.call(EmbedText, "embed_text", EmbedText.Request())
     assert not empty.success
     assert "at least one" in empty.message
+    for refused, words in (
+        (["a cube"] * 1001, "There are 1,001 texts; 1,000 is the most."),
+        (["a cube", "a" * 1001], "The text has 1,001 characters; 1,000 is the most."),
+        (["a cube", " "], "The text is empty"),
+        (["a\x07cube"], "control character U+0007"),
+    ):
+        answer = probe.call(EmbedText, "embed_text", EmbedText.Request(texts=refused))
+        assert not answer.success and not answer.embeddings
+        assert words in answer.message
+    again = probe.call(EmbedText, "embed_text", EmbedText.Request(texts=["a cube"] * 2))
+    assert again.success and again.embeddings[:32] == again.embeddings[32:]
 
 
 def test_decode(probe: Probe, bundle: Path) -> None:
@@ -378,6 +389,10 @@ def test_decode(probe: Probe, bundle: Path) -> None:
         ("other", embedding, "'other'"),
         ("", embedding[:5], "5 numbers instead of 32"),
         ("", embedding * np.nan, "not finite"),
+        ("", embedding * 0, "has the length 0 instead of 1"),
+        ("", embedding * 1e38, "has the length 1e+38 instead of 1"),
+        ("", np.full(32, 1e38), "has the length 5.66e+38 instead of 1"),
+        ("", embedding * 1.1, "has the length 1.1 instead of 1"),
     ):
         answer = ask(model_id, values)
         assert not answer.success

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
 
 from action_msgs.msg import GoalStatus
+from agent import Agent
 from builtin_interfaces.msg import Duration
 from bundles import make_bundle
 from graph import NodeProcess, Probe, Stream, domain, noise
@@ -48,8 +49,12 @@ def model(bundle: Path) -> Iterator[Runtime]:
 
 
 @pytest.fixture(scope="module")
-def perception(bundle: Path) -> Iterator[tuple[NodeProcess, Probe]]:
-    domain_id = domain()
+def domain_id() -> int:
+    return domain()
+
+
+@pytest.fixture(scope="module")
+def perception(bundle: Path, domain_id: int) -> Iterator[tuple[NodeProcess, Probe]]:
     node = NodeProcess("perception_node", domain_id, bundle=bundle, cameras=["front", "rear"])
     node.wait_for_log("Active.")
     probe = Probe(domain_id)
@@ -324,6 +329,36 @@ def test_many_watches_end_together_when_the_node_is_deactivated(
     goal.wait_for_feedback(camera)
     goal.handle.cancel_goal_async()
     assert goal.result()[0] == CANCELED
+
+
+def test_a_watch_ends_when_its_client_has_gone(
+    camera: Stream,
+    probe: Probe,
+    client: ActionClient,
+    domain_id: int,
+    perception: tuple[NodeProcess, Probe],
+) -> None:
+    """It says who it is, as SemanticClient does, so that the watch of another stays."""
+    stays = Goal(probe, client, threshold=NEVER)
+    stays.wait_for_feedback(camera)
+    node = perception[0]
+    agent = Agent(domain_id)
+    scores: list[tuple[float, int]] = []
+    agent.client().watch("a cube", "front", NEVER, on_feedback=lambda *score: scores.append(score))
+
+    def heard() -> bool:
+        camera.step(noise(0))
+        return bool(scores)
+
+    probe.wait(heard, "its feedback")
+    agent.clients.clear()  # as a process that dies, it cancels nothing
+    agent.close()
+    node.wait_for_log("The client that watched for 'a cube' has gone.")
+    assert not stays.ended.done()
+    probe.wait_for_health("perception: watches", lambda v: v["standing"] == "1")
+    stays.handle.cancel_goal_async()
+    assert stays.result()[0] == CANCELED
+    probe.wait_for_health("perception: watches", lambda v: v["standing"] == "0")
 
 
 def test_too_many_watches_are_refused(camera: Stream, probe: Probe, client: ActionClient) -> None:

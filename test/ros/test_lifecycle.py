@@ -101,6 +101,19 @@ def test_a_failed_configure_says_why_and_can_be_tried_again(
         assert probe.transition(name, "activate")
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_it_advises_what_is_possible(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    if installed:
+        (tmp_path / "ros2").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    node = start("perception_node", bundle="/no/such/bundle")
+    node.wait_for_log("start it again.")
+    advice = "ros2 lifecycle set /perception configure, then activate; or start it again."
+    assert (advice in node.log) is installed
+
+
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [

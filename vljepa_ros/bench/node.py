@@ -23,7 +23,7 @@ from rich.table import Table
 from vljepa_ros.console import console
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.perception.stages import KEPT
-from vljepa_ros.ros.process import Spinner, set_fastdds
+from vljepa_ros.ros.process import Spinner, needs_ros, set_fastdds
 
 from .footprint import Footprint
 
@@ -114,10 +114,7 @@ def prepare_ros(command: str) -> None:
     try:
         import vljepa_ros.nodes.perception.node  # noqa: F401
     except ImportError as error:
-        raise VLJepaError(
-            f"vljepa bench {command} needs ROS 2 and the built package ({error}): run "
-            "`. scripts/env.sh`, then try again."
-        ) from error
+        raise needs_ros(f"bench {command}", error) from error
 
 
 def open_perception(values: dict[str, Any]) -> tuple[Any, Spinner]:

@@ -21,6 +21,7 @@ spins nothing, `wait()`.
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -30,11 +31,12 @@ from builtin_interfaces.msg import Duration, Time
 from rclpy.time import Time as RclpyTime
 
 from vljepa_ros.action import Watch
-from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
+from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.srv import Ask, Classify, EmbedText, Pin, Recall
 from vljepa_ros.stamps import SECOND_NS
 
 from .calls import Call, Caller, SemanticError
+from .source import Sources
 from .watches import OnFeedback, Watches
 
 QUEUE = 100  # messages that wait for a callback, the oldest dropped when there are more
@@ -65,7 +67,8 @@ class SemanticClient:
     For rclpy's SingleThreadedExecutor and MultiThreadedExecutor, in whichever thread they spin.
     Calls return a `Call`; see there for its three forms. What the node refuses raises SemanticError
     with its sentence. The callbacks of one `on_...` are called one after the other, in order, and
-    may be coroutines; while one awaits, later messages wait, 100 of them.
+    may be coroutines; while one awaits, later messages wait, 100 of them. Where two perception
+    nodes publish the same camera, one of them is heard, and the node's log says so.
     """
 
     def __init__(self, node: Any, namespace: str = "", timeout: float = TIMEOUT) -> None:
@@ -73,6 +76,8 @@ class SemanticClient:
         self._caller = Caller(node, namespace, timeout)
         self._watches = Watches(self._caller)
         self._listening: set[Listening] = set()
+        self._sources = Sources(node.get_logger().warning)
+        self._infos: Any = None  # the subscription that the sources need
 
     # -------------------------------------------------------------- listening
 
@@ -86,7 +91,7 @@ class SemanticClient:
 
     def on_utterance(self, callback: Callable[[Utterance], Any]) -> Listening:
         """Call `callback(Utterance)` whenever a change was put into words."""
-        return self._listen(Utterance, "utterances", callback)
+        return self._listen(Utterance, "utterances", callback, self._sources.takes_words)
 
     # -------------------------------------------------------------- calls
 
@@ -138,6 +143,7 @@ class SemanticClient:
                 camera=_text(camera, "camera"), text=_text(text, "text"),
                 threshold=_number(threshold, "threshold"),
                 timeout=Duration(sec=seconds // SECOND_NS, nanosec=seconds % SECOND_NS),
+                client=self._node.get_fully_qualified_name(),
             )  # fmt: skip
         except SemanticError as error:
             return self._failed("watch", error)
@@ -194,11 +200,32 @@ class SemanticClient:
         self._watches.close()
         for listening in list(self._listening):
             listening.cancel()
+        infos, self._infos = self._infos, None
+        if infos is not None:
+            self._node.destroy_subscription(infos)
 
     # -------------------------------------------------------------- inside
 
-    def _listen(self, kind: Any, topic: str, callback: Callable[[Any], Any]) -> Listening:
-        subscription = self._caller.subscribe(kind, topic, callback, QUEUE)
+    def _listen(
+        self,
+        kind: Any,
+        topic: str,
+        callback: Callable[[Any], Any],
+        takes: Callable[[Any], bool] | None = None,
+    ) -> Listening:
+        takes = takes or self._sources.takes
+        if self._infos is None:
+            self._infos = self._caller.subscribe(
+                ModelInfo, "model_info", self._sources.on_info, QUEUE
+            )
+
+        async def hear(message: Any) -> None:
+            if takes(message):
+                heard = callback(message)
+                if inspect.isawaitable(heard):
+                    await heard
+
+        subscription = self._caller.subscribe(kind, topic, hear, QUEUE)
 
         def destroy() -> None:
             self._node.destroy_subscription(subscription)

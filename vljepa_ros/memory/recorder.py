@@ -46,13 +46,14 @@ class Recorder:
         self._streams: dict[tuple[str, str], _Stream] = {}
 
     def thumbnail(self, camera: str, stamp_ns: int, jpeg: bytes) -> None:
-        """A small picture of the camera at the stamp of one of its steps."""
-        self._thumbnails.setdefault(camera, Thumbnails()).put(stamp_ns, jpeg)
+        """A small picture of the camera; kept where a step has its stamp, before or after it."""
+        self._pictures(camera).put(stamp_ns, jpeg)
 
     def step(
         self, camera: str, query: str, stamp_ns: int, segment_id: int, embedding: np.ndarray
     ) -> None:
         """A step: `embedding` float32 `[E]`, finite, of unit length."""
+        self._pictures(camera).step(stamp_ns)
         self._stream(camera, query).step(stamp_ns, segment_id, embedding)
 
     def change(
@@ -76,6 +77,16 @@ class Recorder:
         """The streams end: the segments that are open become moments."""
         for stream in self._streams.values():
             stream.flush()
+
+    def begin_anew(self, camera: str) -> None:
+        """What comes of the camera from now on has another source: no moment holds of both."""
+        for (name, _), stream in self._streams.items():
+            if name == camera:
+                stream.flush()
+                stream.begin_anew()
+
+    def _pictures(self, camera: str) -> Thumbnails:
+        return self._thumbnails.setdefault(camera, Thumbnails())
 
     def _stream(self, camera: str, query: str) -> _Stream:
         def close(segment: _Segment, jumped: bool) -> str:
@@ -174,7 +185,7 @@ class _Stream:
         self._segments: deque[_Segment] = deque()  # the last is open, the others wait for a change
         self._newest_ns = 0
         self._steps = 0
-        self._begin_anew()
+        self.begin_anew()
 
     def step(self, stamp_ns: int, segment_id: int, embedding: np.ndarray) -> None:
         newest = self._segments[-1].segment_id if self._segments else segment_id
@@ -184,7 +195,7 @@ class _Stream:
         elif stamp_ns == self._newest_ns and segment_id == newest:
             return  # it came twice
         elif not newest + back <= segment_id <= newest + PATIENCE:
-            self._begin_anew()  # the node that numbers the segments was started again
+            self.begin_anew()  # the node that numbers the segments was started again
             self._open(segment_id, stamp_ns, anew=True)
         elif segment_id > newest:
             for between in range(newest + 1, segment_id):  # whose own steps are lost
@@ -201,7 +212,7 @@ class _Stream:
             later = change.start_ns > newest.seen_ns
             if later or newest.begin_ns not in (None, change.start_ns):
                 # The node that numbers the segments was started again, within the same number.
-                self._begin_anew()
+                self.begin_anew()
                 self._open(change.segment_id, change.start_ns, anew=True)
                 newest.move(change.start_ns, self._segments[-1])
         _put(self._changes, change.segment_id, change)
@@ -223,7 +234,7 @@ class _Stream:
         if self._segments:
             self._finish(self._segments.popleft(), jumped=False)
 
-    def _begin_anew(self) -> None:
+    def begin_anew(self) -> None:
         """What came so far says nothing of the numbers to come."""
         self._changes: dict[int, _Change] = {}  # by the segment that opens
         self._ahead: dict[int, Words] = {}  # of segments that have not begun

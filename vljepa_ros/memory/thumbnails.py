@@ -11,6 +11,7 @@ from collections import deque
 
 DENSE = 16  # pictures at each density
 LEVELS = 20  # densities, each half of the one before: 16 million steps
+WAITING = 16  # pictures that wait for their step, and steps that wait for their picture
 
 
 class Shelf:
@@ -45,13 +46,35 @@ class Shelf:
 
 
 class Thumbnails:
-    """The pictures of one camera, also after its time jumped back: of then, and of before."""
+    """The pictures of one camera, also after its time jumped back: of then, and of before.
+
+    Each step has one, of its own stamp; those of another node's steps are left out.
+    """
 
     def __init__(self) -> None:
         self._now, self._before = Shelf(), Shelf()
+        self._steps: deque[int] = deque(maxlen=WAITING)  # stamps, without a picture
+        self._pictures: deque[tuple[int, bytes]] = deque(maxlen=WAITING)  # without a step
 
     def put(self, stamp_ns: int, picture: bytes) -> None:
-        """Keep a picture; one that comes twice is left out."""
+        """A picture; kept when there is a step of its stamp."""
+        if stamp_ns in self._steps:
+            self._steps.remove(stamp_ns)
+            self._keep(stamp_ns, picture)
+        else:
+            self._pictures.append((stamp_ns, picture))
+
+    def step(self, stamp_ns: int) -> None:
+        """A step; the answers to further queries have the same stamp."""
+        for waiting in self._pictures:
+            if waiting[0] == stamp_ns:
+                self._pictures.remove(waiting)
+                self._keep(*waiting)
+                return
+        if stamp_ns != self._now.newest_ns and stamp_ns not in self._steps:
+            self._steps.append(stamp_ns)
+
+    def _keep(self, stamp_ns: int, picture: bytes) -> None:
         if stamp_ns == self._now.newest_ns:
             return
         if stamp_ns < self._now.newest_ns:

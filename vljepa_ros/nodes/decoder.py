@@ -6,6 +6,7 @@ queue; where it overflows, the oldest is dropped, counted and reported: never lo
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -13,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from vljepa_ros.client.source import OTHERS, Sources
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.runtime import Runtime
-from vljepa_ros.msg import SemanticChange, Utterance
+from vljepa_ros.msg import ModelInfo, SemanticChange, Utterance
 from vljepa_ros.ros.diagnostics import ERROR, WARN, Status
 from vljepa_ros.ros.engines import Engines
 from vljepa_ros.ros.lifecycle import AUTOSTART, ENGINES, ModelNode
 from vljepa_ros.srv import Decode
 
 QUEUE = 64  # changes
+UNIT = 0.01  # that the length of an embedding may differ from 1, as half precision makes it
 
 
 class DecoderNode(ModelNode):
@@ -37,8 +40,10 @@ class DecoderNode(ModelNode):
         self._queue: deque[SemanticChange] = deque()
         self._lock = threading.Lock()
         self._reported: set[str] = set()
-        self._seen = (0, 0)
+        self._seen = (0, 0, 0)
         super().__init__("decoder", **options)
+        self._sources = Sources(self.get_logger().warning)
+        self.create_subscription(ModelInfo, "model_info", self._sources.on_info, 10)
         self.serve(Decode, "decode", self._decode)
 
     # -------------------------------------------------------------- hooks
@@ -90,6 +95,8 @@ class DecoderNode(ModelNode):
         return len(self._queue)
 
     def _on_change(self, change: SemanticChange) -> None:
+        if not self._sources.takes(change):
+            return
         with self._lock:
             full = len(self._queue) >= QUEUE
             if full:
@@ -126,6 +133,7 @@ class DecoderNode(ModelNode):
                 text=text,
                 confidence=confidence,
                 decode_time=time.monotonic() - started,
+                stream_id=change.stream_id,
             )
         )
         self.decoded[change.camera] += 1
@@ -171,13 +179,18 @@ class DecoderNode(ModelNode):
             "waiting": self.waiting,
             "dropped": self.dropped,
             "refused": self.refused,
+            "of other streams": self._sources.refused,
         }
-        dropped, refused = self._seen
-        self._seen = (self.dropped, self.refused)
+        dropped, refused, others = self._seen
+        self._seen = (self.dropped, self.refused, self._sources.refused)
         if self.refused > refused:
             queue.level, queue.message = ERROR, "changes cannot be decoded; see the log"
         elif self.dropped > dropped:
             queue.level, queue.message = WARN, "changes dropped: decoding is too slow"
+        elif self._sources.refused > others:
+            queue.level, queue.message = WARN, OTHERS
+        elif self.count_publishers("utterances") > 1:
+            queue.level, queue.message = WARN, "another decoder node speaks on the same topic"
         cameras = [
             Status(f"camera {name}", values={"decodes": count})
             for name, count in sorted(self.decoded.items())
@@ -196,6 +209,13 @@ def _words(model: Runtime, model_id: str, embedding: np.ndarray) -> tuple[str, f
     if embedding.shape != (bundle.embedding_dim,):
         raise VLJepaError(
             f"The embedding holds {embedding.size} numbers instead of {bundle.embedding_dim}."
+        )
+    length = float(np.linalg.norm(embedding.astype(np.float64)))
+    if not math.isfinite(length):
+        raise VLJepaError("The embedding is not finite.")
+    if abs(length - 1) > UNIT:
+        raise VLJepaError(
+            f"The embedding has the length {length:.3g} instead of 1; divide it by its length."
         )
     embedding = embedding.astype(np.float32)
     text = model.decode(embedding)

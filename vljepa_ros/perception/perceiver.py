@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +29,7 @@ from .stages import Stages
 from .window import Clip, Sampler, Verdict, Window, millihertz, slot
 
 log = logging.getLogger(__name__)
+JUMPS = 8  # of the stamps, that are remembered
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ class _Camera:
     tokens: Tensor | None = None
     seen: Seen | None = None
     latest: Step | None = None  # of the first standing query
+    newest_ns: int = 0  # stamp of the last frame taken
+    jumps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=JUMPS))
 
 
 class Perceiver:
@@ -159,6 +163,13 @@ class Perceiver:
     def seen(self, camera: str) -> Seen | None:
         """The visual tokens of the camera's last step; None before the stream's first."""
         return self._cameras[camera].seen
+
+    def jumps(self, camera: str) -> list[float]:
+        """How far the stamps jumped at the last restarts, seconds; of those since the last step.
+
+        A stream in which they only grow in number never fills a clip.
+        """
+        return [jump / 1e9 for jump in list(self._cameras[camera].jumps_ns)]
 
     def latest(self, camera: str) -> Step | None:
         """The camera's last step for the first standing query; None before the stream's first."""
@@ -209,13 +220,16 @@ class Perceiver:
         state.counters.taken += 1
         state.frame_id = frame_id
         if verdict is Verdict.RESTARTED:
+            state.jumps_ns.append(stamp_ns - state.newest_ns)
             self._restart(state)
+        state.newest_ns = stamp_ns
         if not state.window.full:
             return False
         rate = state.rate_mhz
         if state.stepped is not None and slot(stamp_ns, rate) <= slot(state.stepped, rate):
             return False
         state.stepped = stamp_ns
+        state.jumps_ns.clear()
         return True
 
     def step(self, cameras: Sequence[str]) -> list[Step]:

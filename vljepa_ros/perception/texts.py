@@ -42,16 +42,21 @@ def checked_text(what: str, text: str) -> str:
     return plain
 
 
-def checked_texts(what: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Each of at most 1,000 texts as `checked_text` gives it; QuestionError also on duplicates."""
+def checked_texts(what: str, texts: Sequence[str], distinct: bool = True) -> tuple[str, ...]:
+    """Each of at most 1,000 texts as `checked_text` gives it.
+
+    QuestionError also on duplicates, where they are to be `distinct`.
+    """
     if len(texts) > MOST_TEXTS:
         raise QuestionError(f"There are {len(texts):,} {what}s; {MOST_TEXTS:,} is the most.")
-    seen: dict[str, None] = {}
+    seen: list[str] = []
+    known: set[str] = set()
     for text in texts:
         plain = checked_text(what, text)
-        if plain in seen:
+        if distinct and plain in known:
             raise QuestionError(f"The {what} '{shown(plain)}' is there twice; give each once.")
-        seen[plain] = None
+        known.add(plain)
+        seen.append(plain)
     return tuple(seen)
 
 

@@ -10,6 +10,7 @@ request may reach the service of the process that has just died, and its answer 
 
 from __future__ import annotations
 
+import shutil
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -61,6 +62,7 @@ class ModelNode(LifecycleNode):
     """
 
     specs: Sequence[Spec] = ()
+    stays = True  # where it cannot start; else its process ends
     spare: Sequence[Spec] = ()  # that a parameter file may hold in vain, at their defaults
 
     def __init__(self, name: str, **options: Any) -> None:
@@ -287,10 +289,10 @@ class ModelNode(LifecycleNode):
             self.trigger_activate()
         if self.state != "active":
             name = self.get_fully_qualified_name()
-            self.get_logger().error(
-                f"{name} is {self.state}. When the cause is mended: ros2 lifecycle set {name} "
-                "configure, then activate; or start it again."
-            )
+            again = "start it again."
+            if self.stays and shutil.which("ros2"):
+                again = f"ros2 lifecycle set {name} configure, then activate; or {again}"
+            self.get_logger().error(f"{name} is {self.state}. When the cause is mended: {again}")
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
         """As rclpy does, which looks at types and bounds before it asks `_on_set`.

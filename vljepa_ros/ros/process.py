@@ -54,6 +54,17 @@ def set_fastdds() -> None:
     os.environ.update(fastdds_settings())
 
 
+def needs_ros(command: str, error: ImportError) -> VLJepaError:
+    """Why `command` cannot run where ROS 2 or the interfaces do not import, and what to do here."""
+    if (Path(__file__).resolve().parents[2] / "scripts" / "env.sh").is_file():
+        remedy = "run scripts/setup once, then `. scripts/env.sh`"
+    else:
+        remedy = "build the package in a ROS 2 workspace, and source its install/setup.bash"
+    return VLJepaError(
+        f"vljepa {command} needs ROS 2 and the built package ({error}): {remedy}, then try again."
+    )
+
+
 def forward_logs() -> None:
     """Let what the ROS-free layers log appear as ROS does, once for each process."""
     from rclpy.logging import get_logger

@@ -19,6 +19,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
+from vljepa_ros.client.source import Sources
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.msg import (
     LabelList,
@@ -65,6 +66,8 @@ class WebNode(Node):
             self.get_logger().warning(sentence)
         self._server: Any = None  # a WebServer, once it listens
         self._bridge = Bridge(self, lambda *picture: self._server.show(*picture))
+        self._sources = Sources(self.get_logger().warning)
+        self._told: dict[str, Any] = {}  # of `model_info`
         self._nodes: dict[str, Told] = {}  # health as last told, by node and by camera
         self._cameras: dict[str, Told] = {}
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -121,18 +124,28 @@ class WebNode(Node):
     def _listen(self) -> None:
         """Subscribe to what the pages show."""
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        for kind, topic, event, qos in (
-            (ModelInfo, "model_info", _info, latched),
-            (SemanticEmbedding, "embeddings", _step, 100),
-            (SemanticChange, "changes", _change, 100),
-            (Utterance, "utterances", _words, 100),
-            (LabelList, "label_list", _labels, latched),
-            (LabelScores, "labels", _scores, 100),
+        takes, takes_words = self._sources.takes, self._sources.takes_words
+        for kind, topic, event, wanted, qos in (
+            (ModelInfo, "model_info", _info, self._is_news, latched),
+            (SemanticEmbedding, "embeddings", _step, takes, 100),
+            (SemanticChange, "changes", _change, takes, 100),
+            (Utterance, "utterances", _words, takes_words, 100),
+            (LabelList, "label_list", _labels, _always, latched),
+            (LabelScores, "labels", _scores, takes, 100),
         ):
-            self.create_subscription(
-                kind, topic, lambda message, event=event: self._server.push(event(message)), qos
-            )
+
+            def push(message: Any, event: Any = event, wanted: Any = wanted) -> None:
+                if wanted(message):
+                    self._server.push(event(message))
+
+            self.create_subscription(kind, topic, push, qos)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_health, 100)
+
+    def _is_news(self, message: ModelInfo) -> bool:
+        """Whether a sign of a stream tells anything that the pages do not know."""
+        self._sources.on_info(message)
+        told, self._told = self._told, _info(message)
+        return told != self._told
 
     # -------------------------------------------------------------- health
 
@@ -175,6 +188,10 @@ def _recent(told: dict[str, Told]) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------ messages as events
+
+
+def _always(message: Any) -> bool:
+    return True
 
 
 def _info(message: ModelInfo) -> dict[str, Any]:

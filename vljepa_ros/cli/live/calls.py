@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.names import checked_namespace
-from vljepa_ros.ros.process import init_ros, set_fastdds
+from vljepa_ros.ros.process import init_ros, needs_ros, set_fastdds
 from vljepa_ros.stamps import to_ns
 
 if TYPE_CHECKING:
@@ -74,10 +74,7 @@ def live(command: str, namespace: str, timeout: float) -> Iterator[Live]:
 
         from vljepa_ros.client import SemanticClient
     except ImportError as error:
-        raise VLJepaError(
-            f"vljepa {command} needs ROS 2 and the built package ({error}): run "
-            "`. scripts/env.sh`, or source your workspace's set-up file, then try again."
-        ) from error
+        raise needs_ros(command, error) from error
     with _noted() as stopped, ExitStack() as stack:
         stack.callback(faulthandler.cancel_dump_traceback_later)
         _end_if_locked_up()

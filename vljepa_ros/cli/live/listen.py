@@ -14,9 +14,9 @@ from typing import Any
 import typer
 
 from vljepa_ros.console import console, notice
-from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.names import checked_namespace
-from vljepa_ros.ros.process import Signals, init_ros, set_fastdds
+from vljepa_ros.ros.process import Signals, init_ros, needs_ros, set_fastdds
+from vljepa_ros.stamps import other_clock
 
 SILENCE = 5.0  # seconds without a publisher before it is said
 LOOK_AROUND = 0.25  # seconds between two looks at the graph for further topics
@@ -37,10 +37,7 @@ def listen(
 
         import vljepa_ros.msg  # noqa: F401
     except ImportError as error:
-        raise VLJepaError(
-            f"vljepa listen needs ROS 2 and the built package ({error}): run `. scripts/env.sh`, "
-            "or source your workspace's set-up file, then try again."
-        ) from error
+        raise needs_ros("listen", error) from error
 
     init_ros([])
     signals.on_stop(stopped.set)
@@ -63,6 +60,7 @@ class Listener:
         self.prefix = "/".join(["", *filter(None, namespace.split("/")), ""])  # "/" or "/a/b/"
         self.kinds = [kind for kind in KINDS if embeddings or kind != "embeddings"]
         self.subscriptions: dict[str, Any] = {}
+        self.sources: dict[str, Any] = {}  # by namespace
         self.silent_since = self.looked = float("-inf")
         # At the usual names at once: what is found by looking around may miss its first message.
         for kind in self.kinds:
@@ -103,12 +101,26 @@ class Listener:
 
         prefix = topic[: -len(kind)].strip("/") if topic.endswith("/" + kind) else topic
 
+        sources = self._sources_of(topic.rpartition("/")[0])
+        takes = sources.takes_words if kind == "utterances" else sources.takes
+
         def show(message: Any) -> None:
-            console.print(line(kind, prefix, message))
+            if takes(message):
+                console.print(line(kind, prefix, message))
 
         self.subscriptions[topic] = self.node.create_subscription(
             getattr(interfaces, KINDS[kind]), topic, show, 10
         )
+
+    def _sources_of(self, namespace: str) -> Any:
+        """The streams of a namespace, of which each camera is shown from one."""
+        from vljepa_ros.client.source import Sources
+        from vljepa_ros.msg import ModelInfo
+
+        if namespace not in self.sources:
+            sources = self.sources[namespace] = Sources(notice)
+            self.node.create_subscription(ModelInfo, f"{namespace}/model_info", sources.on_info, 10)
+        return self.sources[namespace]
 
 
 def line(kind: str, prefix: str, message: Any) -> str:
@@ -122,7 +134,9 @@ def line(kind: str, prefix: str, message: Any) -> str:
     if kind == "changes":
         return f"{head}  change, since {clock(message.segment_start)}"
     reused = ", reused" if message.reused else ""
-    return f"{head}  embedding {message.sequence}, {message.latency * 1e3:.0f} ms old{reused}"
+    latency = message.latency
+    age = "stamped by another clock" if other_clock(latency) else f"{latency * 1e3:.0f} ms old"
+    return f"{head}  embedding {message.sequence}, {age}{reused}"
 
 
 def clock(stamp: Any) -> str:

@@ -20,10 +20,9 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.params_file import check_params
-from vljepa_ros.ros.process import Signals, Spinner, init_ros, set_fastdds
+from vljepa_ros.ros.process import Signals, Spinner, init_ros, needs_ros, set_fastdds
 from vljepa_ros.stamps import to_ns
 
 from .view import CameraView, Said, StreamView, clock
@@ -65,10 +64,7 @@ def up(
 
         import vljepa_ros.msg  # noqa: F401
     except ImportError as error:
-        raise VLJepaError(
-            f"vljepa up needs ROS 2 and the built package ({error}): run `. scripts/env.sh`, or "
-            "source your workspace's set-up file, then try again."
-        ) from error
+        raise needs_ros("up", error) from error
     level = log_level or ("warn" if live else "info")
     arguments = ["--ros-args", "--params-file", str(file), "--log-level", level]
     if inside:
@@ -114,6 +110,7 @@ class Graph:
     def __init__(
         self, cameras: list[str], bundle: str, backend: str, memory: bool = False, web: bool = False
     ) -> None:
+        from vljepa_ros.client.source import Sources
         from vljepa_ros.nodes.decoder import DecoderNode
         from vljepa_ros.nodes.perception.node import PerceptionNode
         from vljepa_ros.ros.listener import ListenerNode
@@ -138,9 +135,12 @@ class Graph:
         self._news = time.monotonic()
         self._print: Callable[[str], None] = lambda line: None
         self._info: Any = None  # the last ModelInfo
+        self._sources = Sources(lambda sentence: None)  # which the perception node says, too
         listener = ListenerNode(
             self._on_info, self._on_embedding, self._on_change, self._on_utterance
         )
+        for node in self.models:
+            node.stays = False
         self.spinners = [Spinner(node) for node in (listener, *self.models, *self.pages)]
 
     def run(self, video: Video, console: Console, stop: threading.Event, plain: bool) -> int:
@@ -219,10 +219,13 @@ class Graph:
     # -------------------------------------------------------------- the view
 
     def _on_info(self, message: Any) -> None:
+        self._sources.on_info(message)
+        shown = self.view.model
         self.view.model = f"{message.model_id} on {message.backend} ({message.precision})"
         self.view.queries = len(message.queries)
         self._info = message
-        self._print(self.view.model)
+        if self.view.model != shown:  # it comes every second
+            self._print(self.view.model)
 
     def _on_embedding(self, message: Any) -> None:
         camera = self._camera(message)
@@ -238,16 +241,20 @@ class Graph:
             self._print(f"{at}  {message.camera}: a change ({message.change_score:.2f})")
 
     def _on_utterance(self, message: Any) -> None:
-        camera = self._camera(message)
+        camera = self._camera(message, words=True)
         if camera is not None:
             at = camera.time(to_ns(message.segment_start))
             said = Said(at, message.camera, message.query, message.text, message.confidence)
             self._print(self.view.say(said))
 
-    def _camera(self, message: Any) -> CameraView | None:
-        """The camera that a message is about; None where it is another graph's."""
+    def _camera(self, message: Any, words: bool = False) -> CameraView | None:
+        """The camera that a message is about; None where it is another graph's or node's."""
         self._news = time.monotonic()
-        return self.view.cameras.get(message.camera)
+        camera = self.view.cameras.get(message.camera)
+        if camera is None:
+            return None
+        taken = self._sources.takes_words(message) if words else self._sources.takes(message)
+        return camera if taken else None
 
     def _refresh(self) -> None:
         """Take over the cameras' counters."""
@@ -256,7 +263,7 @@ class Graph:
             shown.encodes, shown.reused, shown.changes = (
                 camera.encodes, camera.reused, camera.changes,
             )  # fmt: skip
-            shown.dropped, shown.age, shown.problem = camera.dropped, camera.age, camera.silence
+            shown.dropped, shown.age, shown.problem = camera.dropped, camera.age, camera.problem
             shown.rate_in, shown.rate_out = camera.rate_in, camera.rate_out
 
 

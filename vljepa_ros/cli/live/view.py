@@ -13,6 +13,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from vljepa_ros.stamps import other_clock
+
 BAR = 40  # characters of a score of FULL; all fits a terminal of 60 columns
 FULL = 1.5  # change score at the bar's right end
 HISTORY = 56  # scores in the sparkline
@@ -64,8 +66,9 @@ class CameraView:
 
     def numbers(self) -> str:
         """Rates, age and drops."""
+        age = "of another clock" if other_clock(self.age) else f"{self.age * 1e3:.0f} ms"
         return (
-            f"{self.rate_in:.1f} Hz in, {self.rate_out:.1f} Hz out, age {self.age * 1e3:.0f} ms, "
+            f"{self.rate_in:.1f} Hz in, {self.rate_out:.1f} Hz out, age {age}, "
             f"{self.dropped} dropped"
         )
 

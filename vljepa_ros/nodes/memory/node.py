@@ -21,13 +21,14 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
 from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.client.source import OTHERS, Sources
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.fleet import COLLECTION
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.recorder import Recorder
 from vljepa_ros.memory.store import Limits, MomentStore, default_store
 from vljepa_ros.memory.writer import Writer
-from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
+from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.ros.diagnostics import ERROR, WARN, Rate, Status
 from vljepa_ros.ros.lifecycle import AUTOSTART, BUNDLE, ModelNode
 from vljepa_ros.ros.parameters import Spec
@@ -86,8 +87,11 @@ class MemoryNode(ModelNode):
         self._problem = ""  # why moments cannot be written
         self._reported: set[str] = set()
         self._rate = Rate()
-        self._seen = (0, 0, 0)
+        self._seen = (0, 0, 0, 0)
         super().__init__("memory", **options)
+        self._sources = Sources(
+            self.get_logger().warning, lambda camera: self._put("begin_anew", camera)
+        )
         self._recalls = Recall(self, self._open)
 
     # -------------------------------------------------------------- hooks
@@ -127,6 +131,7 @@ class MemoryNode(ModelNode):
     def start(self) -> None:
         """Listen to the stream."""
         for kind, topic, callback in (
+            (ModelInfo, "model_info", self._sources.on_info),
             (SemanticEmbedding, "embeddings", self._on_embedding),
             (SemanticChange, "changes", self._on_change),
             (Utterance, "utterances", self._on_utterance),
@@ -211,7 +216,7 @@ class MemoryNode(ModelNode):
         return self._open.bundle.embedding_dim if self._open.bundle is not None else 0
 
     def _fits(self, message: Any) -> bool:
-        """Whether a message comes from the store's model."""
+        """Whether a message comes from the store's model, and the stream that is recorded."""
         bundle = self._open.bundle
         if bundle is None or message.model_id != bundle.model_id:
             own = bundle.model_id if bundle is not None else "none"
@@ -220,7 +225,7 @@ class MemoryNode(ModelNode):
                 "both nodes the same bundle"
             )
             return False
-        return True
+        return self._sources.takes(message)
 
     def _refuse(self, problem: str) -> None:
         """Count a message that does not fit, and say why, once."""
@@ -311,17 +316,20 @@ class MemoryNode(ModelNode):
             "pending": writer.waiting,
             "waiting": len(self._queue),
             "refused": self.refused,
+            "of other streams": self._sources.refused,
             "dropped": self.dropped,
             "lost": writer.lost,
             "recalls": self._recalls.count,
             "last recall (ms)": self._recalls.latency * 1e3,
         }
-        refused, dropped, lost = self._seen
-        self._seen = (self.refused, self.dropped, writer.lost)
+        refused, dropped, lost, others = self._seen
+        self._seen = (self.refused, self.dropped, writer.lost, self._sources.refused)
         if self._problem:
             status.level, status.message = ERROR, self._problem
         elif writer.lost > lost or self.dropped > dropped:
             status.level, status.message = ERROR, "moments are lost: writing is too slow"
         elif self.refused > refused:
             status.level, status.message = WARN, "messages do not fit; see the log"
+        elif self._sources.refused > others:
+            status.level, status.message = WARN, OTHERS
         return [status]

@@ -39,6 +39,7 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
 QUIET = 3.0  # seconds without a frame after which the topic is looked into
+LISTED = 5  # topics that a hint names
 IMAGE_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 LARGE_IMAGES = (
     "with Fast DDS, whose default drops large images, start the camera's process with "
@@ -74,7 +75,7 @@ class Camera:
         wake: Callable[[], None],
     ) -> None:
         self.name = name
-        self.topic = node.resolve_topic_name(topic)
+        self.topic = _resolved(node, topic)
         self.type = TYPES[transport]
         self.received = 0  # frames that reached the callback
         self.newest_ns = 0  # stamp of the last of them
@@ -97,6 +98,7 @@ class Camera:
         self._size: tuple[int, int] | None = None
         self._heard_ns: int | None = None  # the ROS clock at the last frame since `open`
         self._heard = 0.0  # time.monotonic() of the last frame, or of the subscription
+        self._period = 0.0  # seconds between the last two frames
         self._alone = 0.0  # time.monotonic() when nobody was seen to publish
 
     # ------------------------------------------------------------ the executor's side
@@ -122,7 +124,10 @@ class Camera:
         self.spare()
 
     def _on_image(self, message: Any) -> None:
-        received = self._heard = time.monotonic()
+        received = time.monotonic()
+        if self._heard_ns is not None:
+            self._period = received - self._heard
+        self._heard = received
         self._heard_ns = self._node.get_clock().now().nanoseconds
         self.received += 1
         self.newest_ns = stamp_ns = to_ns(message.header.stamp)
@@ -157,21 +162,26 @@ class Camera:
         self.silence = self._silence()
         return self.silence
 
+    def publishers(self) -> list[str]:
+        """Who publishes its topic: the names of the nodes, one for each publisher."""
+        return [node_name(p) for p in self._node.get_publishers_info_by_topic(self.topic)]
+
     def _silence(self) -> str:
         now = time.monotonic()
-        if now - self._heard < QUIET or self._subscription is None:
+        silent = now - self._heard
+        if silent < max(QUIET, 2 * self._period) or self._subscription is None:
             return ""
         kind = _type_name(self.type)
         wanted = f"'{self.topic}' ({kind})"
         publishers = self._node.get_publishers_info_by_topic(self.topic)
         if not publishers:
             self._alone = now
-            return f"nobody publishes {wanted}.{self._sibling()}"
+            return f"nobody publishes {wanted}.{self._sibling() or self._published(kind)}"
         if now - self._alone < QUIET:
             return ""
         misfits = []
         for info in publishers:
-            who = f"{info.node_namespace.rstrip('/')}/{info.node_name}"
+            who = node_name(info)
             if info.topic_type != kind:
                 misfits.append(f"{who} publishes it as {info.topic_type}")
                 continue
@@ -180,6 +190,8 @@ class Camera:
                 misfits.append(f"the QoS of {who} does not match: {reason.rstrip(';')}")
         if misfits:
             return f"no frame on {wanted}: {'; '.join(misfits)}."
+        if self._heard_ns is not None:  # so what is sent does arrive
+            return f"no frame on {wanted} for {silent:.0f} s; see whether the camera runs."
         return (
             f"no frame on {wanted}, although {len(publishers)} publish it; see whether the camera "
             f"runs, and {LARGE_IMAGES}."
@@ -193,6 +205,21 @@ class Camera:
         if other == self.topic or not self._node.count_publishers(other):
             return ""
         return f" '{other}' is published; set '{self.name}.transport' to {transport} for it."
+
+    def _published(self, kind: str) -> str:
+        """A hint at what somebody else publishes of this type."""
+        own = self._node.get_fully_qualified_name()
+        found = [
+            topic
+            for topic, types in self._node.get_topic_names_and_types()
+            if kind in types
+            and any(node_name(p) != own for p in self._node.get_publishers_info_by_topic(topic))
+        ]
+        if not found:
+            return ""
+        listed = ", ".join(f"'{topic}'" for topic in found[:LISTED])
+        more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+        return f" Of that type there are {listed}{more}; set '{self.name}.topic' to the right one."
 
     # ------------------------------------------------------------ the worker's side
 
@@ -287,3 +314,17 @@ def _cv_bridge() -> Any:
 
 def _type_name(kind: type) -> str:
     return f"{kind.__module__.partition('.')[0]}/msg/{kind.__name__}"
+
+
+def node_name(endpoint: Any) -> str:
+    """The fully qualified name of a publisher's or subscriber's node."""
+    return f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
+
+
+def _resolved(node: Node, topic: str) -> str:
+    """The topic after remaps; one of the raw topic moves the compressed one beside it, too."""
+    resolved = node.resolve_topic_name(topic)
+    raw = topic.removesuffix("/compressed")
+    if raw == topic or resolved != node.resolve_topic_name(topic, only_expand=True):
+        return resolved
+    return f"{node.resolve_topic_name(raw)}/compressed"

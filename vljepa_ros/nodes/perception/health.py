@@ -5,15 +5,19 @@ Invariant: a camera's line says OK only where nothing has gone wrong since the l
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from dataclasses import dataclass
 
 from vljepa_ros.perception.perceiver import Perceiver
 from vljepa_ros.perception.stages import Stages
 from vljepa_ros.ros.diagnostics import ERROR, STALE, WARN, Rate, Status
+from vljepa_ros.stamps import other_clock
 
 from .cameras import Camera, lost_frames
 from .stream import LiveStream
+
+ANEW = 3  # restarts without a step between them, after which it is told
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class CameraHealth:
     age: float = 0.0
     rate_in: float = 0.0
     rate_out: float = 0.0
-    silence: str = ""  # why no frame comes; empty where frames come
+    problem: str = ""  # why no frame or no step comes; empty where they come
 
 
 class Health:
@@ -40,10 +44,11 @@ class Health:
         self._rates: dict[str, tuple[float, float]] = {}  # in and out, Hz, by camera
         self._meters: dict[str, tuple[Rate, Rate]] = {}
         self._counted: dict[str, Counter[str]] = {}
+        self._restarts: dict[str, str] = {}  # why a stream begins anew at every frame
 
     def forget(self) -> None:
         """The cameras are gone."""
-        for by_camera in (self._rates, self._meters, self._counted):
+        for by_camera in (self._rates, self._meters, self._counted, self._restarts):
             by_camera.clear()
 
     def snapshot(self) -> dict[str, CameraHealth]:
@@ -56,7 +61,8 @@ class Health:
             found[name] = CameraHealth(
                 camera.received, camera.waiting, camera.dropped,
                 counters.encodes, counters.reused, counters.changes,
-                camera.age, *self._rates.get(name, (0.0, 0.0)), camera.silence,
+                camera.age, *self._rates.get(name, (0.0, 0.0)),
+                camera.silence or self._restarts.get(name, ""),
             )  # fmt: skip
         return found
 
@@ -92,18 +98,54 @@ class Health:
         }
         new = self._since_last(camera, counters.errors)
         silence = camera.look()
+        restarts = self._restarts[camera.name] = self._why_anew(perceiver, camera)
+        clock = other_clock(camera.age) if camera.received else ""
         if silence:
             status.level, status.message = STALE, camera.report(silence)
         elif new["bad"]:
             status.level, status.message = ERROR, camera.problem
         elif new["not finite"]:
             status.level, status.message = ERROR, "an embedding is not finite; see the log"
+        elif restarts:
+            status.level, status.message = WARN, camera.report(restarts)
         elif new["lost"]:
             status.level, status.message = WARN, camera.report(lost_frames(new["lost"]))
         elif new["dropped"]:
             status.level = WARN
             status.message = f"{new['dropped']} frames dropped: the engines are too slow"
+        elif clock:
+            status.level = WARN
+            status.message = camera.report(
+                f"its stamps are {clock} the ROS clock's, so ages and latencies mean nothing: let "
+                "camera and node use one clock (NTP, or 'use_sim_time' in both or neither)."
+            )
         return status
+
+    def _why_anew(self, perceiver: Perceiver, camera: Camera) -> str:
+        """Why the stream begins anew at every frame, so that no clip fills; empty: it does not."""
+        jumps = perceiver.jumps(camera.name)
+        if len(jumps) < ANEW:
+            return ""
+        typical = statistics.median(abs(jump) for jump in jumps)
+        begins = "each time its stream begins anew, and no clip fills"
+        if min(jumps) > 0:
+            most = perceiver.settings.max_gap
+            return (
+                f"its frames are {typical:.3g} s apart, more than 'max_gap' ({most:g} s): "
+                f"{begins}; set 'max_gap' to {2 * typical:.2g} or more."
+            )
+        if max(jumps) < 0:
+            return (
+                f"its stamps jump back by {typical:.3g} s: {begins}; what is played must be longer "
+                f"than a clip ({perceiver.bundle.clip.span_ns / 1e9:g} s)."
+            )
+        names = camera.publishers()
+        cause = (
+            f"'{camera.topic}' has {len(names)} publishers ({', '.join(names)}); leave one of them"
+            if len(names) > 1
+            else f"see by what clock the driver behind '{camera.topic}' stamps its images"
+        )
+        return f"its stamps jump back and forth by {typical:.3g} s: {begins}. {cause}."
 
     def _since_last(self, camera: Camera, not_finite: int) -> Counter[str]:
         """What went wrong since the last report."""

@@ -98,6 +98,7 @@ class StandingLabels:
                     list_version=standing.version,
                     best=standing.labels[int(scores.argmax())],
                     scores=floats(scores),
+                    stream_id=self._stream.id,
                 )
             )
         self._stream.stages.lap("labels", started)

@@ -10,7 +10,9 @@ from vljepa_ros.perception.perceiver import Change, Step
 from vljepa_ros.ros.messages import floats, to_time
 
 
-def embedding_message(step: Step, model_id: str, now_ns: int) -> SemanticEmbedding:
+def embedding_message(
+    step: Step, model_id: str, now_ns: int, stream_id: int = 0
+) -> SemanticEmbedding:
     """`now_ns`: the ROS clock at publication, from which the latency follows."""
     return SemanticEmbedding(
         header=Header(stamp=to_time(step.stamp_ns), frame_id=step.frame_id),
@@ -24,10 +26,11 @@ def embedding_message(step: Step, model_id: str, now_ns: int) -> SemanticEmbeddi
         reused=step.reused,
         latency=(now_ns - step.stamp_ns) / 1e9,
         embedding=floats(step.embedding),
+        stream_id=stream_id,
     )
 
 
-def change_message(step: Step, change: Change, model_id: str) -> SemanticChange:
+def change_message(step: Step, change: Change, model_id: str, stream_id: int = 0) -> SemanticChange:
     """The change that a step detected."""
     return SemanticChange(
         header=Header(stamp=to_time(step.stamp_ns), frame_id=step.frame_id),
@@ -40,6 +43,7 @@ def change_message(step: Step, change: Change, model_id: str) -> SemanticChange:
         previous_segment_start=to_time(change.previous_segment_start_ns),
         change_score=float(change.score),
         embedding=floats(step.embedding),
+        stream_id=stream_id,
     )
 
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Utterance
+from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.perception.perceiver import Step
 from vljepa_ros.perception.thumbnails import thumbnail
 from vljepa_ros.ros.diagnostics import Status
@@ -23,9 +23,10 @@ from vljepa_ros.ros.messages import jpeg_message, rgb_message, to_time
 from vljepa_ros.ros.parameters import Spec, overrides
 
 from . import overlay
+from .announcer import Announcer
 from .health import CameraHealth, Health, stage_status
 from .labels import StandingLabels
-from .messages import change_message, embedding_message, info_message
+from .messages import change_message, embedding_message
 from .parameters import COMMON, camera_specs, check_names, levels, settings
 from .questions import Questions
 from .stream import LiveStream, Seen
@@ -38,7 +39,8 @@ class PerceptionNode(ModelNode):
     spare = camera_specs("camera")  # in the shipped file, where the cameras have other names
 
     def __init__(self, **options: Any) -> None:
-        self.stream = LiveStream(self, self._announce)
+        self.stream = LiveStream(self, lambda: self._announcer.announce())
+        self._announcer = Announcer(self, self.stream)
         self._health = Health(self.stream)
         self._labels = StandingLabels(self, self.stream)
         self._words: dict[str, str] = {}  # the last ones, by camera
@@ -72,18 +74,16 @@ class PerceptionNode(ModelNode):
     def setup(self) -> None:
         """Publishers and cameras; say which model this is."""
         values = self.values()
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._embeddings = self.create_lifecycle_publisher(SemanticEmbedding, "embeddings", 10)
         self._changes = self.create_lifecycle_publisher(SemanticChange, "changes", 10)
         self._overlay = self.create_lifecycle_publisher(Image, "overlay", qos_profile_sensor_data)
-        self._info = self.create_publisher(ModelInfo, "model_info", latched)
         self._utterances = self.create_subscription(Utterance, "utterances", self._on_words, 10)
         self.stream.setup(values)
         for name in self.stream.cameras:
             self._thumbnails[name] = self.create_lifecycle_publisher(
                 CompressedImage, f"{name}/thumbnail", qos_profile_sensor_data
             )
-        self._announce()
+        self._announcer.setup()
         self._labels.setup(values)
         self._watches.setup()
         model = self.stream.model
@@ -99,13 +99,14 @@ class PerceptionNode(ModelNode):
         """End the watches, and unsubscribe from the cameras."""
         self._watches.stop(f"{self.get_fully_qualified_name()} is no longer active.")
         self.stream.stop()
+        self._announcer.announce()
 
     def teardown(self) -> None:
         """Take back what `setup` made."""
         self._labels.teardown()
+        self._announcer.teardown()
         for name in ("_embeddings", "_changes", "_overlay"):
             self.destroy_lifecycle_publisher(self.__dict__.pop(name, None))
-        self.destroy_publisher(self.__dict__.pop("_info", None))
         self.destroy_subscription(self.__dict__.pop("_utterances", None))
         for publisher in self._thumbnails.values():
             self.destroy_lifecycle_publisher(publisher)
@@ -141,7 +142,7 @@ class PerceptionNode(ModelNode):
         if self.stream.perceiver is None:
             return []
         cameras = self._health.statuses() if self.state == "active" else []
-        agents = (self._questions.status(), self._watches.status())
+        agents = (self._announcer.status(), self._questions.status(), self._watches.status())
         engines = self.stream.engines.statuses()
         return [*cameras, *agents, *engines, stage_status(self.stream.stages)]
 
@@ -158,12 +159,12 @@ class PerceptionNode(ModelNode):
         assert perceiver is not None
         self._send_thumbnails(steps, seen)
         started = time.monotonic()
-        model_id = perceiver.bundle.model_id
+        model_id, stream_id = perceiver.bundle.model_id, self.stream.id
         for step in steps:
             now_ns = self.get_clock().now().nanoseconds
-            self._embeddings.publish(embedding_message(step, model_id, now_ns))
+            self._embeddings.publish(embedding_message(step, model_id, now_ns, stream_id))
             if step.change is not None:
-                self._changes.publish(change_message(step, step.change, model_id))
+                self._changes.publish(change_message(step, step.change, model_id, stream_id))
         published = stages.lap("publish", started)
         engines = stages.engines()
         for one in seen.values():
@@ -192,12 +193,6 @@ class PerceptionNode(ModelNode):
         self._overlay.publish(rgb_message(drawn, header))
         self.stream.stages.lap("overlay", started)
 
-    def _announce(self) -> None:
-        """Publish `model_info`, with the queries that stand now."""
-        perceiver, model = self.stream.perceiver, self.stream.model
-        if perceiver is not None and model is not None and hasattr(self, "_info"):
-            queries = perceiver.settings.queries_of(model.bundle)
-            self._info.publish(info_message(model, queries))
-
     def _on_words(self, message: Utterance) -> None:
-        self._words[message.camera] = message.text
+        if message.stream_id in (0, self.stream.id):
+            self._words[message.camera] = message.text

@@ -160,9 +160,9 @@ class Questions:
     async def _embed_text(
         self, request: EmbedText.Request, response: EmbedText.Response
     ) -> EmbedText.Response:
-        texts = list(request.texts)
         model = self._stream.model
         try:
+            texts = checked_texts("text", request.texts, distinct=False)
             if not texts:
                 raise QuestionError("There is no text to embed; give at least one.")
             if model is None:

@@ -7,6 +7,7 @@ grow. Labels, questions and watches know the stream, not the node that publishes
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from vljepa_ros.ros.lifecycle import ModelNode
 
 from .cameras import Camera, Frame
 from .parameters import levels, settings
+
+PAUSE = 30.0  # seconds for which a camera may be silent until another node's stream may be followed
 
 
 class StepStages(Stages):
@@ -61,6 +64,7 @@ class LiveStream:
     """
 
     def __init__(self, node: ModelNode, announce: Callable[[], None]) -> None:
+        self.id = secrets.randbits(53) | 1  # all of whose values JavaScript has, and never 0
         self.engines = Engines(node, ("x_encoder", "predictor", "y_encoder"), self._go_on_with)
         self.perceiver: Perceiver | None = None
         self.questions: QuestionQueue | None = None
@@ -191,6 +195,12 @@ class LiveStream:
         if perceiver is None:
             return {}
         return {name: perceiver.seen(name) is not None for name in perceiver.cameras}
+
+    def seeing(self) -> list[str]:
+        """The cameras that send frames, or did a while ago: those whose stream this node is."""
+        most = max(PAUSE, self.perceiver.settings.max_gap if self.perceiver is not None else 0.0)
+        silent = {name: camera.silent_for() for name, camera in self.cameras.items()}
+        return [name for name, seconds in silent.items() if seconds is not None and seconds <= most]
 
     def check_active(self) -> None:
         """QuestionError unless the node is active."""

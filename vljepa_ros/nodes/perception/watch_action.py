@@ -1,8 +1,8 @@
 """The `watch` action of the perception node: "tell me when …".
 
 Invariant: every goal is accepted, as a refusal could carry no sentence, and ends exactly once:
-with the moment its condition came true, or with a sentence: refused, cancelled, out of time, or
-the node no longer active.
+with the moment its condition came true, or with a sentence: refused, cancelled, out of time, its
+client gone, or the node no longer active.
 
 A goal stays accepted, and is executed only to be ended: rclpy would otherwise keep a coroutine for
 each and resume all of them whenever anything happens. Their states are changed by the executor's
@@ -14,8 +14,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rclpy.action import ActionServer, CancelResponse
@@ -36,10 +36,13 @@ from vljepa_ros.ros.messages import jpeg_message, to_time
 from vljepa_ros.ros.pace import Pace
 from vljepa_ros.stamps import to_ns
 
+from .cameras import node_name
 from .stream import LiveStream
 
 MOST = 256  # watches at once
 TICK = 0.1  # seconds between two looks at the timeouts
+LOOK = 1.0  # seconds between two looks at the clients
+DISCOVERY = 5.0  # seconds in which the client of a new goal is to be found
 FAREWELL = 0.3  # seconds in which a process that ends still sends the results of its watches
 
 
@@ -54,10 +57,19 @@ class _Watch:
     timeout_ns: int
     began_ns: int
     best: float | None = None  # score so far
+    accepted: float = field(default_factory=time.monotonic)
+    clients: set[bytes] = field(default_factory=set)  # GIDs of whoever may have asked
+    others: set[bytes] = field(default_factory=set)  # of whoever was there, under whatever name
 
     @property
     def key(self) -> bytes:
         return bytes(self.handle.goal_id.uuid)
+
+    def meet(self, there: Mapping[bytes, str]) -> None:
+        """Remember who may have asked, of those who subscribe to feedback: GIDs and names."""
+        asked = self.handle.request.client
+        self.others |= there.keys()
+        self.clients |= {gid for gid, name in there.items() if asked in ("", name)}
 
 
 class Watches:
@@ -79,6 +91,8 @@ class Watches:
             goal_service_qos_profile=BURST, result_service_qos_profile=BURST,
             cancel_service_qos_profile=BURST, feedback_pub_qos_profile=QoSProfile(depth=MOST),
         )  # fmt: skip
+
+        node.create_timer(LOOK, self._end_forsaken, clock=node.steady)
 
     def destroy(self) -> None:
         """Take the action server back, with the node."""
@@ -150,6 +164,7 @@ class Watches:
             self.counts["refused"] += 1
             _conclude(handle, str(error), None)
             return
+        watch.meet(self._clients())
         with self._lock:
             self._standing[watch.key] = watch
         if watch.timeout_ns and self._timer is None:
@@ -207,6 +222,30 @@ class Watches:
             if now_ns - watch.began_ns >= watch.timeout_ns:
                 why = _too_late(watch, self._conditions[watch.camera].threshold)
                 self._end(watch, why, watched=True)
+
+    def _end_forsaken(self) -> None:
+        """End the watches whose client has gone, by the subscribers to feedback: each client is.
+
+        rclpy does not tell who sent a goal. Where the goal does not, or by a name that a bridge
+        hides, it may be any that was there when it came.
+        """
+        with self._lock:
+            standing = list(self._standing.values())
+        if not standing:
+            return
+        there = self._clients()
+        for watch in standing:
+            if time.monotonic() - watch.accepted < DISCOVERY:
+                watch.meet(there)
+            elif (watch.clients or watch.others).isdisjoint(there):
+                why = f"The client that watched for '{shown(watch.text)}' has gone."
+                self._node.get_logger().info(why)
+                self._end(watch, why)
+
+    def _clients(self) -> dict[bytes, str]:
+        """Who subscribes to feedback: GIDs, and the names of their nodes."""
+        subscribers = self._node.get_subscriptions_info_by_topic("watch/_action/feedback")
+        return {bytes(one.endpoint_gid): node_name(one) for one in subscribers}
 
     def _end(
         self, watch: _Watch, why: str, moment: Moment | None = None, watched: bool = False
