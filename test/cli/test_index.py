@@ -238,6 +238,8 @@ def test_a_thermal_camera_is_told_of_its_levels(bundle: Path, tmp_path: Path) ->
         (["{bags}/mcap", "--topic", "/left"], "has no images on '/left', but on /front/image_raw"),
         (["{bags}/mcap", "--camera", "a", "--camera", "b"], "one --camera for each --topic"),
         (["{bags}/mcap", "{bags}/text.mcap"], "not a rosbag2 recording"),
+        (["{bags}/mcap", "--camera", "a"], "Give the --topic that --camera is of: "),
+        (["{bags}/sub/bags"], "is a folder of bags; name them: "),
         (["{bags}/cut.mcap"], "`ros2 bag reindex` repairs"),
         (["{bags}/mcap", "--export", "{bags}/text.mcap"], "is there already"),
         (["{bags}/mcap", "--export", "{bags}/out.bag"], "must have a name in .mcap"),
@@ -254,7 +256,8 @@ def test_what_cannot_be_done_is_a_sentence(
     (bags / "text.mcap").write_text("no bag")
     whole = next((bags / "mcap").glob("*.mcap")).read_bytes()
     (bags / "cut.mcap").write_bytes(whole[: len(whole) // 2])
-    (bags / "sub").mkdir(exist_ok=True)
+    (bags / "sub" / "bags" / "bag").mkdir(parents=True, exist_ok=True)
+    (bags / "sub" / "bags" / "bag" / "cut.mcap").write_bytes(whole[:100])
     for folder in (bags, bags / "sub"):
         codec = cv2.VideoWriter.fourcc(*"mp4v")
         writer = cv2.VideoWriter(str(folder / "a.mp4"), codec, 4, (64, 48))

@@ -31,6 +31,7 @@ from .left_out import LeftOut
 from .offline import Frame, bag_frames, perceive, video_frames
 from .stream_file import StreamFile
 from .video import VideoSource
+from .video_file import VideoError
 
 BATCH = 64  # moments that are written at once
 # Ends of image topics that are no part of a camera's name.
@@ -106,10 +107,18 @@ def _recording(path: Path, topics: Sequence[str], names: Sequence[str], start_ns
     if not is_bag(path):
         if topics:
             raise IndexingError(f"{path} is no bag, and has no --topic.")
-        seconds = VideoSource(path).seconds
+        try:
+            seconds = VideoSource(path).seconds
+        except VideoError as error:
+            if path.is_dir() and any(one.is_dir() and is_bag(one) for one in path.iterdir()):
+                raise IndexingError(f"{path} is a folder of bags; name them: {path}/*.") from error
+            raise
         camera = names[0] if names else _name(path.stem)
         return Recording(path, {"": camera}, seconds, True, start_ns)
     info = bag_info(path)
+    if names and not topics and len(info.image_topics) > 1:
+        there = ", ".join(info.image_topics)
+        raise IndexingError(f"Give the --topic that --camera is of: {path} has images on {there}.")
     for topic in topics:
         if topic not in info.image_topics:
             there = ", ".join(info.image_topics)

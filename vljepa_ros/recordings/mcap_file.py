@@ -58,8 +58,9 @@ class McapFile:
                 if not found:
                     raise BagError(
                         f"{self.named} is not a rosbag2 recording that can be read ({damage}, "
-                        "before its first whole chunk): nothing of it can be saved; `ros2 bag "
-                        "reindex` repairs only a lost metadata.yaml."
+                        f"before its first whole chunk); `mcap recover {self.named.name} -o "
+                        "new.mcap` may save some of it, `ros2 bag reindex` repairs only a lost "
+                        "metadata.yaml."
                     ) from damage
                 self.say(f"{self.named}: {damage}; what is whole before is read.")
         if self._damaged:
