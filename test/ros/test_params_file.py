@@ -27,16 +27,21 @@ KEYS = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def domain_id() -> int:
+    return domain()
+
+
 @pytest.mark.parametrize("namespace", ["", "/robot", "/a/b"])
 @pytest.mark.parametrize("key", KEYS)
 def test_what_passes_is_what_ros_gives_to_the_node(
-    key: str, namespace: str, tmp_path: Path
+    key: str, namespace: str, tmp_path: Path, domain_id: int
 ) -> None:
     file = tmp_path / "p.yaml"
     file.write_text(f"'{key}':{BODY}")
     context = rclpy.Context()
     arguments = ["--ros-args", "--params-file", str(file), "-r", f"__ns:={namespace or '/'}"]
-    rclpy.init(context=context, domain_id=domain(), args=arguments)
+    rclpy.init(context=context, domain_id=domain_id, args=arguments)
     try:
         node = rclpy.create_node("perception", context=context)
         given = bool(node._parameter_overrides)
