@@ -26,7 +26,13 @@ from vljepa_ros.recordings.video_file import VideoFile
 
 ROOT = Path(__file__).parents[2]
 MS = 1_000_000
+ROUNDING = 1  # grey levels; with the FFmpeg that opencv-python carries the pictures are equal
 VARYING = [0, 33, 66, 100, 2000, 2033, 9000, 9066, 60000, 60033]
+
+
+def apart(picture: np.ndarray, capture: cv2.VideoCapture) -> int:
+    """The largest difference, in grey levels, of a picture from the next that OpenCV decodes."""
+    return int(np.abs(picture.astype(int) - capture.read()[1][..., ::-1]).max())
 
 
 def frames(path: Path, fps: float | None = None) -> tuple[list[int], list[int]]:
@@ -49,7 +55,7 @@ def test_the_shipped_video_is_what_opencv_makes_of_it() -> None:
     assert (source.fps, source.size, source.seconds) == (20.0, (640, 480), 90.0)
     for number, (offset, picture) in zip(range(100), source.frames(), strict=False):
         assert offset == number * 50 * MS
-        assert np.array_equal(picture, capture.read()[1][..., ::-1])
+        assert apart(picture, capture) <= ROUNDING
 
 
 def test_a_rate_changes_the_speed_and_keeps_the_rhythm(tmp_path: Path) -> None:
@@ -134,9 +140,9 @@ def test_what_people_have_is_decoded(tmp_path: Path, name: str, codec: str, pixe
     assert {(picture.shape, str(picture.dtype)) for picture in got} == {((48, 64, 3), "uint8")}
     capture = cv2.VideoCapture(str(path))
     if codec != "libsvtav1":  # which OpenCV's FFmpeg does not decode
-        for picture in got:
-            seen = capture.read()[1][..., ::-1]
-            assert np.abs(picture.astype(int) - seen).max() <= (4 if "10" in pixels else 0)
+        assert max(apart(picture, capture) for picture in got) <= (
+            4 if "10" in pixels else ROUNDING
+        )
 
 
 # The display matrices of 90, 180 and 270 degrees, as mp4 holds them.
@@ -162,7 +168,7 @@ def test_a_phone_s_rotation_is_undone(tmp_path: Path, degrees: int) -> None:
     source = VideoSource(path)
     picture = next(source.frames())[1]
     capture = cv2.VideoCapture(str(path))
-    assert np.array_equal(picture, capture.read()[1][..., ::-1])
+    assert apart(picture, capture) <= ROUNDING
     assert source.size == ((64, 48) if degrees == 180 else (48, 64)) == picture.shape[1::-1]
     assert picture.flags["C_CONTIGUOUS"]
 
