@@ -203,7 +203,7 @@ def test_a_live_parameter_takes_what_a_file_would(context: rclpy.Context) -> Non
         assert set_to("rate", "x") == "Parameter 'rate' must be a number, not 'x'."
         assert set_to("hysteresis", 3) == "Parameter 'hysteresis' must be in 0..1, not 3."
         assert set_to("bundle", "b") == (
-            "Parameter 'bundle' cannot change while the node runs; start it with bundle set."
+            "Parameter 'bundle' is read-only while the node runs; start it with bundle set."
         )
         assert set_to("labels", "a") == (
             "Parameter 'labels' must be a list of texts; write [a] for one."

@@ -313,7 +313,7 @@ class ModelNode(LifecycleNode):
         value = spec.checked(parameter.value)
         if not spec.live:
             raise ParameterError(
-                f"Parameter '{spec.name}' cannot change while the node runs; start it with "
+                f"Parameter '{spec.name}' is read-only while the node runs; start it with "
                 f"{spec.name} set."
             )
         return Parameter(spec.name, value=value)
