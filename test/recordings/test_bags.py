@@ -625,3 +625,14 @@ def test_any_damage_gives_right_pictures_or_a_sentence(
         assert count == 12 if not chosen else count <= 12 or said
 
     check()
+
+
+@both
+def test_a_name_that_holds_a_line_end_is_told_in_one_line(plugin: Any, tmp_path: Path) -> None:
+    """Found by test/fuzz/bags.py."""
+    (file,) = bag(tmp_path / "bag", [0, 1], plugin).glob("*.[dm][bc]*")
+    for old, new in ((b"/msg/Image", b"/msg/Ima\ne"), (TOPIC.encode(), b"/fro\rt/image_raw")):
+        file.write_bytes(file.read_bytes().replace(old, new))
+    with pytest.raises(BagError, match=r"^[^\n\r]+\.$") as caught:
+        bag_info(file)
+    assert "sensor_msgs/msg/Ima?e on /fro?t/image_raw" in str(caught.value)

@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from .storage import BagError, Message, Say, Topic, Wanted, decompressed, unreadable
+from .storage import BagError, Message, Say, Topic, Wanted, decompressed, in_line, unreadable
 
 _MAGIC = b"\x89MCAP0\r\n"
 _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _INDEX = range(2, 8)
@@ -117,11 +117,11 @@ class McapFile:
         if kind == _SCHEMA:
             name, encoding, text = _texts(body, 2, 3)
             kept = text if encoding == "ros2msg" else ""
-            self._schemas[struct.unpack_from("<H", body)[0]] = name, kept
+            self._schemas[struct.unpack_from("<H", body)[0]] = in_line(name), kept
         elif kind == _CHANNEL:
             channel, schema = struct.unpack_from("<HH", body)
             (name,) = _texts(body, 4, 1)
-            self._topics[channel] = Topic(name, *self._schemas.get(schema, ("", "")))
+            self._topics[channel] = Topic(in_line(name), *self._schemas.get(schema, ("", "")))
         elif kind == _MESSAGE:
             channel, _, log_ns, _ = struct.unpack_from("<HIQQ", body)
             yield Message(self._topics[channel], log_ns, body[22:])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .storage import BagError, Message, Say, Topic, Wanted, reason_of, unreadable
+from .storage import BagError, Message, Say, Topic, Wanted, in_line, reason_of, unreadable
 
 DAMAGE = (sqlite3.Error, MemoryError)  # a size that is damaged may be any
 
@@ -68,7 +68,7 @@ class SqliteFile:
             )
         for key, name, kind in database.execute("select id, name, type from topics"):
             if isinstance(key, int):
-                yield key, Topic(str(name), str(kind), str(definitions.get(kind, "")))
+                yield key, Topic(in_line(name), in_line(kind), str(definitions.get(kind, "")))
 
     def _refused(self, error: Exception) -> BagError:
         if not self.path.stat().st_size:

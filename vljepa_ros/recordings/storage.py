@@ -64,6 +64,11 @@ def decompressed(kind: str, data: bytes, largest: int = LARGEST) -> bytes:
     return plain
 
 
+def in_line(text: object) -> str:
+    """A file's text as a sentence can bear it: what cannot be printed, a line's end say, is ?."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
+
+
 def reason_of(error: object) -> str:
     """What an error of a library says, in one line and without its full stop."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
