@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from vljepa_ros.evaluation.baselines import Habits, Pixels
-from vljepa_ros.evaluation.clips import Asked, Clip, Name, wordings
+from vljepa_ros.evaluation.clips import Asked, Name, SeenClip, wordings
 from vljepa_ros.evaluation.figures import bootstrap
 from vljepa_ros.evaluation.figures.cider import Cider, words
 from vljepa_ros.evaluation.tasks import captions, classification, retrieval, vqa
 from vljepa_ros.evaluation.tasks.classification import Labels
 from vljepa_ros.tabletop import language
-from vljepa_ros.tabletop.episode import Event
 
 RED_CUBE: Name = ("pick_up", "red", "cube")
 STILL: Name = ("still", None, None)
@@ -25,8 +24,8 @@ PICTURE = np.zeros((4, 8, 8, 3), np.uint8)
 DIRECTIONS = np.eye(700, dtype=np.float32)
 
 
-def clip(name: Name, embedding: Any = (1.0, 0.0), episode: int = 0, asked: Any = ()) -> Clip:
-    return Clip(episode, name, np.array(embedding, np.float32), tuple(asked), PICTURE)
+def clip(name: Name, embedding: Any = (1.0, 0.0), episode: int = 0, asked: Any = ()) -> SeenClip:
+    return SeenClip(episode, name, np.array(embedding, np.float32), tuple(asked), PICTURE)
 
 
 # CIDEr-D, with two clips in the corpus: what one of them has weighs log 2, what both have nothing
@@ -101,20 +100,19 @@ def test_ratios_and_medians() -> None:
 
 def test_there_is_one_unseen_label_for_every_event() -> None:
     canonical = language.canonical()
-    objects = [(c, s) for c in language.COLOURS for s in language.SHAPES]
-    for choice in range(classification.UNSEEN_WORDINGS):
-        labels = classification.unseen(choice)
+    for choice in range(language.UNSEEN_WORDINGS):
+        labels = language.unseen(choice)
         assert sorted(map(str, labels.values())) == sorted(map(str, canonical.values()))
         for text, (kind, *pair) in labels.items():
-            thing = None if pair[0] is None else objects.index(tuple(pair))
-            event = Event(kind, thing, 0, 1)
-            assert text == language.describe_unseen(event, objects, choice)
+            words = " ".join(language.SYNONYMS[word] for word in pair if word is not None)
+            said = language.UNSEEN_TEMPLATES[kind][choice].format(object=f"the {words}")
+            assert text == said
 
 
 def test_no_unseen_label_is_a_training_sentence() -> None:
     trained = {text for name in language.canonical().values() for text in wordings(name)}
-    for choice in range(classification.UNSEEN_WORDINGS):
-        assert not trained & set(classification.unseen(choice))
+    for choice in range(language.UNSEEN_WORDINGS):
+        assert not trained & set(language.unseen(choice))
 
 
 def test_kind_and_object_are_scored_apart() -> None:

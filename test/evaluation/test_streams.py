@@ -14,7 +14,7 @@ from vljepa_ros.evaluation.figures.boundaries import f1, match
 from vljepa_ros.evaluation.figures.cider import Cider
 from vljepa_ros.evaluation.selection import Decode, Way
 from vljepa_ros.evaluation.tasks import streams
-from vljepa_ros.evaluation.tasks.streams import Stream
+from vljepa_ros.evaluation.tasks.streams import PerceivedStream
 
 NAMES: tuple[Name, ...] = (("still", None, None), ("push", "red", "cube"), ("roll", "blue", "ball"))
 CUTS = (0, 20, 44)  # steps at which the meaning changes
@@ -103,11 +103,11 @@ def test_a_segment_a_second_off_is_a_false_alarm() -> None:
 # Scores
 
 
-def stream(stamps: np.ndarray, embeddings: np.ndarray) -> Stream:
+def stream(stamps: np.ndarray, embeddings: np.ndarray) -> PerceivedStream:
     """Each meaning is one event, annotated in its middle."""
     ends = [*CUTS[1:], STEPS]
     meaning = np.searchsorted(CUTS, np.arange(STEPS), side="right") - 1
-    return Stream(
+    return PerceivedStream(
         stamps, embeddings, np.zeros(STEPS, bool), (),
         np.array([stamps[(a + b) // 2] for a, b in zip(CUTS, ends)]),
         NAMES, tuple(stamps[list(CUTS[1:])]), tuple(NAMES[i] for i in meaning), 0.0,
@@ -115,7 +115,7 @@ def stream(stamps: np.ndarray, embeddings: np.ndarray) -> Stream:
 
 
 @pytest.fixture
-def one(stamps: np.ndarray, embeddings: np.ndarray) -> Stream:
+def one(stamps: np.ndarray, embeddings: np.ndarray) -> PerceivedStream:
     return stream(stamps, embeddings)
 
 
@@ -127,7 +127,9 @@ def cider() -> Cider:
 TEXTS = [wordings(name)[0] for name in NAMES]
 
 
-def test_every_event_is_scored_against_the_decode_of_its_time(one: Stream, cider: Cider) -> None:
+def test_every_event_is_scored_against_the_decode_of_its_time(
+    one: PerceivedStream, cider: Cider
+) -> None:
     decodes = [Decode(float(one.stamps[c]), float(one.stamps[c]), np.zeros(DIM)) for c in CUTS]
     best = [cider.score(text, wordings(name)) for text, name in zip(TEXTS, NAMES)]
     said = streams.judge(one, decodes, TEXTS, cider)
@@ -137,7 +139,7 @@ def test_every_event_is_scored_against_the_decode_of_its_time(one: Stream, cider
     assert swapped.scores[1] < best[1] and swapped.scores[2] < best[2]
 
 
-def test_words_that_come_late_count_only_from_then_on(one: Stream, cider: Cider) -> None:
+def test_words_that_come_late_count_only_from_then_on(one: PerceivedStream, cider: Cider) -> None:
     def said(delay: int) -> streams.Said:
         decodes = [
             Decode(float(one.stamps[c + delay]), float(one.stamps[c]), np.zeros(DIM)) for c in CUTS
@@ -155,7 +157,7 @@ def words_of(embeddings: np.ndarray) -> list[str]:
     return [TEXTS[int(e[:3].argmax())] for e in embeddings]
 
 
-def test_saying_it_once_is_as_good_as_saying_it_every_second(one: Stream) -> None:
+def test_saying_it_once_is_as_good_as_saying_it_every_second(one: PerceivedStream) -> None:
     decoded: list[int] = []
 
     def decode_all(embeddings: np.ndarray) -> list[str]:
@@ -163,7 +165,7 @@ def test_saying_it_once_is_as_good_as_saying_it_every_second(one: Stream) -> Non
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
         return words_of(embeddings)
 
-    bench = streams.Bench(SimpleNamespace(decode_all=decode_all), [one, one])  # type: ignore[arg-type]
+    bench = streams.Trials(SimpleNamespace(decode_all=decode_all), [one, one])  # type: ignore[arg-type]
     spoken, at_1_hz = bench.say(CAUSAL["causal"]), bench.say(selection.uniform(4))
     assert sum(decoded) == len(CUTS) + STEPS / 4  # the second stream says the same
     curve = [{"parameter": 0.5, **streams.point([one, one], spoken)}]
@@ -180,7 +182,7 @@ def test_saying_it_once_is_as_good_as_saying_it_every_second(one: Stream) -> Non
     assert constant["cider"] == pytest.approx(still / 3)
 
 
-def test_no_point_of_the_sweep_may_be_good_enough(one: Stream, cider: Cider) -> None:
+def test_no_point_of_the_sweep_may_be_good_enough(one: PerceivedStream, cider: Cider) -> None:
     def said(texts: list[str]) -> list[Any]:
         decodes = [Decode(float(one.stamps[c]), float(one.stamps[c]), np.zeros(DIM)) for c in CUTS]
         return [streams.judge(one, decodes, texts, cider)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vljepa_ros.evaluation.tasks.streams import Stream
+from vljepa_ros.evaluation.tasks.streams import PerceivedStream
 from vljepa_ros.tabletop.episode import SPLITS
 from vljepa_ros.training import calibrate
 from vljepa_ros.training.calibrate import shortfall
@@ -15,7 +15,7 @@ LENGTH = 5.0  # s of every event
 EVENTS = 6
 
 
-def stream(noise: float = 0.0, blip: float | None = None, lasting: float = 0.5) -> Stream:
+def stream(noise: float = 0.0, blip: float | None = None, lasting: float = 0.5) -> PerceivedStream:
     """Every event has a direction of its own; at `blip` s there is another, `lasting` s long."""
     stamps = np.arange(0.25, EVENTS * LENGTH, 1 / RATE)
     rows = ((stamps - 0.01) // LENGTH).astype(int)
@@ -24,7 +24,7 @@ def stream(noise: float = 0.0, blip: float | None = None, lasting: float = 0.5) 
     embeddings = np.eye(32)[rows] + noise * np.random.default_rng(0).normal(size=(len(rows), 32))
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     bounds = tuple(LENGTH * i for i in range(1, EVENTS))
-    return Stream(
+    return PerceivedStream(
         stamps, embeddings.astype(np.float32), np.zeros(len(stamps), bool), (), np.zeros(0), (),
         bounds, (), 0.0,
     )  # fmt: skip
@@ -67,14 +67,14 @@ def test_calibration_finds_what_ignores_noise_and_blips(monkeypatch: pytest.Monk
     The streams of the evaluation, from number 100 on, are not opened.
     """
 
-    class Bench:
+    class Trials:
         def __init__(self, model, streams):
             assert len(streams) == 1
 
         def say(self, way):
             return way
 
-    monkeypatch.setattr(calibrate, "Bench", Bench)
+    monkeypatch.setattr(calibrate, "Trials", Trials)
     monkeypatch.setattr(calibrate, "point", lambda streams, way: {"cider": 1.0})
     monkeypatch.setattr(calibrate, "perceive", lambda model, path: stream(0.02, 2.5, 0.25))
     monkeypatch.setattr(calibrate.store, "load_episode", lambda path: path)

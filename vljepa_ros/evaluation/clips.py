@@ -34,7 +34,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Clip:
+class SeenClip:
     """One clip: its episode's number, what truly happens, and what the bundle makes of it.
 
     `embedding` `[E]` answers the default query; `picture` uint8 `[T, P, P, 3]` is a thumbnail.
@@ -86,22 +86,6 @@ def encode(model: Runtime, episode: Episode, rows: np.ndarray) -> np.ndarray:
     ])  # fmt: skip
 
 
-def embed_episode(
-    model: Runtime, episode: Episode, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The clips of one episode whose newest frames are `rows` `[S]`.
-
-    Returns embeddings of the default query `[S, E]` and visual tokens `[S, N, C]`.
-    """
-    visual = encode(model, episode, rows)
-    return model.predict(visual, [model.bundle.query.default])[:, 0], visual
-
-
-def stream_rows(model: Runtime, episode: Episode) -> np.ndarray:
-    """The newest frames of the clips that a stream at the bundle's rate would show."""
-    return np.arange((model.bundle.clip.frames - 1) * STRIDE, len(episode), STRIDE)
-
-
 def middles(frames: int, episode: Episode) -> tuple[list[Event], np.ndarray]:
     """The events of an episode that fill a clip of `frames`, and the newest frame of each middle.
 
@@ -124,12 +108,12 @@ def closed_questions(episode: Episode, row: int, rng: np.random.Generator) -> li
     return [question for question in asked if question[2] in language.ANSWERS]
 
 
-def see(model: Runtime, paths: Sequence[Path], seed: int = 0) -> list[Clip]:
+def see(model: Runtime, paths: Sequence[Path], seed: int = 0) -> list[SeenClip]:
     """Every clip of the episodes, encoded once and asked everything in one run of the predictor.
 
     Every second clip is asked closed questions.
     """
-    clips: list[Clip] = []
+    clips: list[SeenClip] = []
     spec = model.bundle.clip
     for number, path in enumerate(paths):
         episode = store.load_episode(path)
@@ -142,7 +126,7 @@ def see(model: Runtime, paths: Sequence[Path], seed: int = 0) -> list[Clip]:
             asked = closed_questions(episode, int(row), rng) if len(clips) % 2 == 0 else []
             queries = [model.bundle.query.default, *(question[0] for question in asked)]
             answered = model.predict(tokens[None], queries)[0]
-            clips.append(Clip(
+            clips.append(SeenClip(
                 episode=number,
                 name=name_of(event, episode.object_names),
                 embedding=answered[0],

@@ -17,8 +17,8 @@ from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.settings import Settings
+from vljepa_ros.recordings import offline
 from vljepa_ros.recordings.video import VideoSource
-from vljepa_ros.stamps import SECOND_NS
 
 from .tasks.shipped import judge, speak
 
@@ -46,10 +46,10 @@ def draw(bundle: str, video: Path, out: Path) -> None:
         3, 1, figsize=(15, 7.6), height_ratios=(1.5, 1.5, 2.4), layout="constrained"
     )
     _frames(strip, video, steps[-1].stamp_ns)
-    times = np.array([_seconds(s.stamp_ns) for s in steps])
+    times = np.array([offline.seconds(s.stamp_ns) for s in steps])
     _score(score, times, np.array([s.change_score for s in steps]), events)
     spoken = [
-        (_seconds(step.change.segment_start_ns), _seconds(step.stamp_ns), text)
+        (offline.seconds(step.change.segment_start_ns), offline.seconds(step.stamp_ns), text)
         for step, text in said
         if step.change is not None
     ]
@@ -66,10 +66,6 @@ def draw(bundle: str, video: Path, out: Path) -> None:
     )
     figure.savefig(out, dpi=110)
     plt.close(figure)
-
-
-def _seconds(stamp_ns: int) -> float:
-    return (stamp_ns - SECOND_NS) / 1e9
 
 
 def _frames(axes: Axes, video: Path, end_ns: int) -> None:

@@ -6,11 +6,16 @@ same names and shapes.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, BertConfig, Gemma3TextConfig, LlamaConfig, VJEPA2Config
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+if TYPE_CHECKING:
+    SubConfig = Any  # once a configuration is made, one of the classes below
+else:
+    SubConfig = dict | PreTrainedConfig | None  # what is accepted, and looked at when it is made
 
 CONFIG = "config.json"
 """The file of a configuration, beside the weights of a training and in a bundle."""
@@ -35,10 +40,10 @@ class VLJepaConfig(PreTrainedConfig):
         "y_decoder_config": SubConfigSpec(config_class=LlamaConfig, optional=True),
     }
 
-    x_encoder_config: dict | PreTrainedConfig | None = None
-    predictor_config: dict | PreTrainedConfig | None = None
-    y_encoder_config: dict | PreTrainedConfig | None = None
-    y_decoder_config: dict | PreTrainedConfig | None = None
+    x_encoder_config: SubConfig = None
+    predictor_config: SubConfig = None
+    y_encoder_config: SubConfig = None
+    y_decoder_config: SubConfig = None
     embedding_dim: int = 384
     sample_rate: float = 4.0
     visual_merge: int = 1

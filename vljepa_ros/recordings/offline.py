@@ -85,6 +85,11 @@ def perceive(
             yield frame, picture, perceiver.step([frame.camera])
 
 
+def seconds(stamp_ns: int) -> float:
+    """Since the first frame of a stream that begins at `SECOND_NS`, as `run` has it."""
+    return (stamp_ns - SECOND_NS) / SECOND_NS
+
+
 def run(
     source: VideoSource,
     perceiver: Perceiver,

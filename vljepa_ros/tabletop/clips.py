@@ -281,16 +281,18 @@ def pool(grid: np.ndarray, side: int) -> np.ndarray:
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: stacked arrays; the questions of all clips in one list, clip by clip."""
-    return {
-        "frames": torch.from_numpy(np.stack([i["frames"] for i in items])),
-        "queries": [q for i in items for q in i["queries"]],
-        "answers": [a for i in items for a in i["answers"]],
-        "meanings": [m for i in items for m in i["meanings"]],
-        "state": {
-            k: torch.from_numpy(np.stack([i["state"][k] for i in items])) for k in items[0]["state"]
-        },
+    """A batch of clips: stacked arrays, `state` where there is one; texts clip by clip in lists."""
+    arrays = {"frames", "state"}
+    batch: dict[str, Any] = {
+        name: [text for item in items for text in item[name]] for name in items[0].keys() - arrays
     }
+    batch["frames"] = torch.from_numpy(np.stack([item["frames"] for item in items]))
+    if "state" in items[0]:
+        batch["state"] = {
+            name: torch.from_numpy(np.stack([item["state"][name] for item in items]))
+            for name in items[0]["state"]
+        }
+    return batch
 
 
 KIND_WEIGHTS = np.array([0.6 if kind in ("still", "hand", "retreat") else 1.0 for kind in KINDS])

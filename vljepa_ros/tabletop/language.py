@@ -1,7 +1,7 @@
 """Events, scenes, questions and answers in words, and back from words to events.
 
 `describe` and `name_event` are inverse for every wording used in training. The wordings of
-`describe_unseen` and the words of `SYNONYMS` are never used in training.
+`unseen` and the words of `SYNONYMS` are never used in training.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -300,27 +300,34 @@ def reword(text: str, version: int) -> str:
 _REWORDED = re.compile(rf"\b({'|'.join(REWORDINGS)})\b")
 
 
-def canonical() -> dict[str, tuple[str, str | None, str | None]]:
-    """The canonical sentence of every possible event, and the (kind, colour, shape) it names."""
+def _every(
+    forms: Callable[[str], str], phrase: Callable[[tuple[str, str]], str]
+) -> dict[str, tuple[str, str | None, str | None]]:
+    """A sentence of every possible event, and the (kind, colour, shape) it names."""
     found: dict[str, tuple[str, str | None, str | None]] = {}
-    for kind, (form, *_) in TEMPLATES.items():
+    for kind in TEMPLATES:
         if kind not in OBJECT_KINDS:
-            found[form] = (kind, None, None)
+            found[forms(kind)] = (kind, None, None)
             continue
-        for colour, shape in itertools.product(COLOURS, SHAPES):
-            found[form.format(object=object_phrase((colour, shape)))] = (kind, colour, shape)
+        for pair in itertools.product(COLOURS, SHAPES):
+            found[forms(kind).format(object=phrase(pair))] = (kind, *pair)
     return found
 
 
-def describe_unseen(
-    event: Event, objects: Sequence[tuple[str, str]], choice: np.random.Generator | int = 0
-) -> str:
-    """Like `describe` in words that training never uses."""
-    phrase = ""
-    if event.object is not None:
-        colour, shape = objects[event.object]
-        phrase = f"the {SYNONYMS[colour]} {SYNONYMS[shape]}"
-    return _worded(UNSEEN_TEMPLATES[event.kind], event, phrase, choice)
+def canonical() -> dict[str, tuple[str, str | None, str | None]]:
+    """The canonical sentence of every possible event, and the (kind, colour, shape) it names."""
+    return _every(lambda kind: TEMPLATES[kind][0], object_phrase)
+
+
+UNSEEN_WORDINGS = min(len(forms) for forms in UNSEEN_TEMPLATES.values())
+
+
+def unseen(choice: int) -> dict[str, tuple[str, str | None, str | None]]:
+    """Like `canonical` in words that training never uses; wording number `choice`."""
+    return _every(
+        lambda kind: UNSEEN_TEMPLATES[kind][choice],
+        lambda pair: object_phrase((SYNONYMS[pair[0]], SYNONYMS[pair[1]])),
+    )
 
 
 def name_event(text: str) -> tuple[str | None, str | None, str | None]:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from vljepa_ros.evaluation import selection
-from vljepa_ros.evaluation.figures.boundaries import Found, f1, match
+from vljepa_ros.evaluation.figures.boundaries import Matched, f1, match
 from vljepa_ros.evaluation.run import Extent
 from vljepa_ros.evaluation.tasks.agents import Watched, watch
-from vljepa_ros.evaluation.tasks.streams import Bench, Stream, perceive, point
+from vljepa_ros.evaluation.tasks.streams import PerceivedStream, Trials, perceive, point
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.tabletop import store
 from vljepa_ros.tabletop.episode import SPLITS
@@ -48,7 +48,7 @@ def calibrate(model: Runtime, paths: Sequence[Path]) -> dict[str, Any]:
     """
     streams = [perceive(model, store.load_episode(path)) for path in _own(paths)]
     tried = sorted(_within_budget(streams), key=lambda one: shortfall(one[1]))
-    bench = Bench(model, streams)
+    bench = Trials(model, streams)
     second = round(model.bundle.clip.sample_rate)  # steps
     reference = point(streams, bench.say(selection.uniform(second)))["cider"]
     ranked = []
@@ -101,7 +101,7 @@ def shortfall(figures: dict[str, float]) -> float:
     return sum(weight * max(0.0, 1 - MARGIN * share) for share, weight in reached)
 
 
-def _within_budget(streams: Sequence[Stream]) -> list[tuple[Parts, dict[str, float]]]:
+def _within_budget(streams: Sequence[PerceivedStream]) -> list[tuple[Parts, dict[str, float]]]:
     """What is tried: down to the first threshold at which a detector speaks too often."""
     found = []
     for rest in itertools.product(CANDIDATES, MIN_SEGMENTS, HYSTERESIS):
@@ -114,9 +114,9 @@ def _within_budget(streams: Sequence[Stream]) -> list[tuple[Parts, dict[str, flo
     return found
 
 
-def _boundaries(streams: Sequence[Stream], parts: Parts) -> dict[str, float]:
+def _boundaries(streams: Sequence[PerceivedStream], parts: Parts) -> dict[str, float]:
     """Boundary figures of one detector over all streams."""
-    way, found = selection.causal(*parts), list[Found]()
+    way, found = selection.causal(*parts), list[Matched]()
     for stream in streams:
         decodes = way(stream.stamps, stream.embeddings)
         found.append(match([(d.at, d.start) for d in decodes[1:]], stream.bounds))

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +19,6 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.loggers import CSVLogger
-from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,10 +26,11 @@ from vljepa_ros.bundle.spec import ClipSpec
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.config import CONFIG, VLJepaConfig
+from vljepa_ros.tabletop.clips import collate
 
 from .base import BASE, RECIPE, WEIGHTS, Base, load_base, resized
 from .lines import Line, read_lines
-from .precision import precision
+from .loop import LAST, finished, fit, make_trainer, save, seed_of
 from .recordings import RecordedClips, Recordings, item, meaning, split
 from .retrieval_stop import MONITOR, by_query, stop_on_retrieval
 from .stages import DecoderStage, JointStage
@@ -93,9 +91,7 @@ def finetune(
     if not (out / WEIGHTS).exists():
         _joint(stage, RecordedClips(recordings, learnt, recipe.seed), items, out, recipe, say)
         _decoder(stage, RecordedClips(recordings, learnt, recipe.seed + 1), out, recipe)
-        part = out / f".{WEIGHTS}"
-        save_model(model, str(part))
-        part.replace(out / WEIGHTS)
+        save(model, out)
     return out
 
 
@@ -218,12 +214,6 @@ class LearntPairs(DecoderPairs):
         self.meant = stage.canonical
 
 
-def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: stacked frames, and the texts of all clips in lists."""
-    texts = {key: [text for i in items for text in i[key]] for key in items[0] if key != "frames"}
-    return {"frames": torch.from_numpy(np.stack([i["frames"] for i in items])), **texts}
-
-
 def _begin(out: Path, file: Path, base: Base, recipe: FineTuneRecipe) -> None:
     """Lay the folder out, or find that it goes on with the same lines and recipe."""
     said = {
@@ -259,24 +249,20 @@ def _joint(
     recipe: FineTuneRecipe, say: Callable[[str], None],
 ) -> None:  # fmt: skip
     folder = out / "recordings"
-    if not (folder / WEIGHTS).exists():
-        looks: DataLoader = DataLoader(items, recipe.batch, collate_fn=collate)  # type: ignore[arg-type]
-        trainer = _trainer(folder, recipe.steps, stop_on_retrieval(folder, recipe.patience), recipe)
-        last = folder / "last.ckpt"
-        if not last.exists():
-            before = trainer.validate(stage, looks, verbose=False)[0]
-            say(f"before: {_percent(before)}")
-        clips.seed += 1_000_003 * _steps_done(last)  # one that goes on draws other clips
-        loader = DataLoader(clips, recipe.batch, collate_fn=collate)
-        trainer.fit(stage, loader, looks, ckpt_path=str(last) if last.exists() else None)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
-        stage.load_state_dict(best["state_dict"])
-        after = trainer.validate(stage, looks, verbose=False)[0]
-        say(f"after {best['global_step']} steps: {_percent(after)}")
-        save_model(stage.model, str(folder / WEIGHTS))
-    load_model(stage.model, str(folder / WEIGHTS))
+    if finished(stage.model, folder):
+        return
+    looks: DataLoader = DataLoader(items, recipe.batch, collate_fn=collate)  # type: ignore[arg-type]
+    stops = stop_on_retrieval(folder, recipe.patience)
+    trainer = make_trainer(folder, recipe.steps, looks=stops, every=recipe.check_every)
+    if not (folder / LAST).exists():
+        say(f"before: {_percent(trainer.validate(stage, looks, verbose=False)[0])}")
+    clips.seed = seed_of(clips.seed, folder)
+    fit(trainer, stage, DataLoader(clips, recipe.batch, collate_fn=collate), folder, looks)
+    best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
+    stage.load_state_dict(best["state_dict"])
+    after = trainer.validate(stage, looks, verbose=False)[0]
+    say(f"after {best['global_step']} steps: {_percent(after)}")
+    save(stage.model, folder)
 
 
 def _decoder(stage: FineTune, clips: RecordedClips, out: Path, recipe: FineTuneRecipe) -> None:
@@ -284,30 +270,7 @@ def _decoder(stage: FineTune, clips: RecordedClips, out: Path, recipe: FineTuneR
     stage.model.eval()
     pairs = DataLoader(LearntPairs(stage, clips, recipe), batch_size=None)
     decoder = DecoderStage(stage.model, stage.decoder_tokens, recipe.rate, recipe.decoder_steps)
-    trainer = _trainer(folder, recipe.decoder_steps, [], recipe)
-    trainer.fit(decoder, pairs)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-
-
-def _trainer(
-    folder: Path, steps: int, callbacks: list[Any], recipe: FineTuneRecipe
-) -> lightning.Trainer:
-    # Dropout stays off and the folder goes on on purpose.
-    warnings.filterwarnings("ignore", "Found .* in eval mode|Checkpoint directory .* exists")
-    return lightning.Trainer(
-        max_steps=steps, precision=precision(), accelerator="auto", devices=1,
-        gradient_clip_val=1.0, callbacks=callbacks, logger=CSVLogger(folder, name="log"),
-        log_every_n_steps=5, enable_model_summary=False, num_sanity_val_steps=0,
-        val_check_interval=min(recipe.check_every, steps), check_val_every_n_epoch=None,
-        enable_checkpointing=bool(callbacks),
-    )  # fmt: skip
-
-
-def _steps_done(last: Path) -> int:
-    if not last.exists():
-        return 0
-    return int(torch.load(last, map_location="cpu", weights_only=True)["global_step"])
+    fit(make_trainer(folder, recipe.decoder_steps), decoder, pairs, folder)
 
 
 def _percent(found: Any) -> str:

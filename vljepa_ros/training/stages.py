@@ -52,7 +52,8 @@ class JointStage(lightning.LightningModule):
         ]  # fmt: skip
         self.model.requires_grad_(True)  # the stage before froze some of it
         self.model.y_encoder.model.requires_grad_(False)
-        self.model.y_decoder.requires_grad_(False)
+        if self.model.y_decoder is not None:
+            self.model.y_decoder.requires_grad_(False)
         width = model.config.x_encoder_config.hidden_size
         self.state_head = StateHead(width, len(SHAPES), len(COLOURS)) if state_weight else None
         self.log_temperature = torch.nn.Parameter(torch.tensor(0.07).log())
@@ -124,7 +125,8 @@ class JointStage(lightning.LightningModule):
         """`[B, …]` of every device, one after the other, with gradients."""
         if self._trainer is None or self.trainer.world_size == 1:
             return values
-        return self.all_gather(values, sync_grads=values.is_floating_point()).flatten(0, 1)
+        gathered: Any = self.all_gather(values, sync_grads=values.is_floating_point())
+        return gathered.flatten(0, 1)
 
     def configure_optimizers(self) -> Any:
         return scheduled(self, self.rate, self.steps)
@@ -188,6 +190,7 @@ class DecoderStage(lightning.LightningModule):
 
     def __init__(self, model: VLJepa, decoder_tokens: TextTokenizer, rate: float, steps: int):
         super().__init__()
+        assert model.y_decoder is not None  # whoever trains one has looked
         self.decoder, self.decoder_tokens = model.y_decoder, decoder_tokens
         self.decoder.requires_grad_(True)
         self.rate, self.steps = rate, steps

@@ -4,8 +4,7 @@ From nothing the stages are texts, images, video, decoder; from another model on
 decoder: what a bundle does not hold, the head of the state loss and the temperature, is fitted to
 its frozen networks first.
 
-Invariant: an interrupted training goes on where it stopped: every stage keeps `last.ckpt` in its
-own folder, and a finished stage leaves `weights.safetensors` and is not run again.
+Invariant: an interrupted training goes on where it stopped: a finished stage is not run again.
 """
 
 from __future__ import annotations
@@ -22,10 +21,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -36,8 +32,8 @@ from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.tabletop import language, store
 from vljepa_ros.tabletop.clips import ClipDataset, ClipShape, collate
 
-from .base import RECIPE, WEIGHTS, Base, resized
-from .precision import precision
+from .base import RECIPE, Base, resized
+from .loop import finished, fit, make_trainer, rank, save, seed_of
 from .stages import DecoderStage, JointStage, TextStage
 from .texts import Sentences, corpus, fit_head, mix, sentence_encoder_folder, train_tokenizer
 
@@ -88,7 +84,7 @@ def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Pa
     tokenizer = out / "tokenizer.json"
     model = _from_nothing(tokenizer) if base is None else _taken_up(base, tokenizer)
     model = resized(model, recipe.image_size)
-    if _rank() == 0:
+    if rank() == 0:
         model.config.to_json_file(str(out / CONFIG), use_diff=False)
         (out / RECIPE).write_text(json.dumps(said, indent=2) + "\n")
     if base is None:
@@ -96,7 +92,7 @@ def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Pa
     for name in ("images" if base is None else "heads", "video"):
         _joint_stage(name, model, data, out, recipe)
     _decoder_stage(model, data, out, recipe)
-    _save(model, out)
+    save(model, out)
     return out
 
 
@@ -168,8 +164,7 @@ def clip_shape(config: VLJepaConfig, image: bool = False) -> ClipShape:
 def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe) -> None:
     """The stage "images", "heads" (of frozen networks) or "video"."""
     folder, image = out / name, name == "images"
-    if (folder / WEIGHTS).exists():
-        load_model(model, str(folder / WEIGHTS))
+    if finished(model, folder):
         return
     rate, steps = {
         "images": (recipe.rate, recipe.image_steps),
@@ -181,15 +176,16 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
         sentences_of(model), rate, steps,
         recipe.image_state_weight if image else recipe.video_state_weight,
     )  # fmt: skip
+    state_head = stage.state_head
+    assert state_head is not None  # the table's truth has a weight
     if name == "heads":
         model.requires_grad_(False)
     if name == "video":
         before = out / ("heads" if (out / "heads").exists() else "images")
         heads = torch.load(before / "heads.pt", weights_only=True)
-        stage.state_head.load_state_dict(heads["state_head"])
+        state_head.load_state_dict(heads["state_head"])
         stage.log_temperature.data = heads["log_temperature"]
-    # One that goes on draws other clips, and so does every process.
-    seed = recipe.seed + 1_000_003 * _steps_done(folder) + 7919 * _rank()
+    seed = seed_of(recipe.seed, folder)
 
     def loader(still: bool, batch: int) -> DataLoader:
         clips = ClipDataset(data, clip_shape(model.config, still), seed + still, still)
@@ -204,41 +200,41 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
             "video": loader(False, recipe.video_batch),
             "stills": loader(True, recipe.video_stills),
         }
-    _fit(stage, loaders, folder, recipe)
-    heads = {"state_head": stage.state_head.state_dict(),
+    fit(make_trainer(folder, steps, recipe.devices), stage, loaders, folder)
+    heads = {"state_head": state_head.state_dict(),
              "log_temperature": stage.log_temperature.data}  # fmt: skip
-    part = folder / f".heads{_rank()}.pt"  # every process reads it in the next stage
+    part = folder / f".heads{rank()}.pt"  # every process reads it in the next stage
     torch.save(heads, part)
     part.replace(folder / "heads.pt")
     if name == "video":  # the predictor is finished: its embeddings stay where they are
         fit_head(sentences_of(model), recipe.seed)  # new vectors: the same in every process
-    _save(model, folder)
+    save(model, folder)
 
 
 def _decoder_stage(model: VLJepa, data: Path, out: Path, recipe: Recipe) -> None:
     folder = out / "decoder"
-    if (folder / WEIGHTS).exists():
-        load_model(model, str(folder / WEIGHTS))
+    if finished(model, folder):
         return
     pairs = DecoderPairs(model, data, out, recipe)
     loader = DataLoader(pairs, batch_size=None)
     tokenizer = TextTokenizer(out / "tokenizer.json", model.config.text_length)
-    _fit(DecoderStage(model, tokenizer, recipe.rate, recipe.decoder_steps), loader, folder, recipe)
-    _save(model, folder)
+    stage = DecoderStage(model, tokenizer, recipe.rate, recipe.decoder_steps)
+    fit(make_trainer(folder, recipe.decoder_steps, recipe.devices), stage, loader, folder)
+    save(model, folder)
 
 
 def _text_stage(model: VLJepa, out: Path, recipe: Recipe) -> None:
     folder = out / "texts"
-    if (folder / WEIGHTS).exists():
-        load_model(model, str(folder / WEIGHTS))
+    if finished(model, folder):
         return
     words = sentences_of(model).tokenizer
     pre_trained = copy.deepcopy(model.y_encoder.model.state_dict())
     stage = TextStage(model, words, recipe.text_rate, recipe.text_steps)
-    wordings = Wordings(recipe.text_batch, recipe.seed + _steps_done(folder))
-    _fit(stage, DataLoader(wordings, batch_size=None), folder, recipe)
+    wordings = Wordings(recipe.text_batch, seed_of(recipe.seed, folder))
+    loader = DataLoader(wordings, batch_size=None)
+    fit(make_trainer(folder, recipe.text_steps, recipe.devices), stage, loader, folder)
     mix(model.y_encoder.model, pre_trained)
-    _save(model, folder)
+    save(model, folder)
 
 
 class Wordings(IterableDataset):
@@ -248,7 +244,7 @@ class Wordings(IterableDataset):
         self.batch, self.seed = batch, seed
 
     def __iter__(self) -> Iterator[tuple[list[str], list[str]]]:
-        rng = np.random.default_rng([self.seed, _rank()])
+        rng = np.random.default_rng([self.seed, rank()])
         while True:
             pairs = [language.draw_wording(rng) for _ in range(self.batch)]
             yield [text for text, _ in pairs], [meaning for _, meaning in pairs]
@@ -262,7 +258,7 @@ class DecoderPairs(IterableDataset):
     """
 
     def __init__(self, model: VLJepa, data: Path, out: Path, recipe: Recipe):
-        self.batch, self.seed = recipe.decoder_batch, recipe.seed + 7919 * _rank()
+        self.batch, self.seed = recipe.decoder_batch, recipe.seed + 7919 * rank()
         sentences = sentences_of(model)
         stage = JointStage(
             model, TextTokenizer(out / "tokenizer.json", model.config.query_length), sentences,
@@ -305,37 +301,3 @@ def _wordings() -> dict[str, str]:
             said = [form.format(object=f"the {colour} {shape}") for form in forms]
             wordings.update(dict.fromkeys(said, said[0]))
     return wordings
-
-
-@rank_zero_only
-def _save(model: VLJepa, folder: Path) -> None:
-    """The weights, whole or not at all: they say that a stage is finished."""
-    part = folder / f".{WEIGHTS}"
-    save_model(model, str(part))
-    part.replace(folder / WEIGHTS)
-
-
-def _rank() -> int:
-    """The number of this process among those that train together."""
-    return int(getattr(rank_zero_only, "rank", 0))
-
-
-def _steps_done(folder: Path) -> int:
-    last = folder / "last.ckpt"
-    if not last.exists():
-        return 0
-    return int(torch.load(last, map_location="cpu", weights_only=True)["global_step"])
-
-
-def _fit(stage: Any, loader: Any, folder: Path, recipe: Recipe) -> None:
-    keep = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=100)
-    trainer = lightning.Trainer(
-        max_steps=stage.steps, precision=precision(), accelerator="auto", devices=recipe.devices,
-        strategy="ddp" if recipe.devices > 1 else "auto", gradient_clip_val=1.0,
-        callbacks=[keep], logger=CSVLogger(folder, name="log"),
-        log_every_n_steps=20, enable_model_summary=False, use_distributed_sampler=False,
-    )  # fmt: skip
-    last = folder / "last.ckpt"
-    trainer.fit(stage, loader, ckpt_path=str(last) if last.exists() else None)
-    if trainer.global_step < stage.steps:
-        raise KeyboardInterrupt(f"stopped after {trainer.global_step} of {stage.steps} steps")

@@ -12,7 +12,7 @@ TOLERANCE = 1.0  # seconds between a true boundary and the start of a segment
 
 
 @dataclass(frozen=True)
-class Found:
+class Matched:
     """Of one stream: segments that opened, true boundaries, and the delay in s of each hit."""
 
     fired: int
@@ -25,7 +25,7 @@ class Found:
         return len(self.delays)
 
 
-def match(opened: Sequence[tuple[float, float]], bounds: Sequence[float]) -> Found:
+def match(opened: Sequence[tuple[float, float]], bounds: Sequence[float]) -> Matched:
     """Match segments to true boundaries `bounds` (s), each to the nearest within 1 s that is free.
 
     `opened`: (`at`, `start`) in s of each segment but the first: when it was detected, and where
@@ -38,10 +38,10 @@ def match(opened: Sequence[tuple[float, float]], bounds: Sequence[float]) -> Fou
             bound = min(near, key=lambda true_start: abs(true_start - start))
             left.remove(bound)
             delays.append(at - bound)
-    return Found(len(opened), len(set(bounds)), tuple(delays))
+    return Matched(len(opened), len(set(bounds)), tuple(delays))
 
 
-def f1(found: Sequence[Found]) -> float:
+def f1(found: Sequence[Matched]) -> float:
     """Harmonic mean of precision and recall over several streams."""
     parts = sum(one.fired + one.true for one in found)
     return 2 * sum(one.hits for one in found) / parts if parts else 0.0

@@ -22,7 +22,6 @@ from vljepa_ros.perception.settings import Settings
 from vljepa_ros.recordings import offline
 from vljepa_ros.recordings.json_lines import json_lines
 from vljepa_ros.recordings.video import VideoSource
-from vljepa_ros.stamps import SECOND_NS
 from vljepa_ros.tabletop import language, store
 
 from .retrieval import ranks
@@ -54,11 +53,11 @@ def judge_agents(model: Runtime, video: Path) -> dict[str, Any]:
     for step in offline.run(VideoSource(str(video)), perceiver):
         steps.append(step)
         _record(recorder, step)
-        while len(right) < len(asked) and asked[len(right)]["at"] <= _seconds(step.stamp_ns):
+        while len(right) < len(asked) and asked[len(right)]["at"] <= offline.seconds(step.stamp_ns):
             right.append(_answered(model, perceiver, asked[len(right)]))
     recorder.flush()
     watched = Watched(
-        np.array([_seconds(step.stamp_ns) for step in steps]),
+        np.array([offline.seconds(step.stamp_ns) for step in steps]),
         np.stack([step.embedding for step in steps]), events,
     )  # fmt: skip
     return {
@@ -78,7 +77,7 @@ def recall(
     """
     texts = list(dict.fromkeys(event["text"] for event in events))
     scores = model.embed_text(texts) @ np.stack([m.embedding for m in moments]).T
-    starts = np.array([_seconds(m.start_ns) for m in moments])
+    starts = np.array([offline.seconds(m.start_ns) for m in moments])
     right = np.zeros(scores.shape, bool)
     for event in events:
         middle = (event["start"] + event["end"]) / 2 + store.NAMED_AFTER
@@ -145,7 +144,3 @@ def _record(recorder: Recorder, step: Step) -> None:
             change.previous_segment_id, change.previous_segment_start_ns,
         )  # fmt: skip
     recorder.step(step.camera, step.query, step.stamp_ns, step.segment_id, step.embedding)
-
-
-def _seconds(stamp_ns: int) -> float:
-    return (stamp_ns - SECOND_NS) / 1e9

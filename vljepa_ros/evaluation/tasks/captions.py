@@ -14,7 +14,7 @@ from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.tabletop import language
 
 from ..baselines import Habits, Pixels
-from ..clips import Clip, wordings
+from ..clips import SeenClip, wordings
 from ..figures import bootstrap
 from ..figures.cider import Cider
 from .classification import figures as named_figures
@@ -32,7 +32,7 @@ def decode(model: Runtime, embeddings: np.ndarray) -> list[str]:
 
 
 def describe(
-    model: Runtime, clips: Sequence[Clip], habits: Habits, pixels: Pixels
+    model: Runtime, clips: Sequence[SeenClip], habits: Habits, pixels: Pixels
 ) -> dict[str, Any]:
     """The figures of the decoded text, of the baselines, and of the true canonical sentence.
 
@@ -53,7 +53,7 @@ def describe(
     return {"clips": len(clips), **{w: _judge(said, clips, cider) for w, said in texts.items()}}
 
 
-def _judge(texts: Sequence[str], clips: Sequence[Clip], cider: Cider) -> dict[str, Any]:
+def _judge(texts: Sequence[str], clips: Sequence[SeenClip], cider: Cider) -> dict[str, Any]:
     scores = [cider.score(text, wordings(c.name)) for text, c in zip(texts, clips, strict=True)]
     named = named_figures(clips, [[language.name_event(text)] for text in texts])
     return {"cider": bootstrap.mean(scores, [clip.episode for clip in clips]), **named}

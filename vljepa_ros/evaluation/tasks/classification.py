@@ -6,7 +6,6 @@ from; kind and object are read from the same chosen sentence.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,25 +17,8 @@ from vljepa_ros.tabletop import language
 from vljepa_ros.tabletop.vocabulary import KINDS
 
 from ..baselines import Habits, Pixels
-from ..clips import Clip, Name
+from ..clips import Name, SeenClip
 from ..figures import bootstrap
-
-
-def unseen(choice: int) -> dict[str, Name]:
-    """Like `language.canonical` in words that training never uses; wording number `choice`."""
-    found: dict[str, Name] = {}
-    for kind, forms in language.UNSEEN_TEMPLATES.items():
-        form = forms[choice]
-        if kind not in language.OBJECT_KINDS:
-            found[form] = (kind, None, None)
-            continue
-        for colour, shape in itertools.product(language.COLOURS, language.SHAPES):
-            phrase = f"the {language.SYNONYMS[colour]} {language.SYNONYMS[shape]}"
-            found[form.format(object=phrase)] = (kind, colour, shape)
-    return found
-
-
-UNSEEN_WORDINGS = min(len(forms) for forms in language.UNSEEN_TEMPLATES.values())
 
 
 @dataclass(frozen=True)
@@ -54,7 +36,9 @@ class Labels:
     @classmethod
     def unseen(cls, model: Runtime) -> list[Labels]:
         """In words that training never uses: one set for each wording."""
-        return [cls._of(model, unseen(choice)) for choice in range(UNSEEN_WORDINGS)]
+        return [
+            cls._of(model, language.unseen(choice)) for choice in range(language.UNSEEN_WORDINGS)
+        ]
 
     @classmethod
     def _of(cls, model: Runtime, sentences: Mapping[str, Name]) -> Labels:
@@ -71,7 +55,7 @@ def same_event(true: Name, named: Name) -> bool:
     return named[0] == true[0] and (true[1] is None or named == true)
 
 
-def figures(clips: Sequence[Clip], named: Sequence[Sequence[Name]]) -> dict[str, Any]:
+def figures(clips: Sequence[SeenClip], named: Sequence[Sequence[Name]]) -> dict[str, Any]:
     """How often the kind, the object and both were right; `named` holds one or more answers a clip.
 
     `kind` is the mean over kinds of event, `kind_of_clips` the mean over clips.
@@ -91,7 +75,7 @@ def figures(clips: Sequence[Clip], named: Sequence[Sequence[Name]]) -> dict[str,
 
 
 def classify(
-    clips: Sequence[Clip], canonical: Labels, strange: Sequence[Labels], habits: Habits,
+    clips: Sequence[SeenClip], canonical: Labels, strange: Sequence[Labels], habits: Habits,
     pixels: Pixels,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures in training wording, in the `strange` ones, of chance and of the baselines."""
@@ -126,7 +110,7 @@ def nearest(embeddings: np.ndarray, labels: Labels) -> list[Name]:
     return [labels.names[i] for i in (embeddings @ labels.written.T).argmax(1)]
 
 
-def by_kind(clips: Sequence[Clip], named: Sequence[Name]) -> dict[str, dict[str, Any]]:
+def by_kind(clips: Sequence[SeenClip], named: Sequence[Name]) -> dict[str, dict[str, Any]]:
     """For each kind its clips, the share named rightly, and what it was most often taken for."""
     table = {}
     for kind in KINDS:

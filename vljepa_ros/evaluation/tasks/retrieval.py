@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..baselines import Pixels
-from ..clips import Clip
+from ..clips import SeenClip
 from ..figures import bootstrap
 from .classification import Labels
 
@@ -46,7 +46,7 @@ def chance(same: np.ndarray) -> dict[str, Any]:
     return {**found, "median_rank": {"value": float(np.median(ranks(ranked, same)))}}
 
 
-def retrieve(clips: Sequence[Clip], canonical: Labels, pixels: Pixels) -> dict[str, Any]:
+def retrieve(clips: Sequence[SeenClip], canonical: Labels, pixels: Pixels) -> dict[str, Any]:
     """Both directions over 500 clips drawn from `clips`, of the bundle, of chance and of pixels.
 
     A query of text to video is the canonical caption of each clip; `distinct` counts each caption

@@ -18,7 +18,6 @@ from vljepa_ros.perception.perceiver import Change, Perceiver, Step
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.recordings import offline
 from vljepa_ros.recordings.video import VideoSource
-from vljepa_ros.stamps import SECOND_NS
 from vljepa_ros.tabletop import language
 
 UNIFORM_RATE = 1.0  # decodes per second that selective decoding is compared with
@@ -79,9 +78,9 @@ def judge_stream(model: Runtime, video: Path, truth: Path, settings: Settings) -
     steps, said = speak(model, video, settings)
     spoken = []
     for step, text in said:
-        at = _seconds(step.stamp_ns)
+        at = offline.seconds(step.stamp_ns)
         change: Change = step.change  # type: ignore[assignment]
-        opened = _seconds(change.segment_start_ns)
+        opened = offline.seconds(change.segment_start_ns)
         told, kind_right, right = judge(text, opened, at, known["events"])
         spoken.append(Spoken(at, opened, text, told, change.score, kind_right, right))
     uniform = known["seconds"] * UNIFORM_RATE
@@ -117,7 +116,7 @@ def judge_gate(
     still = [(e["start"], e["end"]) for e in events if e["kind"] == "still"]
     quiet, settling = list[bool](), list[bool]()
     for step in steps:
-        first, last = _seconds(step.window_start_ns), _seconds(step.stamp_ns)
+        first, last = offline.seconds(step.window_start_ns), offline.seconds(step.stamp_ns)
         inside = [start for start, end in still if start <= last < end]
         if inside:
             (quiet if inside[0] <= first else settling).append(step.reused)
@@ -133,8 +132,3 @@ def judge_gate(
         "changes_without_gate": len(ungated),
         "found_with_gate": sum(found),
     }
-
-
-def _seconds(stamp_ns: int) -> float:
-    """Of the stream."""
-    return (stamp_ns - SECOND_NS) / 1e9

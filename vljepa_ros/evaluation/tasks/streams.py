@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.perceiver import Perceiver
 from vljepa_ros.perception.settings import Settings
+from vljepa_ros.recordings import offline
 from vljepa_ros.stamps import SECOND_NS
 from vljepa_ros.tabletop import store
 from vljepa_ros.tabletop.episode import Episode
@@ -30,7 +32,7 @@ from .. import selection
 from ..baselines import Habits
 from ..clips import Name, name_of, wordings
 from ..figures import bootstrap
-from ..figures.boundaries import Found, f1, match
+from ..figures.boundaries import Matched, f1, match
 from ..figures.cider import Cider
 from ..selection import Decode, Way
 from .captions import decode
@@ -45,7 +47,7 @@ FACTORS = np.geomspace(0.25, 4.0, 17)  # of the detector's calibrated threshold;
 
 
 @dataclass(frozen=True)
-class Stream:
+class PerceivedStream:
     """One stream as perceived: stamps `[S]` in s, embeddings `[S, E]`, and the truth.
 
     `spoken_at`: stamps of the perceiver's changes. `marks` `[A]`: the annotations' times, of the
@@ -68,17 +70,20 @@ class Stream:
         return float(self.stamps[-1] - self.stamps[0]) / 60
 
 
-def perceive(model: Runtime, episode: Episode) -> Stream:
+def perceive(model: Runtime, episode: Episode) -> PerceivedStream:
     """Run an episode through the perceiver, as the node runs a camera."""
     perceiver = Perceiver(model, ["camera"], Settings())
-    steps = []
-    for number, stamp in enumerate(episode.stamps):
-        stamp_ns = SECOND_NS + round(float(stamp) * SECOND_NS)
-        if perceiver.due("camera", stamp_ns).due and perceiver.take(
-            "camera", stamp_ns, "", episode.frame(number)
-        ):
-            steps += perceiver.step(["camera"])
-    stamps = np.array([step.stamp_ns / SECOND_NS - 1 for step in steps])
+
+    def damaged(_: offline.Frame, reason: str) -> None:
+        raise ValueError(reason)
+
+    stamps_ns = episode.stamps * 1e9
+    frames = (
+        offline.Frame("camera", stamp_ns, "", stamp_ns, partial(episode.frame, number))
+        for number, stamp_ns in enumerate((SECOND_NS + np.rint(stamps_ns).astype(int)).tolist())
+    )
+    steps = [one for _, _, of in offline.perceive(frames, perceiver, damaged) for one in of]
+    stamps = np.array([offline.seconds(step.stamp_ns) for step in steps])
     spent = perceiver.stages.percentiles()
     objects = episode.object_names
     marks, names = [], []
@@ -87,7 +92,7 @@ def perceive(model: Runtime, episode: Episode) -> Stream:
         if stamps[0] <= mark <= stamps[-1]:
             marks.append(mark)
             names.append(name_of(event, objects))
-    return Stream(
+    return PerceivedStream(
         stamps,
         np.stack([step.embedding for step in steps]),
         np.array([step.reused for step in steps]),
@@ -110,10 +115,12 @@ class Said:
     decodes: int
     scores: np.ndarray
     live: np.ndarray
-    found: Found
+    found: Matched
 
 
-def judge(stream: Stream, decodes: Sequence[Decode], texts: Sequence[str], cider: Cider) -> Said:
+def judge(
+    stream: PerceivedStream, decodes: Sequence[Decode], texts: Sequence[str], cider: Cider
+) -> Said:
     """Score the decodes of a stream, with their texts, in the order of time."""
     starts = np.array([one.start for one in decodes])
     at = np.array([one.at for one in decodes])
@@ -131,7 +138,7 @@ def judge(stream: Stream, decodes: Sequence[Decode], texts: Sequence[str], cider
                 match(opened, stream.bounds))  # fmt: skip
 
 
-def point(streams: Sequence[Stream], said: Sequence[Said]) -> dict[str, float]:
+def point(streams: Sequence[PerceivedStream], said: Sequence[Said]) -> dict[str, float]:
     """One point of a curve: decodes a minute, CIDEr-D, live CIDEr-D and boundary F1."""
     return {
         "decodes_per_minute": sum(s.decodes for s in said) / sum(s.minutes for s in streams),
@@ -141,7 +148,7 @@ def point(streams: Sequence[Stream], said: Sequence[Said]) -> dict[str, float]:
     }
 
 
-def figures(streams: Sequence[Stream], said: Sequence[Said]) -> dict[str, Any]:
+def figures(streams: Sequence[PerceivedStream], said: Sequence[Said]) -> dict[str, Any]:
     """The figures of `point` with intervals, and precision, recall, delay and false alarms."""
     minutes = np.array([s.minutes for s in streams])
     hits, fired, true = (
@@ -169,10 +176,10 @@ def figures(streams: Sequence[Stream], said: Sequence[Said]) -> dict[str, Any]:
     return result
 
 
-class Bench:
+class Trials:
     """The streams and the decoder, to try ways of selecting on; texts are decoded once."""
 
-    def __init__(self, model: Runtime, streams: Sequence[Stream]) -> None:
+    def __init__(self, model: Runtime, streams: Sequence[PerceivedStream]) -> None:
         self.model, self.streams = model, streams
         self.cider = Cider([wordings(name) for stream in streams for name in stream.names])
         self._texts: dict[bytes, str] = {}
@@ -216,7 +223,7 @@ def long_streams(
         streams.append(perceive(model, store.load_episode(path)))
         progress(f"stream {len(streams)} of {len(paths)} perceived")
     cost = compute(model, streams)  # while the run times of single clips are those kept
-    bench, change = Bench(model, streams), model.bundle.change
+    bench, change = Trials(model, streams), model.bundle.change
     parts = (change.candidate, change.min_segment, change.hysteresis)
     threshold = model.bundle.thresholds.change
 
@@ -259,7 +266,7 @@ def long_streams(
 
 
 def fewer(
-    streams: Sequence[Stream],
+    streams: Sequence[PerceivedStream],
     spoken: Sequence[Said],
     at_1_hz: Sequence[Said],
     curve: Sequence[dict[str, float]],
@@ -294,7 +301,9 @@ def fewer(
     }
 
 
-def compute(model: Runtime, streams: Sequence[Stream]) -> Callable[[float], dict[str, Any]]:
+def compute(
+    model: Runtime, streams: Sequence[PerceivedStream]
+) -> Callable[[float], dict[str, Any]]:
     """Measured run times, and from them the processor time that each second of a stream costs.
 
     Returns a function of the detector's decodes per minute.

@@ -14,11 +14,11 @@ from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.tabletop import language
 
 from ..baselines import Habits
-from ..clips import Clip
+from ..clips import SeenClip
 from ..figures import bootstrap
 
 
-def answer(model: Runtime, clips: Sequence[Clip], habits: Habits) -> dict[str, Any]:
+def answer(model: Runtime, clips: Sequence[SeenClip], habits: Habits) -> dict[str, Any]:
     """Accuracy by question type, over all types alike (`types`) and over all questions.
 
     `most_frequent` is what the question alone gives: the commonest answer of training.

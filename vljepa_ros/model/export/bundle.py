@@ -170,6 +170,7 @@ def _export(
         network, (), kwargs=inputs, input_names=list(inputs), dynamic_shapes=dynamic,
         dynamo=True, opset_version=OPSET, verbose=False,
     )  # fmt: skip
+    assert program is not None  # only the exporter before dynamo gives none
     program.save(path, external_data=True)
     proto = onnx.load(path, load_external_data=False)
     _name_outputs(proto.graph, outputs)

@@ -18,7 +18,7 @@ from . import plan, skills
 from .camera import Camera, project, shrink
 from .occlusion import HIDDEN, covered
 from .scene import sample_scene
-from .truth import Seen, events, facts
+from .truth import InView, events, facts
 from .world import TICK, World
 
 TICKS_PER_FRAME = round(1 / (FRAME_RATE * TICK))
@@ -122,7 +122,7 @@ def episode_events(world: World, until: int) -> list[Event]:
     fading = 12  # ticks; a fall is named though it leads out of the view at once
     in_view = _inside(uv, 0.02)
     in_view[fading:] |= in_view[:-fading]
-    seen = Seen(gripper_in_view, hand_in_view, in_view, covered(world, history))
+    seen = InView(gripper_in_view, hand_in_view, in_view, covered(world, history))
     return events(world.spec, history, facts(world.spec, history), seen, until)
 
 

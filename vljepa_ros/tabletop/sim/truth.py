@@ -46,7 +46,7 @@ _NOTICED = 0.8  # s that hiding or showing lasts beyond the motion
 
 
 @dataclass(frozen=True)
-class Seen:
+class InView:
     """What the camera can see at every tick."""
 
     gripper: np.ndarray  # bool [T]: in the view
@@ -373,7 +373,7 @@ def _extend_short(runs: list[list[int]], ticks: int) -> list[list[int]]:
 
 
 def events(
-    spec: SceneSpec, history: dict[str, np.ndarray], facts: Facts, seen: Seen, until: int
+    spec: SceneSpec, history: dict[str, np.ndarray], facts: Facts, seen: InView, until: int
 ) -> list[Event]:
     """The gap-free list of events of the first `until` ticks.
 
