@@ -140,7 +140,7 @@ def test_every_event_is_scored_against_the_decode_of_its_time(
 
 
 def test_words_that_come_late_count_only_from_then_on(one: PerceivedStream, cider: Cider) -> None:
-    def said(delay: int) -> streams.Said:
+    def said(delay: int) -> streams.Scored:
         decodes = [
             Decode(float(one.stamps[c + delay]), float(one.stamps[c]), np.zeros(DIM)) for c in CUTS
         ]

@@ -183,7 +183,7 @@ def write(results: dict[str, Any], out: Path) -> list[Path]:
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
-    """The results of the comparison with a token-generating model (item 6)."""
+    """The results of the comparison with a token-generating model."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:

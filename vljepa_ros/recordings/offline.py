@@ -36,9 +36,7 @@ class Frame:
     picture: Callable[[], np.ndarray]
 
 
-def video_frames(
-    source: VideoSource, camera: str, start_ns: int = SECOND_NS, frame_id: str = ""
-) -> Iterator[Frame]:
+def video_frames(source: VideoSource, camera: str, start_ns: int = SECOND_NS) -> Iterator[Frame]:
     """The frames of a video, with stamps `start_ns + offset`, as the camera node stamps them.
 
     `start_ns`: the stamp of the first frame, above 0. At whole rates in Hz any whole second
@@ -46,7 +44,7 @@ def video_frames(
     """
     for offset_ns, picture in source.frames():
         stamp_ns = start_ns + offset_ns
-        yield Frame(camera, stamp_ns, frame_id, stamp_ns, partial(np.asarray, picture))
+        yield Frame(camera, stamp_ns, "", stamp_ns, partial(np.asarray, picture))
 
 
 def bag_frames(
@@ -90,14 +88,8 @@ def seconds(stamp_ns: int) -> float:
     return (stamp_ns - SECOND_NS) / SECOND_NS
 
 
-def run(
-    source: VideoSource,
-    perceiver: Perceiver,
-    camera: str | None = None,
-    start_ns: int = SECOND_NS,
-    frame_id: str = "",
-) -> Iterator[Step]:
-    """The steps of every frame of `source`, as `camera` (by default the perceiver's first)."""
-    frames = video_frames(source, camera or perceiver.cameras[0], start_ns, frame_id)
+def run(source: VideoSource, perceiver: Perceiver, start_ns: int = SECOND_NS) -> Iterator[Step]:
+    """The steps of every frame of `source`, as the perceiver's first camera."""
+    frames = video_frames(source, perceiver.cameras[0], start_ns)
     for _, _, steps in perceive(frames, perceiver, lambda frame, reason: None):
         yield from steps

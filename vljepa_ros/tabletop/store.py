@@ -20,7 +20,7 @@ import numpy as np
 from vljepa_ros.errors import VLJepaError
 
 from .episode import DATA_VERSION, Episode, Event
-from .language import Situation, describe
+from .language import Situation
 from .vocabulary import held_out
 
 STRIDE = 2  # frames of an episode from one of a clip to the next: 4 Hz
@@ -71,11 +71,6 @@ NAMED_AFTER = 0.25  # s; a change is named only once it can be seen
 def current_event(episode: Episode, t: float) -> Event:
     """The event that a clip whose newest frame is at `t` seconds shows."""
     return episode.event_at(t - NAMED_AFTER)
-
-
-def caption(episode: Episode, t: float, rng: np.random.Generator | int = 0) -> str:
-    """A sentence for a clip whose newest frame is at `t` seconds (see `language.describe`)."""
-    return describe(current_event(episode, t), episode.object_names, rng)
 
 
 def situation(episode: Episode, t: float) -> Situation:

@@ -15,7 +15,7 @@ from vljepa_ros.errors import VLJepaError, needing
 from .train import DATA
 
 
-class Source(str, Enum):
+class Start(str, Enum):
     """What an export starts from."""
 
     training = "training"
@@ -35,7 +35,7 @@ RUN = typer.Argument(None, help="The folder of a finished training.")
 OUT = typer.Argument(None, help="The folder that is made; --out says the same.")
 STREAM = typer.Option(None, help="A held-out stream to judge the bundle on.")
 FROM = typer.Option(
-    Source.training, "--from",
+    Start.training, "--from",
     help="A finished training; the public Open-VLJEPA checkpoint; or V-JEPA 2 (hf): a start for a "
     "training, its predictor untrained.",
 )  # fmt: skip
@@ -54,7 +54,7 @@ OUT_OPTION = typer.Option(None, "--out", help="The folder that is made.")
 def export(
     run: Path = RUN,
     out: Path = OUT,
-    source: Source = FROM,
+    source: Start = FROM,
     checkpoint: str = CHECKPOINT,
     x_encoder: str = X_ENCODER,
     llama: str = LLAMA,
@@ -67,15 +67,15 @@ def export(
     fp8: bool = FP8,
 ) -> None:
     """Make a bundle: of a training (export, calibrate, judge) or of a public checkpoint."""
-    made = out_option or out or (run if source is not Source.training else None)
+    made = out_option or out or (run if source is not Start.training else None)
     if made is None:
         raise VLJepaError("Say which folder to make: vljepa export RUN OUT, or --out FOLDER.")
-    if fp8 and source is not Source.training:
+    if fp8 and source is not Start.training:
         raise VLJepaError("--fp8 needs clips, and only a training has them; leave it out.")
     _say_what_is_ours()
-    if source is Source.open_vljepa:
+    if source is Start.open_vljepa:
         _open_vljepa(checkpoint, x_encoder, llama, gemma, made, version, precision.value)
-    elif source is Source.hf:
+    elif source is Start.hf:
         _start(x_encoder, made)
     elif run is None:
         raise VLJepaError("Say which training to export: vljepa export RUN OUT.")

@@ -1,4 +1,6 @@
-"""Item 4: what the decoder says of a clip, by CIDEr-D and by the event that it names.
+"""What the decoder says of a clip, by CIDEr-D and by the event that it names.
+
+Section 4 of docs/results.md.
 
 Invariant: the references of a clip are all the training wordings of its true event.
 """

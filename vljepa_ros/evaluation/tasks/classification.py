@@ -1,4 +1,6 @@
-"""Item 1: the event of a clip, named by the nearest of the sentences of all possible events.
+"""The event of a clip, named by the nearest of the sentences of all possible events.
+
+Section 1 of docs/results.md.
 
 Invariant: there is one sentence for each event (kind, colour, shape) and nothing else to choose
 from; kind and object are read from the same chosen sentence.

@@ -1,4 +1,6 @@
-"""Item 2: the clip for a caption among 500 clips, and the caption for a clip.
+"""The clip for a caption among 500 clips, and the caption for a clip.
+
+Section 2 of docs/results.md.
 
 Invariant: clips that share a caption count as equal: finding any of them is finding it.
 """

@@ -1,4 +1,6 @@
-"""Item 5: what is said of long streams, how often, how truly, how soon, and at what cost.
+"""What is said of long streams, how often, how truly, how soon, and at what cost.
+
+Section 5 of docs/results.md.
 
 The protocol is that of the paper's section on selective decoding: every annotation is scored by
 CIDEr against the decode that stands for its time. Here an annotation is a true event, its time
@@ -106,7 +108,7 @@ def perceive(model: Runtime, episode: Episode) -> PerceivedStream:
 
 
 @dataclass(frozen=True)
-class Said:
+class Scored:
     """What one way of selecting said of one stream.
 
     `scores` `[A]`: CIDEr-D of each annotation; `live` `[S]`: of each step.
@@ -120,7 +122,7 @@ class Said:
 
 def judge(
     stream: PerceivedStream, decodes: Sequence[Decode], texts: Sequence[str], cider: Cider
-) -> Said:
+) -> Scored:
     """Score the decodes of a stream, with their texts, in the order of time."""
     starts = np.array([one.start for one in decodes])
     at = np.array([one.at for one in decodes])
@@ -134,11 +136,11 @@ def judge(
     live = score(stream.stamps, at, stream.true)
     live[stream.stamps < at[0] - 1e-6] = 0.0  # nothing was said yet
     opened = [(one.at, one.start) for one in decodes[1:]]
-    return Said(len(decodes), score(stream.marks, starts, stream.names), live,
+    return Scored(len(decodes), score(stream.marks, starts, stream.names), live,
                 match(opened, stream.bounds))  # fmt: skip
 
 
-def point(streams: Sequence[PerceivedStream], said: Sequence[Said]) -> dict[str, float]:
+def point(streams: Sequence[PerceivedStream], said: Sequence[Scored]) -> dict[str, float]:
     """One point of a curve: decodes a minute, CIDEr-D, live CIDEr-D and boundary F1."""
     return {
         "decodes_per_minute": sum(s.decodes for s in said) / sum(s.minutes for s in streams),
@@ -148,7 +150,7 @@ def point(streams: Sequence[PerceivedStream], said: Sequence[Said]) -> dict[str,
     }
 
 
-def figures(streams: Sequence[PerceivedStream], said: Sequence[Said]) -> dict[str, Any]:
+def figures(streams: Sequence[PerceivedStream], said: Sequence[Scored]) -> dict[str, Any]:
     """The figures of `point` with intervals, and precision, recall, delay and false alarms."""
     minutes = np.array([s.minutes for s in streams])
     hits, fired, true = (
@@ -184,7 +186,7 @@ class Trials:
         self.cider = Cider([wordings(name) for stream in streams for name in stream.names])
         self._texts: dict[bytes, str] = {}
 
-    def say(self, way: Way) -> list[Said]:
+    def say(self, way: Way) -> list[Scored]:
         """What a way of selecting says of each stream."""
         chosen = [way(stream.stamps, stream.embeddings) for stream in self.streams]
         keys = [one.embedding.astype(np.float32) for decodes in chosen for one in decodes]
@@ -205,7 +207,7 @@ class Trials:
             for stream, decodes in zip(self.streams, chosen, strict=True)
         ]
 
-    def constant(self, text: str) -> list[Said]:
+    def constant(self, text: str) -> list[Scored]:
         """One sentence for everything, never decoded."""
         nothing = Decode(-1.0, -1.0, np.zeros(0))
         return [judge(stream, [nothing], [text], self.cider) for stream in self.streams]
@@ -217,7 +219,7 @@ def long_streams(
     habits: Habits,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Everything of item 5 about the streams in `paths`."""
+    """Everything about the streams in `paths`."""
     streams = []
     for path in paths:
         streams.append(perceive(model, store.load_episode(path)))
@@ -267,8 +269,8 @@ def long_streams(
 
 def fewer(
     streams: Sequence[PerceivedStream],
-    spoken: Sequence[Said],
-    at_1_hz: Sequence[Said],
+    spoken: Sequence[Scored],
+    at_1_hz: Sequence[Scored],
     curve: Sequence[dict[str, float]],
 ) -> dict[str, Any]:
     """How many times fewer decodes than at 1 Hz: as calibrated, and at the best of the sweep.

@@ -1,4 +1,6 @@
-"""Item 3: closed questions, answered by the nearest of all the answers of their type.
+"""Closed questions, answered by the nearest of all the answers of their type.
+
+Section 3 of docs/results.md.
 
 Invariant: a clip that is asked anything is asked every closed question that fits it.
 """
