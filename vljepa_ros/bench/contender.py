@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-PARTS = ("x_encoder", "predictor", "y_encoder", "y_decoder")
 STEP = "x_encoder + predictor"
 
 Clips = list[list[np.ndarray]]

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from vljepa_ros.bundle.spec import Bundle, load_bundle
+from vljepa_ros.bundle.spec import PARTS, Bundle, load_bundle
 from vljepa_ros.errors import EngineError, VLJepaError
 from vljepa_ros.inference.backends import open_engine
 from vljepa_ros.inference.engine import Engine
 from vljepa_ros.inference.text import TextTokenizer
 
-from .contender import PARTS, STEP, Clips, Contender
+from .contender import STEP, Clips, Contender
 from .machine import memory_of
 
 WARM = 2  # untimed steps before each burst: another contender has had the caches in between

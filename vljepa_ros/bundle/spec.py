@@ -18,6 +18,7 @@ from .manifest import MANIFEST, Section, file_problem, listed_files, read_manife
 
 RESAMPLE = ("area", "bilinear")  # see inference.preprocess
 REQUIRED = ("x_encoder", "predictor", "y_encoder")
+PARTS = (*REQUIRED, "y_decoder")
 
 
 @dataclass(frozen=True)

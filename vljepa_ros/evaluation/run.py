@@ -18,7 +18,7 @@ import yaml
 
 from vljepa_ros import __version__
 from vljepa_ros.bundle.manifest import MANIFEST, write_manifest
-from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.bundle.spec import PARTS, load_bundle
 from vljepa_ros.errors import VLJepaError, needing
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.tabletop import store
@@ -29,7 +29,6 @@ from .clips import see
 from .figures import targets
 from .tasks import captions, classification, retrieval, streams, vqa
 
-PARTS = ("x_encoder", "predictor", "y_encoder", "y_decoder")
 JSON, MARKDOWN = "results.json", "results.md"
 
 

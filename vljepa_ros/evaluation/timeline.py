@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from vljepa_ros.bundle.locate import find_bundle
-from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.bundle.spec import PARTS, load_bundle
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.settings import Settings
@@ -32,8 +32,7 @@ def draw(bundle: str, video: Path, out: Path) -> None:
 
     `video` has its ground truth beside it in a JSON file of the same name.
     """
-    parts = ("x_encoder", "predictor", "y_encoder", "y_decoder")
-    model = Runtime(load_bundle(find_bundle(bundle)), parts=parts)
+    model = Runtime(load_bundle(find_bundle(bundle)), parts=PARTS)
     truth = video.parent / f"{video.stem}.json"
     if not truth.is_file():
         raise VLJepaError(f"{truth} is missing: the timeline needs the ground truth of {video}.")

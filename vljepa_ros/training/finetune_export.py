@@ -14,8 +14,8 @@ import numpy as np
 
 from vljepa_ros import __version__
 from vljepa_ros.bundle.manifest import read_manifest, write_manifest
-from vljepa_ros.bundle.spec import load_bundle
-from vljepa_ros.inference.runtime import Runtime as Runtime
+from vljepa_ros.bundle.spec import PARTS, load_bundle
+from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.export.bundle import export_bundle
 from vljepa_ros.model.export.quantise import add_fp8, add_int8
@@ -72,8 +72,7 @@ def judge(
 
     `frames` uint8 `[N, T, S, S, 3]`, `texts` their (query, answer), `asked` all (query, answer).
     """
-    parts = ("x_encoder", "predictor", "y_encoder", "y_decoder")
-    model = Runtime(load_bundle(bundle), "onnxruntime-cpu", parts=parts)
+    model = Runtime(load_bundle(bundle), "onnxruntime-cpu", parts=PARTS)
     predicted = np.concatenate([
         model.predict(model.encode(clip[None]), [query])[:, 0]
         for clip, (query, _) in zip(frames, texts, strict=True)

@@ -16,7 +16,7 @@ import yaml
 
 from vljepa_ros import __version__
 from vljepa_ros.bundle.manifest import MANIFEST, write_manifest
-from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.bundle.spec import PARTS, load_bundle
 from vljepa_ros.evaluation.tasks.agents import judge_agents
 from vljepa_ros.evaluation.tasks.shipped import judge_stream
 from vljepa_ros.inference.runtime import Runtime
@@ -34,7 +34,6 @@ from .calibrate import calibrate, calibrate_watch
 from .texts import sentence_encoder_folder
 
 log = logging.getLogger(__name__)
-PARTS = ("x_encoder", "predictor", "y_encoder", "y_decoder")
 QUANTISED_ON = 128  # clips
 GATE = 1.5  # grey levels; noise of a quiet camera stays below 1 in the mean of a block
 SENTENCES = ("the gripper picks up the red cube", "no", "a hand passes over the table", "a cup")

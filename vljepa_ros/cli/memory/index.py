@@ -43,7 +43,7 @@ def index(
     export: Path | None = EXPORT,
 ) -> None:
     """Remember what recordings show: bags and videos into a store, for vljepa recall --store."""
-    from vljepa_ros.bundle.spec import load_bundle
+    from vljepa_ros.bundle.spec import PARTS, REQUIRED, load_bundle
     from vljepa_ros.memory.store import Limits, MomentStore, default_store
     from vljepa_ros.perception.settings import Settings
     from vljepa_ros.recordings.bags import BagError
@@ -72,8 +72,7 @@ def index(
         kept = MomentStore(folder, loaded.model_id, loaded.embedding_dim, Limits(0, 0, 0))
         stack.callback(kept.close)
         before = len(kept)
-        parts = ("x_encoder", "predictor", "y_encoder", "y_decoder")
-        model = open_model(loaded, backend, parts if words else parts[:3])
+        model = open_model(loaded, backend, PARTS if words else REQUIRED)
         stack.callback(model.close)
         queries = tuple(settings.queries_of(loaded))
         file = stack.enter_context(StreamFile(export, model, queries)) if export else None
