@@ -7,22 +7,9 @@ import zlib
 SHAPES = ("cube", "ball", "can", "bottle", "mug", "book")
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
 KINDS = (
-    "still",
-    "reach",
-    "pick_up",
-    "carry",
-    "put_down",
-    "drop",
-    "push",
-    "tip_over",
-    "roll",
-    "slide",
-    "fall_off",
-    "retreat",
-    "hand",
-    "cover",
-    "uncover",
-)
+    "still", "reach", "pick_up", "carry", "put_down", "drop", "push", "tip_over", "roll", "slide",
+    "fall_off", "retreat", "hand", "cover", "uncover",
+)  # fmt: skip
 OBJECT_KINDS = tuple(kind for kind in KINDS if kind not in ("still", "retreat", "hand"))
 
 HELD, MOVING, UPRIGHT, ON_TABLE, FALLEN = 1, 2, 4, 8, 16  # bits of `object_state`

@@ -18,22 +18,9 @@ from .scene import FLOOR, TALL, SceneSpec
 from .world import TICK
 
 PRIORITY = (
-    "fall_off",
-    "drop",
-    "tip_over",
-    "pick_up",
-    "put_down",
-    "carry",
-    "push",
-    "roll",
-    "slide",
-    "cover",
-    "uncover",
-    "hand",
-    "reach",
-    "retreat",
-    "still",
-)
+    "fall_off", "drop", "tip_over", "pick_up", "put_down", "carry", "push", "roll", "slide",
+    "cover", "uncover", "hand", "reach", "retreat", "still",
+)  # fmt: skip
 FLICKER = 0.3  # s; shorter runs of a kind are merged into their neighbours
 PAUSE = 0.9  # s; shorter stillness is part of what went before
 SHORT = {"drop": 0.8, "fall_off": 0.8, "tip_over": 0.8, "roll": 0.8, "slide": 0.8}  # s; extended to
