@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install vljepa_ros[train]")
 
-from vljepa_ros.training import precision  # noqa: E402
+from vljepa_ros.training import loop  # noqa: E402
 
 
 def _machine(monkeypatch: pytest.MonkeyPatch, gpu: bool | None, cpu: bool) -> None:
@@ -28,13 +28,13 @@ def test_the_processor_that_trains_is_asked(
     monkeypatch: pytest.MonkeyPatch, gpu: bool | None, cpu: bool, wanted: str
 ) -> None:
     _machine(monkeypatch, gpu, cpu)
-    assert precision.precision() == wanted
+    assert loop.precision() == wanted
 
 
 @pytest.mark.parametrize("cpu", [False, True])
 def test_the_cpu_computes_in_what_it_has(monkeypatch: pytest.MonkeyPatch, cpu: bool) -> None:
     _machine(monkeypatch, None, cpu)
-    with precision.cpu_autocast():
+    with loop.cpu_autocast():
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if cpu else torch.float32)
 
@@ -45,4 +45,4 @@ def test_this_cpu_is_known_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("no x86 Linux, whose /proc/cpuinfo tells what the processor has")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     has = "avx512_bf16" in told.read_text().split()
-    assert (precision.precision() == "bf16-mixed") == has
+    assert (loop.precision() == "bf16-mixed") == has

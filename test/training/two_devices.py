@@ -35,7 +35,7 @@ recipe = training.Recipe(
     text_steps=2, image_steps=2, video_steps=2, decoder_steps=1, text_batch=3, image_batch=3,
     video_batch=3, video_stills=3, decoder_batch=4, decoder_clips=4, workers=0, devices=2,
 )  # fmt: skip
-save = training._save
+save = training.save
 last: list[float] = []
 
 
@@ -44,7 +44,7 @@ def saved(model, folder):
     save(model, folder)
 
 
-training._save = saved
+training.save = saved
 training.train(data, out, recipe)
 rank = int(os.environ.get("LOCAL_RANK", "0"))
 torch.save({"seen": [(n, o.start, o.stop) for n, o in seen], "last": last}, out / f"rank{rank}.pt")

@@ -81,7 +81,7 @@ def train(
     with needing("train"):
         from vljepa_ros.tabletop import store
         from vljepa_ros.training.base import load_base
-        from vljepa_ros.training.precision import use_threads
+        from vljepa_ros.training.loop import use_threads
         from vljepa_ros.training.train import Recipe
         from vljepa_ros.training.train import train as run
 

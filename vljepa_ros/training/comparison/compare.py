@@ -32,7 +32,7 @@ from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.tabletop import language, store
 from vljepa_ros.tabletop.clips import ClipDataset
 
-from ..precision import cpu_autocast
+from ..loop import cpu_autocast
 from ..texts import corpus, train_tokenizer
 from ..train import clip_shape
 from .learners import EmbeddingLearner, Learner, TokenLearner

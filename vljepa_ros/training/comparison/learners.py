@@ -22,8 +22,8 @@ from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.config import VLJepaConfig
 from vljepa_ros.model.networks import VLJepa
 
+from ..loop import cpu_autocast
 from ..losses import info_nce
-from ..precision import cpu_autocast
 from ..stages import DecoderStage
 from ..texts import BEGIN, END, Sentences, sentence_encoder_folder, tokens
 from .token_model import (

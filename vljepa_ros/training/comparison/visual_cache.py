@@ -23,7 +23,7 @@ from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.tabletop import store
 from vljepa_ros.tabletop.clips import ClipDataset
 
-from ..precision import cpu_autocast
+from ..loop import cpu_autocast
 
 TOKENS, TEXTS = "clips.f16", "clips.jsonl"
 CHUNK = 32  # clips that are encoded, and kept, at a time
