@@ -14,8 +14,8 @@ from vljepa_ros.memory.moment import Moment
 from vljepa_ros.stamps import SECOND_NS
 from vljepa_ros.tabletop import language
 from vljepa_ros.tabletop.choices import CANDIDATES, TYPES
+from vljepa_ros.tabletop.sim import video
 from vljepa_ros.tabletop.sim.episode import begin, play
-from vljepa_ros.tabletop.sim.video import SHIPPED, SHIPPED_SECONDS, questions
 
 VIDEO = Path(__file__).parents[2] / "videos" / "tabletop.mp4"
 TEXTS = list(language.canonical())
@@ -83,8 +83,8 @@ def test_the_shipped_questions_are_those_of_the_shipped_stream() -> None:
     world = begin(truth["seed"])
     for _ in play(world, truth["seed"], truth["seconds"], calm=True, every=1):
         pass
-    assert shipped == questions(world, truth["seed"], truth["seconds"])
-    assert (truth["seed"], truth["seconds"]) == (SHIPPED, SHIPPED_SECONDS)
+    assert shipped == video.questions(world, truth["seed"], truth["seconds"])
+    assert truth == video.truth(world, video.SHIPPED, video.SHIPPED_SECONDS, VIDEO.name)
 
 
 def test_one_of_four_candidates_is_true_and_they_concern_the_scene() -> None:

@@ -31,6 +31,7 @@ from vljepa_ros.training.base import UNCALIBRATED, load_base  # noqa: E402
 from vljepa_ros.training.finetune import FineTuneRecipe, finetune  # noqa: E402
 from vljepa_ros.training.finetune_export import export_finetuned  # noqa: E402
 from vljepa_ros.training.retrieval_stop import by_query, recall_at_1, stop_on_retrieval  # noqa: E402
+from vljepa_ros.training.stages import DecoderStage  # noqa: E402
 from vljepa_ros.training.texts import train_tokenizer  # noqa: E402
 
 SAYINGS = {"red": "the lamp is red", "green": "the lamp is green", "blue": "the lamp is blue"}
@@ -343,3 +344,26 @@ def test_recordings_are_learnt_from_where_the_simulator_is_not_installed(
     assert done.returncode == 0, done.stderr
     assert "fine-tuned" in done.stdout
     assert (tmp_path / "weights.safetensors").is_file()
+
+
+def test_an_interrupted_decoder_stage_goes_on_where_it_stopped(
+    bundle: Path, lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class PowerCut(Exception):
+        pass
+
+    steps: list[int] = []
+    step = DecoderStage.training_step
+
+    def watched(self, batch, index):
+        steps.append(self.global_step)
+        if len(steps) == 102:
+            raise PowerCut
+        return step(self, batch, index)
+
+    monkeypatch.setattr(DecoderStage, "training_step", watched)
+    recipe = replace(RECIPE, steps=2, decoder_steps=104, batch=4, decoder_batch=4, decoder_clips=4)
+    with pytest.raises(PowerCut):
+        finetune(lines, str(bundle), tmp_path, recipe, lambda _: None)
+    finetune(lines, str(bundle), tmp_path, recipe, lambda _: None)
+    assert steps == [*range(102), *range(100, 104)]

@@ -28,7 +28,8 @@ SHIPPED_SECONDS = 90.0
 _TICKS_PER_FRAME = round(1 / (FPS * TICK))
 
 
-def _truth(world: World, seed: int, seconds: float, video: str) -> dict[str, Any]:
+def truth(world: World, seed: int, seconds: float, video: str) -> dict[str, Any]:
+    """What is true of the stream that was played in `world`, as it stands beside its video."""
     names = [(item.colour, item.shape) for item in world.spec.objects]
 
     def entry(event: Event) -> dict[str, Any]:
@@ -76,9 +77,9 @@ def render(seed: int, seconds: float, out: Path) -> None:
             writer.write(cv2.cvtColor(camera.picture(), cv2.COLOR_RGB2BGR))
     writer.release()
     asked = [json.dumps(question) + "\n" for question in questions(world, seed, seconds)]
-    truth = _truth(world, seed, seconds, out.name)
+    told = truth(world, seed, seconds, out.name)
     _write(out.with_suffix(".jsonl"), "".join(asked))
-    _write(out.with_suffix(".json"), json.dumps(truth, indent=1) + "\n")
+    _write(out.with_suffix(".json"), json.dumps(told, indent=1) + "\n")
     part.rename(out)
 
 
