@@ -12,12 +12,12 @@ from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.perceiver import Perceiver
 from vljepa_ros.perception.settings import Settings
-from vljepa_ros.recordings.offline import Frame, perceive
+from vljepa_ros.recordings.offline import RecordedFrame, perceive
 
 SECOND = 10**9
 
 
-def frames(bad: set[int]) -> Iterator[Frame]:
+def frames(bad: set[int]) -> Iterator[RecordedFrame]:
     """Six seconds of a camera of 10 Hz; of each five frames those in `bad` cannot be decoded."""
     for k in range(60):
 
@@ -27,7 +27,7 @@ def frames(bad: set[int]) -> Iterator[Frame]:
             return np.full((48, 64, 3), 4 * k, np.uint8)
 
         stamp = SECOND + k * SECOND // 10
-        yield Frame("camera", stamp, "optical", stamp, picture)
+        yield RecordedFrame("camera", stamp, "optical", stamp, picture)
 
 
 @pytest.mark.parametrize(

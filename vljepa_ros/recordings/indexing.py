@@ -28,7 +28,7 @@ from vljepa_ros.perception.thumbnails import thumbnail
 from .bag_files import is_bag
 from .bags import Elapsed, bag_info
 from .left_out import LeftOut
-from .offline import Frame, bag_frames, perceive, video_frames
+from .offline import RecordedFrame, bag_frames, perceive, video_frames
 from .stream_file import StreamFile
 from .video import VideoSource
 from .video_file import VideoError
@@ -60,7 +60,7 @@ class Recording:
         """Whether it is a video, or a folder of images."""
         return "" in self.cameras
 
-    def frames(self, left_out: LeftOut, levels: Levels) -> Iterator[Frame]:
+    def frames(self, left_out: LeftOut, levels: Levels) -> Iterator[RecordedFrame]:
         """Its frames; `levels`: as for `to_rgb`. Raises BagError, VideoError."""
         note = partial(left_out.note, str(self.path))
         if self.is_video:
@@ -180,7 +180,7 @@ class Indexer:
         rejected: dict[str, LeftOut] = defaultdict(LeftOut)  # by camera
         steps, elapsed = 0, Elapsed()
 
-        def reject(frame: Frame, reason: str) -> None:
+        def reject(frame: RecordedFrame, reason: str) -> None:
             rejected[frame.camera].image(f"of camera '{frame.camera}' cannot be used", reason)
 
         try:
@@ -202,7 +202,7 @@ class Indexer:
         if taken and not steps:
             self._silent.append(recording.path)
 
-    def _record(self, recorder: Recorder, frame: Frame, step: Step) -> None:
+    def _record(self, recorder: Recorder, frame: RecordedFrame, step: Step) -> None:
         place = (step.camera, step.query)
         recorder.step(*place, step.stamp_ns, step.segment_id, step.embedding)
         if self.file is not None:

@@ -23,7 +23,7 @@ from .video import VideoSource
 
 
 @dataclass(frozen=True)
-class Frame:
+class RecordedFrame:
     """A frame of a recording. `log_ns`: when it was recorded.
 
     `picture()`: RGB uint8 `[H, W, 3]`; ValueError, a sentence, where it cannot be decoded.
@@ -36,7 +36,9 @@ class Frame:
     picture: Callable[[], np.ndarray]
 
 
-def video_frames(source: VideoSource, camera: str, start_ns: int = SECOND_NS) -> Iterator[Frame]:
+def video_frames(
+    source: VideoSource, camera: str, start_ns: int = SECOND_NS
+) -> Iterator[RecordedFrame]:
     """The frames of a video, with stamps `start_ns + offset`, as the camera node stamps them.
 
     `start_ns`: the stamp of the first frame, above 0. At whole rates in Hz any whole second
@@ -44,7 +46,7 @@ def video_frames(source: VideoSource, camera: str, start_ns: int = SECOND_NS) ->
     """
     for offset_ns, picture in source.frames():
         stamp_ns = start_ns + offset_ns
-        yield Frame(camera, stamp_ns, "", stamp_ns, partial(np.asarray, picture))
+        yield RecordedFrame(camera, stamp_ns, "", stamp_ns, partial(np.asarray, picture))
 
 
 def bag_frames(
@@ -53,19 +55,23 @@ def bag_frames(
     left_out: LeftOut,
     levels: Levels = FULL_RANGE,
     note: Note = ignore,
-) -> Iterator[Frame]:
+) -> Iterator[RecordedFrame]:
     """The frames of a bag in the order they were recorded. BagError.
 
     `cameras`: names by topic. `levels`, `note`: as for `to_rgb`.
     """
     for image in bag_images(path, list(cameras), left_out):
         picture = partial(image.picture, levels, note)
-        yield Frame(cameras[image.topic], image.stamp_ns, image.frame_id, image.log_ns, picture)
+        yield RecordedFrame(
+            cameras[image.topic], image.stamp_ns, image.frame_id, image.log_ns, picture
+        )
 
 
 def perceive(
-    frames: Iterable[Frame], perceiver: Perceiver, reject: Callable[[Frame, str], None]
-) -> Iterator[tuple[Frame, np.ndarray, list[Step]]]:
+    frames: Iterable[RecordedFrame],
+    perceiver: Perceiver,
+    reject: Callable[[RecordedFrame, str], None],
+) -> Iterator[tuple[RecordedFrame, np.ndarray, list[Step]]]:
     """(frame, its picture, its steps) of the frames that have steps.
 
     `reject(frame, reason)` is called for a frame that is due and cannot be decoded; it is left out.

@@ -20,7 +20,7 @@ from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.perceiver import Step
 
 from .bags import BagError
-from .offline import Frame
+from .offline import RecordedFrame
 
 TOPICS = {
     "/embeddings": "SemanticEmbedding",
@@ -96,7 +96,7 @@ class StreamFile:
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def step(self, frame: Frame, step: Step) -> None:
+    def step(self, frame: RecordedFrame, step: Step) -> None:
         """Write a step, and the change that it found, if it did."""
         if not self._introduced:
             self._introduced = True
@@ -123,7 +123,7 @@ class StreamFile:
             )  # fmt: skip
 
     def utterance(
-        self, frame: Frame, step: Step, text: str, confidence: float, decode_time: float
+        self, frame: RecordedFrame, step: Step, text: str, confidence: float, decode_time: float
     ) -> None:
         """Write what was said of the change that the step found. `decode_time` in seconds."""
         assert step.change is not None

@@ -76,12 +76,12 @@ def perceive(model: Runtime, episode: Episode) -> PerceivedStream:
     """Run an episode through the perceiver, as the node runs a camera."""
     perceiver = Perceiver(model, ["camera"], Settings())
 
-    def damaged(_: offline.Frame, reason: str) -> None:
+    def damaged(_: offline.RecordedFrame, reason: str) -> None:
         raise ValueError(reason)
 
     stamps_ns = episode.stamps * 1e9
     frames = (
-        offline.Frame("camera", stamp_ns, "", stamp_ns, partial(episode.frame, number))
+        offline.RecordedFrame("camera", stamp_ns, "", stamp_ns, partial(episode.frame, number))
         for number, stamp_ns in enumerate((SECOND_NS + np.rint(stamps_ns).astype(int)).tolist())
     )
     steps = [one for _, _, of in offline.perceive(frames, perceiver, damaged) for one in of]

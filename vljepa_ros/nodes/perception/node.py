@@ -29,7 +29,7 @@ from .labels import StandingLabels
 from .messages import change_message, embedding_message
 from .parameters import COMMON, camera_specs, check_names, levels, settings
 from .questions import Questions
-from .stream import LiveStream, Seen
+from .stream import DueFrame, LiveStream
 from .watch_action import Watches
 
 
@@ -153,7 +153,7 @@ class PerceptionNode(ModelNode):
         self.stream.step(self._publish)
         return False
 
-    def _publish(self, steps: Sequence[Step], seen: Mapping[str, Seen]) -> None:
+    def _publish(self, steps: Sequence[Step], seen: Mapping[str, DueFrame]) -> None:
         """Steps of one batch, and the pictures that they come from; in the worker."""
         perceiver, stages = self.stream.perceiver, self.stream.stages
         assert perceiver is not None
@@ -176,7 +176,7 @@ class PerceptionNode(ModelNode):
             for step in first:
                 self._draw(step, seen[step.camera].picture)
 
-    def _send_thumbnails(self, steps: Sequence[Step], seen: Mapping[str, Seen]) -> None:
+    def _send_thumbnails(self, steps: Sequence[Step], seen: Mapping[str, DueFrame]) -> None:
         """The picture of each camera's step, where somebody subscribes; before its embeddings."""
         for name, step in {step.camera: step for step in steps}.items():
             if self._thumbnails[name].get_subscription_count() == 0:

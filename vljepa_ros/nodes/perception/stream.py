@@ -50,7 +50,7 @@ class StepStages(Stages):
 
 
 @dataclass(frozen=True)
-class Seen:
+class DueFrame:
     """A frame that made a step due, and its picture, RGB uint8 `[H, W, 3]`."""
 
     frame: Frame
@@ -140,14 +140,14 @@ class LiveStream:
 
     # -------------------------------------------------------------- the worker's side
 
-    def step(self, publish: Callable[[Sequence[Step], Mapping[str, Seen]], None]) -> None:
+    def step(self, publish: Callable[[Sequence[Step], Mapping[str, DueFrame]], None]) -> None:
         """Serve every camera that waits; `publish` the steps of those that are due, a batch."""
         perceiver, waiting = self.perceiver, [c for c in self.cameras.values() if c.waiting]
         if perceiver is None:
             return
         self.stages.engines()
         started = time.monotonic()
-        seen: dict[str, Seen] = {}
+        seen: dict[str, DueFrame] = {}
         for camera in sorted(waiting, key=lambda c: c.served):
             frame = camera.take()
             if frame is not None:
@@ -166,7 +166,7 @@ class LiveStream:
             self._announce()
 
     def _take(
-        self, perceiver: Perceiver, camera: Camera, frame: Frame, seen: dict[str, Seen]
+        self, perceiver: Perceiver, camera: Camera, frame: Frame, seen: dict[str, DueFrame]
     ) -> None:
         """Decode a frame and put it into the window; into `seen` where a step is due."""
         camera.served = started = time.monotonic()
@@ -181,7 +181,7 @@ class LiveStream:
             frame = spare
         self.stages.lap("decode", started)
         if perceiver.take(camera.name, frame.stamp_ns, frame.message.header.frame_id, picture):
-            seen[camera.name] = Seen(frame, picture)
+            seen[camera.name] = DueFrame(frame, picture)
 
     def _reject(self, names: Iterable[str], error: VLJepaError) -> None:
         for name in names:
