@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +34,20 @@ def default_root() -> Path:
     return cache / "vljepa_ros" / f"tabletop-{DATA_VERSION}"
 
 
-def save_episode(path: Path, episode: Episode) -> None:
-    """Writes an episode under a temporary name and renames it."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes `path` at the end: the file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        fields = {"meta": np.array(json.dumps(episode.meta)), **episode.arrays}
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    yield part
+    part.rename(path)
+
+
+def save_episode(path: Path, episode: Episode) -> None:
+    """Writes an episode whole or not at all."""
+    fields = {"meta": np.array(json.dumps(episode.meta)), **episode.arrays}
+    with whole(path) as part, part.open("wb") as file:
         np.savez(file, **fields)  # type: ignore[arg-type]
-    temporary.rename(path)
 
 
 def load_episode(path: Path) -> Episode:

@@ -7,7 +7,6 @@ long quiet stretches, rendered at 640 x 480 with shadows and smooth edges.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from vljepa_ros.errors import VLJepaError
 from ..choices import choices
 from ..episode import DATA_VERSION, SPLITS, Episode, Event
 from ..language import describe
+from ..store import whole
 from .camera import Camera
 from .episode import begin, episode_events, play, truth_arrays
 from .world import TICK, World
@@ -66,24 +66,17 @@ def render(seed: int, seconds: float, out: Path) -> None:
 
     Each file is written whole or not at all. Raises VLJepaError when OpenCV cannot write the video.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     world = begin(seed, (WIDTH, HEIGHT), fine=True)
-    part = out.with_name(f".{os.getpid()}.{out.name}")
-    writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), FPS, (WIDTH, HEIGHT))
-    if not writer.isOpened():
-        raise VLJepaError(f"OpenCV cannot write {part}: check the folder, and that it has ffmpeg.")
-    with Camera(world, WIDTH, HEIGHT, shadows=True) as camera:
-        for _ in play(world, seed, seconds, True, _TICKS_PER_FRAME):
-            writer.write(cv2.cvtColor(camera.picture(), cv2.COLOR_RGB2BGR))
-    writer.release()
-    asked = [json.dumps(question) + "\n" for question in questions(world, seed, seconds)]
-    told = truth(world, seed, seconds, out.name)
-    _write(out.with_suffix(".jsonl"), "".join(asked))
-    _write(out.with_suffix(".json"), json.dumps(told, indent=1) + "\n")
-    part.rename(out)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    part.write_text(text)
-    part.rename(path)
+    with whole(out) as part:
+        writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), FPS, (WIDTH, HEIGHT))
+        if not writer.isOpened():
+            raise VLJepaError(f"OpenCV cannot write {part}: check the folder and its ffmpeg.")
+        with Camera(world, WIDTH, HEIGHT, shadows=True) as camera:
+            for _ in play(world, seed, seconds, True, _TICKS_PER_FRAME):
+                writer.write(cv2.cvtColor(camera.picture(), cv2.COLOR_RGB2BGR))
+        writer.release()
+        asked = [json.dumps(question) + "\n" for question in questions(world, seed, seconds)]
+        told = json.dumps(truth(world, seed, seconds, out.name), indent=1) + "\n"
+        for suffix, text in ((".jsonl", "".join(asked)), (".json", told)):
+            with whole(out.with_suffix(suffix)) as beside:
+                beside.write_text(text)
