@@ -69,7 +69,7 @@ def test_live_is_what_offline_is(folder: Path, tmp_path: Path) -> None:
     assert first % SECOND == 0  # the video began on a whole second
     perceiver = Perceiver(Runtime(load_bundle(bundle)), ["camera"], Settings())
     source = VideoSource(folder, RATE)
-    offline = list(run(source, perceiver, start_ns=first, frame_id="lens"))
+    offline = list(run(source, perceiver, start_ns=first))
     assert len(live) == len(offline) == 13
     for message, step in zip(live, offline):
         assert to_ns(message.header.stamp) == step.stamp_ns

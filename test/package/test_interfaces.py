@@ -17,19 +17,20 @@ FIELDS = {
     "msg/SemanticEmbedding.msg": """
         std_msgs/Header header, builtin_interfaces/Time window_start, string camera, string query,
         string model_id, uint64 sequence, uint64 segment_id, float32 change_score, bool reused,
-        float32 latency, float32[] embedding""",
+        float32 latency, float32[] embedding, uint64 stream_id""",
     "msg/SemanticChange.msg": """
         std_msgs/Header header, string camera, string query, string model_id, uint64 segment_id,
         builtin_interfaces/Time segment_start, uint64 previous_segment_id,
         builtin_interfaces/Time previous_segment_start, float32 change_score,
-        float32[] embedding""",
+        float32[] embedding, uint64 stream_id""",
     "msg/Utterance.msg": """
         std_msgs/Header header, string camera, string query, string model_id, uint64 segment_id,
         builtin_interfaces/Time segment_start, string text, float32 confidence,
-        float32 decode_time""",
+        float32 decode_time, uint64 stream_id""",
     "msg/ModelInfo.msg": """
         string model_id, string backend, string precision, uint32 embedding_dim, uint32 clip_frames,
-        uint32 image_size, float32 sample_rate, string[] queries, float32 watch_threshold""",
+        uint32 image_size, float32 sample_rate, string[] queries, float32 watch_threshold,
+        uint64 stream_id, string[] cameras""",
     "msg/Moment.msg": """
         string camera, uint64 segment_id, builtin_interfaces/Time start,
         builtin_interfaces/Time end, string text, float32 score,
@@ -39,7 +40,7 @@ FIELDS = {
         string model_id, uint32 version, string[] labels, string label_template""",
     "msg/LabelScores.msg": """
         std_msgs/Header header, string camera, string model_id, uint32 list_version, string best,
-        float32[] scores""",
+        float32[] scores, uint64 stream_id""",
     "srv/Ask.srv": """
         string camera, string question, string[] candidates
         --- bool success, string message, string answer, float32[] scores, float32[] embedding,
@@ -63,7 +64,8 @@ FIELDS = {
         string id, bool pinned
         --- bool success, string message""",
     "action/Watch.action": """
-        string camera, string text, float32 threshold, builtin_interfaces/Duration timeout
+        string camera, string text, float32 threshold, builtin_interfaces/Duration timeout,
+        string client
         --- bool success, string message, vljepa_ros/Moment moment
         --- float32 score, builtin_interfaces/Time stamp""",
 }  # fmt: skip
