@@ -214,7 +214,7 @@ def test_compressed_bags_with_and_without_metadata(
     plugin: Any, packed: Any, metadata: bool, tmp_path: Path
 ) -> None:
     if packed is CompressionMode.STORAGE and plugin is StoragePlugin.SQLITE3:
-        pytest.skip("there is none")
+        pytest.skip("SQLite has no compression inside its storage")
     path = bag(tmp_path / "bag", list(range(9)), plugin, packed=packed)
     if not metadata:
         (path / "metadata.yaml").unlink()
