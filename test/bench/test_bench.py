@@ -348,6 +348,7 @@ def test_a_footprint_sees_what_a_process_takes() -> None:
     assert found["here"]["most_mb"] - found["here"]["start_mb"] == pytest.approx(64, abs=16)
     growth = (found["here"]["end_mb"] - found["here"]["start_mb"]) / found["here"]["start_mb"]
     assert found["here"]["largest_drift"] == pytest.approx(growth)
+    assert found["here"]["late_drift"] == 0  # of the second half, here the last sample alone
     assert found["together"]["start_mb"] == pytest.approx(2 * found["here"]["start_mb"], rel=0.01)
 
 

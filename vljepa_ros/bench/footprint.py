@@ -22,6 +22,9 @@ class Footprint:
     def report(self) -> dict[str, Any]:
         """Megabytes at the first and the last sample, the most, and how far it went from the first.
 
+        `late_drift`: how far it went, in the second half, from where that began: buffers of larger
+        pictures come once, a leak goes on.
+
         `together` sums the processes sample by sample; memory that they share counts twice.
         """
         named = dict(self._samples)
@@ -31,11 +34,12 @@ class Footprint:
 
 
 def _figures(samples: list[float]) -> dict[str, float]:
-    first = samples[0]
+    first, late = samples[0], samples[len(samples) // 2 :]
     return {
         "start_mb": first,
         "end_mb": samples[-1],
         "most_mb": max(samples),
         "largest_drift": max(abs(sample - first) for sample in samples) / first,
+        "late_drift": max(abs(sample - late[0]) for sample in late) / late[0],
         "samples": len(samples),
     }

@@ -268,12 +268,12 @@ def _print(report: dict[str, Any]) -> None:
     frames, answer = report["frames"], report["parameter_answer_ms"]
     console.print(table)
     memory = Table(title="Resident memory (MB)", title_justify="left")
-    for heading in ("process", "at the start", "at the end", "most", "largest drift"):
+    for heading in ("process", "at the start", "at the end", "most", "drift", "second half"):
         memory.add_column(heading, justify="left" if heading == "process" else "right")
     for name, row in report["memory"].items():
         memory.add_row(
             name, *(f"{row[key]:.1f}" for key in ("start_mb", "end_mb", "most_mb")),
-            f"{100 * row['largest_drift']:.2f} %",
+            f"{100 * row['largest_drift']:.2f} %", f"{100 * row['late_drift']:.2f} %",
         )  # fmt: skip
     console.print(memory)
     console.print(

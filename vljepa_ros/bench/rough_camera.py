@@ -1,7 +1,8 @@
 """The second camera of `vljepa bench node --rough`: what cables and drivers do to a stream.
 
 Usage: FPS SECONDS CAMERA. It is plugged in for `PLUGGED` seconds and unplugged for as long, in
-turn; one frame in ten is torn, and the size changes twice. At its end it says what it has sent.
+turn; the first two times that it comes back it has another size, and one frame in ten is torn. At
+its end it says what it has sent.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def main() -> None:
                 publisher = None
             if publisher is None:
                 continue
-            data = frames[min(len(SIZES) - 1, int(3 * now / seconds))][k % PICTURES]
+            data = frames[min(len(SIZES), said["plugged"]) - 1][k % PICTURES]
             if k % TORN == 0:
                 third = len(data) // 3
                 data = data[:third] + data[2 * third :]
