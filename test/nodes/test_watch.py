@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -71,12 +71,26 @@ def probe(perception: tuple[NodeProcess, Probe]) -> Probe:
 
 @pytest.fixture(scope="module")
 def client(probe: Probe) -> Iterator[ActionClient]:
-    # Several results at once are more than a client keeps by default.
+    # Several results or scores at once are more than a client keeps by default.
     deep = QoSProfile(depth=1000)
-    client = ActionClient(probe.node, Watch, "watch", result_service_qos_profile=deep)
+    client = ActionClient(
+        probe.node, Watch, "watch",
+        result_service_qos_profile=deep, feedback_sub_qos_profile=deep,
+    )  # fmt: skip
     probe.wait(client.server_is_ready, "the action server")
     yield client
     client.destroy()
+
+
+@pytest.fixture(autouse=True)
+def _none_is_left(probe: Probe) -> Iterator[None]:
+    """No watch of a test that failed stands in the way of the next."""
+    Goal.all.clear()
+    yield
+    left = [goal for goal in Goal.all if not goal.ended.done()]
+    for goal in left:
+        goal.handle.cancel_goal_async()
+    probe.wait(lambda: all(goal.ended.done() for goal in left), "what is left to end")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +101,8 @@ def camera(probe: Probe) -> Stream:
 class Goal:
     """One goal: its feedback, and its result when it ends."""
 
+    all: ClassVar[list[Goal]] = []
+
     def __init__(self, probe: Probe, client: ActionClient, **fields: Any) -> None:
         self.probe = probe
         self.feedback: list[Any] = []
@@ -96,6 +112,7 @@ class Goal:
         self.handle = sent.result()
         assert self.handle.accepted
         self.ended = self.handle.get_result_async()
+        Goal.all.append(self)
 
     def result(self) -> tuple[int, Any]:
         """Status and result."""
@@ -351,6 +368,8 @@ def test_a_watch_ends_when_its_client_has_gone(
         return bool(scores)
 
     probe.wait(heard, "its feedback")
+    for _ in range(2):  # the node looks at who is there more often than it tells of its health
+        probe.wait_for_health("perception: watches", lambda v: v["standing"] == "2")
     agent.clients.clear()  # as a process that dies, it cancels nothing
     agent.close()
     node.wait_for_log("The client that watched for 'a cube' has gone.")

@@ -40,9 +40,10 @@ from .cameras import node_name
 from .stream import LiveStream
 
 MOST = 256  # watches at once
-TICK = 0.1  # seconds between two looks at the timeouts
-LOOK = 1.0  # seconds between two looks at the clients
+TICK = 0.1  # seconds between two looks at the timeouts, and at who may have sent a new goal
+LOOK = 1.0  # seconds between two looks at whether the clients are there
 DISCOVERY = 5.0  # seconds in which the client of a new goal is to be found
+NAMELESS = "_NODE_NAME_UNKNOWN_"  # rmw's word for a node that discovery has not named yet
 FAREWELL = 0.3  # seconds in which a process that ends still sends the results of its watches
 
 
@@ -58,18 +59,31 @@ class _Watch:
     began_ns: int
     best: float | None = None  # score so far
     accepted: float = field(default_factory=time.monotonic)
-    clients: set[bytes] = field(default_factory=set)  # GIDs of whoever may have asked
-    others: set[bytes] = field(default_factory=set)  # of whoever was there, under whatever name
+    there: dict[bytes, str] = field(default_factory=dict)  # who was there: GIDs and names
 
     @property
     def key(self) -> bytes:
         return bytes(self.handle.goal_id.uuid)
 
+    @property
+    def young(self) -> bool:
+        """Whether discovery may still name its client."""
+        return time.monotonic() - self.accepted < DISCOVERY
+
     def meet(self, there: Mapping[bytes, str]) -> None:
-        """Remember who may have asked, of those who subscribe to feedback: GIDs and names."""
+        """Remember who subscribes to feedback: GIDs and names of their nodes."""
+        self.there |= there
+
+    def clients(self) -> set[bytes]:
+        """The GIDs of whoever may have asked.
+
+        Those of the name in the goal; else those who left before discovery named them; else, as a
+        bridge hides names, all who were there.
+        """
         asked = self.handle.request.client
-        self.others |= there.keys()
-        self.clients |= {gid for gid, name in there.items() if asked in ("", name)}
+        named = {gid for gid, name in self.there.items() if asked in ("", name)}
+        nameless = {gid for gid, name in self.there.items() if name.endswith(NAMELESS)}
+        return named or nameless or set(self.there)
 
 
 class Watches:
@@ -167,7 +181,7 @@ class Watches:
         watch.meet(self._clients())
         with self._lock:
             self._standing[watch.key] = watch
-        if watch.timeout_ns and self._timer is None:
+        if self._timer is None:
             self._timer = self._node.create_timer(TICK, self._look, clock=self._node.steady)
         worker = self._node.worker
         assert worker is not None  # the node is active
@@ -209,13 +223,17 @@ class Watches:
         return CancelResponse.ACCEPT
 
     def _look(self) -> None:
-        """End the watches whose time is over, by the ROS clock."""
+        """End the watches whose time is over, by the ROS clock; meet the clients of new ones."""
         now_ns = self._node.get_clock().now().nanoseconds
         with self._lock:
             timed = [watch for watch in self._standing.values() if watch.timeout_ns]
-        if not timed and self._timer is not None:
+            young = [watch for watch in self._standing.values() if watch.young]
+        if not timed and not young and self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
+        there = self._clients() if young else {}
+        for watch in young:
+            watch.meet(there)
         for watch in timed:
             if watch.began_ns == 0 or now_ns < watch.began_ns:  # time has begun, or begun anew
                 watch.began_ns = now_ns
@@ -226,18 +244,15 @@ class Watches:
     def _end_forsaken(self) -> None:
         """End the watches whose client has gone, by the subscribers to feedback: each client is.
 
-        rclpy does not tell who sent a goal. Where the goal does not, or by a name that a bridge
-        hides, it may be any that was there when it came.
+        rclpy does not tell who sent a goal.
         """
         with self._lock:
-            standing = list(self._standing.values())
+            standing = [watch for watch in self._standing.values() if not watch.young]
         if not standing:
             return
         there = self._clients()
         for watch in standing:
-            if time.monotonic() - watch.accepted < DISCOVERY:
-                watch.meet(there)
-            elif (watch.clients or watch.others).isdisjoint(there):
+            if watch.clients().isdisjoint(there):
                 why = f"The client that watched for '{shown(watch.text)}' has gone."
                 self._node.get_logger().info(why)
                 self._end(watch, why)
