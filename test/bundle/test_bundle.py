@@ -134,6 +134,7 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "embedding": (lambda m: m.update(embedding_dim=64), "embedding"),
     "text for a number": (lambda m: m["thresholds"].update(gate="3"), "thresholds.gate"),
     "crop": (lambda m: m["preprocess"].update(crop="left"), "only 'centre'"),
+    "resize": (lambda m: m["preprocess"].update(resize="pad"), "use one of shorter_side, squash"),
     "resample": (lambda m: m["preprocess"].update(resample="cubic"), "use one of area, bilinear"),
     "template": (lambda m: m["templates"].update(classify="a video"), "templates.classify"),
     "unknown graph": (lambda m: m["graphs"].update(z=m["graphs"]["y_encoder"]), "graph 'z'"),

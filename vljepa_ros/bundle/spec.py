@@ -16,7 +16,8 @@ from .graphs import GraphSpec, read_graph
 from .locate import find_bundle
 from .manifest import MANIFEST, Section, file_problem, listed_files, read_manifest
 
-RESAMPLE = ("area", "bilinear")  # see inference.preprocess
+RESIZE = ("shorter_side", "squash")  # see inference.preprocess
+RESAMPLE = ("area", "bilinear", "bicubic", "pil_bilinear")
 REQUIRED = ("x_encoder", "predictor", "y_encoder")
 PARTS = (*REQUIRED, "y_decoder")
 
@@ -105,7 +106,7 @@ class ChangeSpec:
 class Bundle:
     """A model bundle, read and checked. `path` is its folder, `manifest` the YAML as it stands.
 
-    `resample`: how a picture is resized, `area` or `bilinear`.
+    `resize` and `resample`: how a picture becomes a square (RESIZE, RESAMPLE).
     """
 
     path: Path
@@ -114,6 +115,7 @@ class Bundle:
     model_id: str
     embedding_dim: int
     clip: ClipSpec
+    resize: str
     resample: str
     query: QuerySpec
     y_encoder: TextSpec
@@ -193,7 +195,8 @@ def parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
             clip.positive("tubelet", int),
             clip.positive("sample_rate", float),
         ),
-        resample=_resample(root.section("preprocess")),
+        resize=_resize(root.section("preprocess")),
+        resample=_one_of(root.section("preprocess"), "resample", RESAMPLE, "area"),
         query=QuerySpec(
             query.get("default", str), query.positive("length", int), query.inside("tokenizer")
         ),
@@ -228,21 +231,24 @@ def parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
     return bundle
 
 
-def _resample(section: Section) -> str:
-    """How the manifest has pictures resized, once the rest of its section is checked."""
-    for key, only in (("resize", "shorter_side"), ("crop", "centre")):
-        if section.get(key, str) != only:
-            raise BundleError(
-                f"{section.file}: 'preprocess.{key}' is {section.values[key]!r}, and only "
-                f"'{only}' is supported."
-            )
-    resample = section.get("resample", str, "area")
-    if resample not in RESAMPLE:
+def _resize(section: Section) -> str:
+    """How the manifest has a picture become a square; only a shorter side leaves what to crop."""
+    resize = _one_of(section, "resize", RESIZE)
+    if resize == "shorter_side" and section.get("crop", str) != "centre":
         raise BundleError(
-            f"{section.file}: 'preprocess.resample' is '{resample}'; "
-            f"use one of {', '.join(RESAMPLE)}."
+            f"{section.file}: 'preprocess.crop' is {section.values['crop']!r}, and only 'centre' "
+            "is supported."
         )
-    return resample
+    return resize
+
+
+def _one_of(section: Section, key: str, known: tuple[str, ...], default: str | None = None) -> str:
+    value = section.get(key, str, default)
+    if value not in known:
+        raise BundleError(
+            f"{section.file}: '{section.where}.{key}' is '{value}'; use one of {', '.join(known)}."
+        )
+    return value
 
 
 def _decoder(section: Section) -> DecoderSpec:

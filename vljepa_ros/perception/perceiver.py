@@ -211,7 +211,9 @@ class Perceiver:
         self._catch_up()
         state = self._cameras[camera]
         started = time.monotonic()
-        picture = prepare(image, self.bundle.clip.image_size, self.bundle.resample)
+        picture = prepare(
+            image, self.bundle.clip.image_size, self.bundle.resample, self.bundle.resize
+        )
         started = self.stages.lap("resize", started)
         verdict = state.window.push(stamp_ns, picture, block_means(picture))
         self.stages.lap("window", started)
