@@ -56,6 +56,61 @@ def test_the_decoder_is_optional(tmp_path: Path) -> None:
     assert load_bundle(make_bundle(tmp_path, decoder=False)).decoder is None
 
 
+@pytest.mark.parametrize(("chunk", "tokens"), [(1, 16), (2, 16), (4, 32), (None, 32)])
+def test_a_clip_may_be_taken_in_chunks(tmp_path: Path, chunk: int | None, tokens: int) -> None:
+    bundle = load_bundle(make_bundle(tmp_path, chunk=chunk))
+    assert bundle.clip.chunk == (chunk or 4) and bundle.clip.chunks == 4 // (chunk or 4)
+    assert bundle.graphs["x_encoder"].inputs["frames"].shape[1] == bundle.clip.chunk
+    assert bundle.graphs["x_encoder"].outputs["visual_tokens"].shape[1] == tokens
+    assert verify_bundle(tmp_path) == []
+
+
+def test_the_query_is_optional(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path, query=False))
+    assert bundle.query is None and list(bundle.graphs["predictor"].inputs) == ["visual_tokens"]
+    assert verify_bundle(tmp_path) == []
+
+
+@pytest.mark.parametrize(("chunk", "words"), [
+    (3, "4 clip frames do not divide into chunks of 3"),
+    (1, "1 frames of a chunk do not divide into tubelets of 2"),
+    (4, r"'frames' of 'x_encoder' is \['B', 2, .* ask for 4 where it has 2"),
+    (0, "'clip.chunk' must be above 0"),
+    ("2", "'clip.chunk' must be of type int"),
+])  # fmt: skip
+def test_a_wrong_chunk_says_what_is_wrong(tmp_path: Path, chunk: object, words: str) -> None:
+    edit(make_bundle(tmp_path, chunk=2), lambda m: m["clip"].update(chunk=chunk))
+    with pytest.raises(BundleError, match=words) as error:
+        load_bundle(tmp_path)
+    assert "bundle.yaml" in str(error.value)
+
+
+def test_a_predictor_for_another_number_of_chunks_is_refused(tmp_path: Path) -> None:
+    make_bundle(tmp_path, chunk=2)
+    edit(tmp_path, lambda m: m["graphs"]["predictor"]["inputs"]["visual_tokens"].update(
+        shape=["B", 16, 16]))  # fmt: skip
+    with pytest.raises(BundleError, match=r"'visual_tokens' of 'predictor'.*32 where it has 16"):
+        load_bundle(tmp_path)
+
+
+def test_a_query_that_only_one_side_knows_of_is_refused(tmp_path: Path) -> None:
+    asked, unasked = make_bundle(tmp_path / "asked"), make_bundle(tmp_path / "not", query=False)
+    section = yaml.safe_load((asked / "bundle.yaml").read_text())["query"]
+    edit(asked, lambda m: m.pop("query"))
+    with pytest.raises(BundleError, match=r"'query_ids' and 'query_mask'.*no section 'query'"):
+        load_bundle(asked)
+    # Nor does it help to leave the inputs out of the manifest, when it comes to running it.
+    edit(asked, lambda m: [m["graphs"]["predictor"]["inputs"].pop(f"query_{key}")
+                           for key in ("ids", "mask")])  # fmt: skip
+    edit(asked, lambda m: m["graphs"]["predictor"]["outputs"]["embedding"].update(
+        shape=["B", 1, 32]))  # fmt: skip
+    (problem,) = verify_bundle(asked)
+    assert "'predictor' the inputs ['visual_tokens'], and the graph has" in problem
+    edit(unasked, lambda m: m.update(query=section))
+    with pytest.raises(BundleError, match="section 'query', and the predictor takes neither"):
+        load_bundle(unasked)
+
+
 @pytest.mark.parametrize("name", ["x_encoder.onnx", "tokenizer.json"])
 @pytest.mark.parametrize("damage", ["missing", "altered", "truncated"])
 def test_a_damaged_file_is_named(folder: Path, name: str, damage: str) -> None:

@@ -1,5 +1,7 @@
 """A tiny but real model bundle for tests: every graph of the contract, with random weights.
 
+It may take its frames in chunks, and need no query.
+
 Its embeddings depend on the pictures and the question, its decoder has a key-value cache and
 says a few words that depend on the embedding. The same seed gives the same bytes.
 """
@@ -79,21 +81,25 @@ def make_bundle(
     sample_rate: float = 4.0,
     embedding_dim: int = 32,
     decoder: bool = True,
+    chunk: int | None = None,
+    query: bool = True,
     work: int = 0,
     seed: int = 0,
     **sections: Any,
 ) -> Path:
     """Write a bundle into `folder` (made if missing) and return `folder`.
 
-    `frames` must be even and `image_size` a multiple of 8. `work` adds that many 512 x 512
-    matrix products to the X-encoder, to make it slow on purpose. `sections` replace top-level
-    sections of the manifest, e.g. `thresholds={...}`.
+    `frames` must be even and `image_size` a multiple of 8. `chunk`: 1, or an even divisor of
+    `frames`, None: the whole clip; `query`: whether the predictor is asked. `work` adds that many
+    512 x 512 matrix products to the X-encoder, to make it slow on purpose. `sections` replace
+    top-level sections of the manifest, e.g. `thresholds={...}`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokens, width = (frames // 2) * (image_size // 8) ** 2, 16
+    tubelet, width = 1 if chunk == 1 else 2, 16
+    tokens = (frames // tubelet) * (image_size // 8) ** 2
     graphs = {
-        "x_encoder": _x_encoder(folder, frames, image_size, width, work, seed),
-        "predictor": _predictor(folder, tokens, width, embedding_dim, seed + 1),
+        "x_encoder": _x_encoder(folder, chunk or frames, tubelet, image_size, width, work, seed),
+        "predictor": _predictor(folder, tokens, width, embedding_dim, query, seed + 1),
         "y_encoder": _y_encoder(folder, embedding_dim, seed + 2),
     }
     if decoder:
@@ -108,7 +114,7 @@ def make_bundle(
         "clip": {
             "frames": frames,
             "image_size": image_size,
-            "tubelet": 2,
+            "tubelet": tubelet,
             "sample_rate": sample_rate,
         },
         "preprocess": {"resize": "shorter_side", "crop": "centre"},
@@ -130,23 +136,28 @@ def make_bundle(
     }  # fmt: skip
     if not decoder:
         del manifest["decoder"]
+    if not query:
+        del manifest["query"]
+    if chunk is not None:
+        manifest["clip"]["chunk"] = chunk
     write_manifest(folder, {**manifest, **sections})
     return folder
 
 
 def _x_encoder(
-    folder: Path, frames: int, size: int, width: int, work: int, seed: int
+    folder: Path, frames: int, tubelet: int, size: int, width: int, work: int, seed: int
 ) -> dict[str, Any]:
     g, cells = _Graph(seed), size // 8
     x = g.op("Cast", "frames", to=T.FLOAT)
     x = g.op("Mul", x, g.const(4 / 255))
     x = g.op("Sub", x, g.const(2))
-    # Tubelets of 2 frames and 8 x 8 pixels, as means of 4 x 4 pixels.
-    x = g.op("Reshape", x, g.shape(-1, frames // 2, 2, cells, 2, 4, cells, 2, 4, 3))
+    # Tubelets of 1 or 2 frames and 8 x 8 pixels, as means of 4 x 4 pixels.
+    tubelets, values = frames // tubelet, tubelet * 12
+    x = g.op("Reshape", x, g.shape(-1, tubelets, tubelet, cells, 2, 4, cells, 2, 4, 3))
     x = g.op("ReduceMean", x, g.shape(5, 8), keepdims=0)
-    x = g.op("Transpose", x, perm=[0, 1, 3, 5, 2, 4, 6, 7])  # B, t, row, column, 2, 2, 2, 3
-    x = g.op("Reshape", x, g.shape(-1, (frames // 2) * cells * cells, 24))
-    x = g.op("MatMul", x, g.weight(24, width))
+    x = g.op("Transpose", x, perm=[0, 1, 3, 5, 2, 4, 6, 7])  # B, t, row, column, 1 or 2, 2, 2, 3
+    x = g.op("Reshape", x, g.shape(-1, tubelets * cells * cells, values))
+    x = g.op("MatMul", x, g.weight(values, width))
     if work:  # a factor of 1e-30 keeps the result and still has to be computed
         y = g.op("ReduceMean", x, g.shape(1, 2), keepdims=1)
         y = g.op("Mul", y, g.weight(512, 512))
@@ -158,26 +169,25 @@ def _x_encoder(
     return g.save(
         folder / "x_encoder.onnx",
         {"frames": ("uint8", ["B", frames, size, size, 3])},
-        {"visual_tokens": ("float32", ["B", (frames // 2) * cells * cells, width])},
+        {"visual_tokens": ("float32", ["B", tubelets * cells * cells, width])},
     )
 
 
-def _predictor(folder: Path, tokens: int, width: int, dim: int, seed: int) -> dict[str, Any]:
+def _predictor(
+    folder: Path, tokens: int, width: int, dim: int, query: bool, seed: int
+) -> dict[str, Any]:
     g = _Graph(seed)
     v = g.op("Reshape", "visual_tokens", g.shape(-1, 1, tokens * width))
     v = g.op("MatMul", v, g.weight(tokens * width, dim))
-    q = _masked_sum(g, "query_ids", "query_mask", dim)
-    q = g.op("Mul", q, g.const(0.3))
-    _unit(g, g.op("Add", v, q))
-    return g.save(
-        folder / "predictor.onnx",
-        {
-            "visual_tokens": ("float32", ["B", tokens, width]),
-            "query_ids": ("int64", ["Q", 12]),
-            "query_mask": ("int64", ["Q", 12]),
-        },
-        {"embedding": ("float32", ["B", "Q", dim])},
-    )
+    inputs: dict[str, Any] = {"visual_tokens": ("float32", ["B", tokens, width])}
+    if query:
+        q = _masked_sum(g, "query_ids", "query_mask", dim)
+        q = g.op("Mul", q, g.const(0.3))
+        v = g.op("Add", v, q)
+        inputs |= {"query_ids": ("int64", ["Q", 12]), "query_mask": ("int64", ["Q", 12])}
+    _unit(g, v)
+    outputs = {"embedding": ("float32", ["B", "Q" if query else 1, dim])}
+    return g.save(folder / "predictor.onnx", inputs, outputs)
 
 
 def _y_encoder(folder: Path, dim: int, seed: int) -> dict[str, Any]:

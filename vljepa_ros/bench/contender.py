@@ -24,8 +24,8 @@ class Contender(Protocol):
         """Visual tokens of clips of uint8 pictures; they may stay on the device."""
         ...
 
-    def predict(self, tokens: Any, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Embeddings `[B, Q, E]` of what `encode` returned."""
+    def predict(self, tokens: Any, *query: np.ndarray) -> np.ndarray:
+        """Embeddings `[B, Q, E]` of what `encode` returned; `query`: ids and mask, or nothing."""
         ...
 
     def embed_text(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from vljepa_ros.bundle.graphs import QUERY
 from vljepa_ros.bundle.spec import PARTS, Bundle, load_bundle
 from vljepa_ros.errors import EngineError, VLJepaError
 from vljepa_ros.inference.backends import open_engine
@@ -68,11 +69,10 @@ class EngineContender:
     def fetch(self, tokens: Any) -> np.ndarray:
         return np.asarray(tokens)
 
-    def predict(self, tokens: Any, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def predict(self, tokens: Any, *query: np.ndarray) -> np.ndarray:
         rows = [tokens[row] for row in range(len(tokens))]
-        return self._engines["predictor"].run(visual_tokens=rows, query_ids=ids, query_mask=mask)[
-            "embedding"
-        ]
+        asked = dict(zip(QUERY, query))
+        return self._engines["predictor"].run(visual_tokens=rows, **asked)["embedding"]
 
     def embed_text(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return self._engines["y_encoder"].run(ids=ids, mask=mask)["embedding"]
@@ -115,12 +115,14 @@ class Bench:
     def __init__(self, contender: Contender, bundle: Bundle) -> None:
         self._contender = contender
         self._bundle = bundle
-        tokenizer = TextTokenizer(bundle.query.tokenizer, bundle.query.length)
-        ids, mask = tokenizer([bundle.query.default])
-        if isinstance(bundle.graphs["predictor"].inputs["query_ids"].shape[1], str):
-            words = int(mask.sum())  # what comes after them is padding, which `VLJepa` cuts, too
-            ids, mask = ids[:, :words], mask[:, :words]
-        self._query = ids, mask
+        self._query: tuple[np.ndarray, ...] = ()
+        if bundle.query is not None:
+            tokenizer = TextTokenizer(bundle.query.tokenizer, bundle.query.length)
+            ids, mask = tokenizer([bundle.query.default])
+            if isinstance(bundle.graphs["predictor"].inputs["query_ids"].shape[1], str):
+                words = int(mask.sum())  # what comes after is padding, which `VLJepa` cuts, too
+                ids, mask = ids[:, :words], mask[:, :words]
+            self._query = ids, mask
         texts = TextTokenizer(bundle.y_encoder.tokenizer, bundle.y_encoder.length)
         self._text = texts([bundle.y_encoder.prompt.replace("{}", "a cube falls")])
         self._streams: dict[int, Stream] = {}
@@ -145,7 +147,7 @@ class Bench:
 
     def time(self, task: str, cameras: int, queries: int, steps: int) -> list[float]:
         """Seconds of each of `steps` steps, after a few that are not counted."""
-        ids, mask = (np.repeat(array, queries, axis=0) for array in self._query)
+        query = [np.repeat(array, queries, axis=0) for array in self._query]
         stream = self._streams.setdefault(cameras, Stream(self._bundle, cameras))
         contender, durations = self._contender, list[float]()
         tokens = contender.encode(stream.advance()) if task == "predictor" else None
@@ -155,9 +157,9 @@ class Bench:
             if task == "x_encoder":
                 contender.fetch(contender.encode(clips))
             elif task == STEP:
-                contender.predict(contender.encode(clips), ids, mask)
+                contender.predict(contender.encode(clips), *query)
             elif task == "predictor":
-                contender.predict(tokens, ids, mask)
+                contender.predict(tokens, *query)
             else:
                 self._part(task)
             if step >= WARM:

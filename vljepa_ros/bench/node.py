@@ -352,7 +352,7 @@ def _step_seconds(bundle: str, backend: str, threads: int, cameras: int) -> floa
     durations = []
     for _ in range(20):
         began = time.monotonic()
-        model.predict(model.encode(clips), [model.bundle.query.default])
+        model.predict(model.encode(clips), [model.bundle.default_query])
         durations.append(time.monotonic() - began)
     model.close()
     return float(np.median(durations))

@@ -65,8 +65,8 @@ class Torch:
     def fetch(self, tokens: Any) -> np.ndarray:
         return tokens.float().cpu().numpy()  # type: ignore[no-any-return]
 
-    def predict(self, tokens: Any, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return self.fetch(self._run("predictor", tokens, ids, mask))
+    def predict(self, tokens: Any, *query: np.ndarray) -> np.ndarray:
+        return self.fetch(self._run("predictor", tokens, *query))
 
     def embed_text(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return self.fetch(self._run("y_encoder", ids, mask))

@@ -32,6 +32,7 @@ GRAPHS: dict[str, tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]]
 PROFILE = {"B": (1, 1, 8), "Q": (1, 1, 16)}
 BATCHES = {"y_encoder": (1, 1, 32)}  # texts; of the other graphs' B: clips or embeddings
 VARIANTS = ("int8", "fp8")
+QUERY = ("query_ids", "query_mask")  # the predictor's inputs that a bundle without a query lacks
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,13 @@ class GraphSpec:
         return replace(self, path=variant.path, sha256=variant.sha256)
 
 
-def read_graph(section: Section, name: str, longest: dict[str, int], tolerance: float) -> GraphSpec:
+def read_graph(
+    section: Section, name: str, longest: dict[str, int], tolerance: float, query: bool
+) -> GraphSpec:
     """A graph of the manifest. `longest`: the largest value of each open size that counts tokens.
 
-    Raises BundleError where the section does not describe a graph of that name.
+    `query`: whether the manifest has a section 'query'. Raises BundleError where the section does
+    not describe a graph of that name.
     """
     if name not in GRAPHS:
         raise BundleError(
@@ -91,7 +95,10 @@ def read_graph(section: Section, name: str, longest: dict[str, int], tolerance: 
         {key: _tensor(section.section(side).section(key)) for key in section.section(side).values}
         for side in ("inputs", "outputs")
     )
-    for side, specs, wanted in (("inputs", inputs, GRAPHS[name][0]),
+    taken = [one for one in GRAPHS[name][0] if query or one[0] not in QUERY]
+    if name == "predictor":
+        _check_query(section, inputs, query)
+    for side, specs, wanted in (("inputs", inputs, taken),
                                 ("outputs", outputs, GRAPHS[name][1])):  # fmt: skip
         found = [(key, spec.dtype, len(spec.shape)) for key, spec in specs.items()]
         if sorted(found) != sorted(wanted):
@@ -103,6 +110,22 @@ def read_graph(section: Section, name: str, longest: dict[str, int], tolerance: 
         name, section.inside("file"), section.get("sha256", str), inputs, outputs,
         _profile(section, name, inputs, longest), _variants(section), tolerance,
     )  # fmt: skip
+
+
+def _check_query(section: Section, inputs: dict[str, TensorSpec], query: bool) -> None:
+    """BundleError where only one of predictor and manifest knows of a query."""
+    takes = [key for key in QUERY if key in inputs]
+    if takes and not query:
+        raise BundleError(
+            f"{section.file}: the predictor takes {' and '.join(map(repr, takes))}, and there is "
+            "no section 'query'; add one with default, length and tokenizer."
+        )
+    if query and not takes:
+        raise BundleError(
+            f"{section.file}: there is a section 'query', and the predictor takes neither "
+            f"{' nor '.join(map(repr, QUERY))} ('graphs.predictor.inputs'); take the section away, "
+            "or export a predictor that is asked."
+        )
 
 
 def default_profile(

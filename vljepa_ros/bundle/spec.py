@@ -20,19 +20,31 @@ RESIZE = ("shorter_side", "squash")  # see inference.preprocess
 RESAMPLE = ("area", "bilinear", "bicubic", "pil_bilinear")
 REQUIRED = ("x_encoder", "predictor", "y_encoder")
 PARTS = (*REQUIRED, "y_decoder")
+NO_QUERY = ""  # the standing query of a bundle that has none
 
 
 @dataclass(frozen=True)
 class ClipSpec:
     """The geometry of a clip: `frames` square RGB pictures of `image_size` pixels.
 
-    `sample_rate`: frames per second inside the clip; `tubelet`: frames per visual token.
+    `sample_rate`: frames per second inside the clip; `tubelet`: frames per visual token; `chunk`:
+    frames that the X-encoder takes at a time (0 becomes `frames`: the whole clip).
     """
 
     frames: int
     image_size: int
     tubelet: int
     sample_rate: float
+    chunk: int = 0
+
+    def __post_init__(self) -> None:
+        if self.chunk == 0:
+            object.__setattr__(self, "chunk", self.frames)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks in a clip; 1: the X-encoder takes whole clips."""
+        return self.frames // self.chunk
 
     @property
     def period_ns(self) -> int:
@@ -106,7 +118,8 @@ class ChangeSpec:
 class Bundle:
     """A model bundle, read and checked. `path` is its folder, `manifest` the YAML as it stands.
 
-    `resize` and `resample`: how a picture becomes a square (RESIZE, RESAMPLE).
+    `resize` and `resample`: how a picture becomes a square (RESIZE, RESAMPLE). `query`: None where
+    the predictor is asked nothing.
     """
 
     path: Path
@@ -117,7 +130,7 @@ class Bundle:
     clip: ClipSpec
     resize: str
     resample: str
-    query: QuerySpec
+    query: QuerySpec | None
     y_encoder: TextSpec
     decoder: DecoderSpec | None
     templates: dict[str, str]
@@ -129,6 +142,11 @@ class Bundle:
     source: dict[str, Any]
     evaluation: dict[str, Any]
     manifest: dict[str, Any]
+
+    @property
+    def default_query(self) -> str:
+        """The standing question where none is named; empty: the predictor is asked nothing."""
+        return self.query.default if self.query is not None else NO_QUERY
 
     @property
     def label_template(self) -> str:
@@ -179,7 +197,7 @@ def parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
     """The bundle that a manifest describes; its files are not looked at. Raises BundleError."""
     root = Section(manifest, folder / MANIFEST)
     name, version = root.get("name", str), root.get("version", str)
-    clip, query, y_encoder = root.section("clip"), root.section("query"), root.section("y_encoder")
+    clip, y_encoder, query = root.section("clip"), root.section("y_encoder"), _query(root)
     thresholds, change = root.section("thresholds"), root.section("change")
     graphs, templates = root.section("graphs"), root.optional("templates")
     tolerance = root.section("tolerance").positive("cosine", float)
@@ -194,12 +212,11 @@ def parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
             clip.positive("image_size", int),
             clip.positive("tubelet", int),
             clip.positive("sample_rate", float),
+            clip.positive("chunk", int) if "chunk" in clip.values else 0,
         ),
         resize=_resize(root.section("preprocess")),
         resample=_one_of(root.section("preprocess"), "resample", RESAMPLE, "area"),
-        query=QuerySpec(
-            query.get("default", str), query.positive("length", int), query.inside("tokenizer")
-        ),
+        query=query,
         y_encoder=TextSpec(
             y_encoder.positive("length", int),
             y_encoder.inside("tokenizer"),
@@ -220,7 +237,7 @@ def parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
         ),
         tolerance=tolerance,
         graphs={
-            key: read_graph(graphs.section(key), key, _longest(root), tolerance)
+            key: read_graph(graphs.section(key), key, _longest(root), tolerance, query is not None)
             for key in graphs.values
         },
         source=root.optional("source").values,
@@ -251,6 +268,15 @@ def _one_of(section: Section, key: str, known: tuple[str, ...], default: str | N
     return value
 
 
+def _query(root: Section) -> QuerySpec | None:
+    if "query" not in root.values:
+        return None
+    section = root.section("query")
+    return QuerySpec(
+        section.get("default", str), section.positive("length", int), section.inside("tokenizer")
+    )
+
+
 def _decoder(section: Section) -> DecoderSpec:
     return DecoderSpec(
         section.positive("length", int),
@@ -266,10 +292,11 @@ def _decoder(section: Section) -> DecoderSpec:
 
 def _longest(root: Section) -> dict[str, int]:
     """The largest value of each open size that counts tokens."""
-    sizes = {"L": root.section("query").positive("length", int)}
-    if "decoder" in root.values:
-        sizes["S"] = root.section("decoder").positive("length", int)
-    return sizes
+    return {
+        size: root.section(name).positive("length", int)
+        for size, name in (("L", "query"), ("S", "decoder"))
+        if name in root.values
+    }
 
 
 def _check_geometry(bundle: Bundle) -> None:
@@ -278,21 +305,34 @@ def _check_geometry(bundle: Bundle) -> None:
     for name in REQUIRED:
         if name not in bundle.graphs:
             raise BundleError(f"{file}: the graph '{name}' is missing.")
-    clip, dim = bundle.clip, bundle.embedding_dim
-    if clip.frames % clip.tubelet:
-        raise BundleError(
-            f"{file}: {clip.frames} clip frames do not divide into tubelets of {clip.tubelet}."
-        )
-    size = clip.image_size
+    clip, dim, size = bundle.clip, bundle.embedding_dim, bundle.clip.image_size
+    for whole, part, what in (
+        (clip.frames, clip.chunk, "clip frames do not divide into chunks"),
+        (clip.frames, clip.tubelet, "clip frames do not divide into tubelets"),
+        (clip.chunk, clip.tubelet, "frames of a chunk do not divide into tubelets"),
+    ):
+        if whole % part:
+            raise BundleError(f"{file}: {whole} {what} of {part}.")
+    tokens, width = bundle.graphs["x_encoder"].outputs["visual_tokens"].shape[1:]
     wanted: list[tuple[str, str, tuple[int | None, ...]]] = [
-        ("x_encoder", "frames", (None, clip.frames, size, size, 3)),
-        ("predictor", "query_ids", (None, bundle.query.length)),
-        ("predictor", "query_mask", (None, bundle.query.length)),
-        ("predictor", "embedding", (None, None, dim)),
+        ("x_encoder", "frames", (None, clip.chunk, size, size, 3)),
+        ("predictor", "visual_tokens", (
+            None,
+            tokens * clip.chunks if isinstance(tokens, int) else None,
+            width if isinstance(width, int) else None,
+        )),
         ("y_encoder", "ids", (None, bundle.y_encoder.length)),
         ("y_encoder", "mask", (None, bundle.y_encoder.length)),
         ("y_encoder", "embedding", (None, dim)),
-    ]
+    ]  # fmt: skip
+    if bundle.query is None:
+        wanted.append(("predictor", "embedding", (None, 1, dim)))
+    else:
+        wanted += [
+            ("predictor", "query_ids", (None, bundle.query.length)),
+            ("predictor", "query_mask", (None, bundle.query.length)),
+            ("predictor", "embedding", (None, None, dim)),
+        ]
     if bundle.decoder is not None:
         cache = (2 * bundle.decoder.layers, None, bundle.decoder.heads, None)
         wanted += [

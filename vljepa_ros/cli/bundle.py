@@ -24,13 +24,14 @@ def show(source: str = SOURCE) -> None:
 
     bundle = load_bundle(find_bundle(source), verify=False)
     clip = bundle.clip
+    taken = "" if clip.chunks == 1 else f", encoded {clip.chunk} at a time"
     facts: dict[str, Any] = {
         "model_id": bundle.model_id,
         "folder": bundle.path,
         "embedding": f"{bundle.embedding_dim} numbers",
         "clip": f"{clip.frames} frames of {clip.image_size} px at {clip.sample_rate:g} per second"
-        f" ({clip.span_ns / 1e9:g} s)",
-        "default query": bundle.query.default,
+        f" ({clip.span_ns / 1e9:g} s){taken}",
+        "default query": bundle.default_query or "none: it is asked nothing",
         "decoder": f"at most {bundle.decoder.length} tokens" if bundle.decoder else "none",
         "thresholds": _line(vars(bundle.thresholds)),
     }

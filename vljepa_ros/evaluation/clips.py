@@ -124,7 +124,7 @@ def see(model: Runtime, paths: Sequence[Path], seed: int = 0) -> list[SeenClip]:
         visual = encode(model, episode, rows)
         for event, row, tokens in zip(events, rows, visual, strict=True):
             asked = closed_questions(episode, int(row), rng) if len(clips) % 2 == 0 else []
-            queries = [model.bundle.query.default, *(question[0] for question in asked)]
+            queries = [model.bundle.default_query, *(question[0] for question in asked)]
             answered = model.predict(tokens[None], queries)[0]
             clips.append(SeenClip(
                 episode=number,

@@ -17,7 +17,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from vljepa_ros.bundle.spec import Bundle
+from vljepa_ros.bundle.graphs import QUERY
+from vljepa_ros.bundle.spec import NO_QUERY, Bundle
 from vljepa_ros.errors import DeviceError, EngineError, TensorsLostError
 
 from .backends import open_engine
@@ -82,7 +83,7 @@ class Runtime:
                 bundle.graphs[part], backend, threads, precision, told, build=build
             )
             self._runs[part] = deque(maxlen=TIMINGS)
-        if "predictor" in parts:
+        if "predictor" in parts and bundle.query is not None:
             self._query_tokenizer = TextTokenizer(bundle.query.tokenizer, bundle.query.length)
         if "y_encoder" in parts:
             self._text_tokenizer = TextTokenizer(
@@ -128,24 +129,31 @@ class Runtime:
     ) -> np.ndarray:
         """Embeddings, float32 `[B, Q, E]`: the answer to each query for each clip's tokens.
 
-        Raises TensorsLostError where the tokens went with the device that had them.
+        A bundle without a query has one answer, to the one query "". Raises EngineError where it is
+        asked another, TensorsLostError where the tokens went with the device that had them.
         """
-        ids, mask = self._query_tokenizer(queries)  # some 20 µs, against milliseconds for the run
+        asked = self._tokenised(queries)  # some 20 µs, against milliseconds for the run
+        rows = []
+        for some in self._pieces("predictor", "B", visual_tokens):
+            answers = [self._run("predictor", visual_tokens=some, **one) for one in asked]
+            rows.append(np.concatenate([answer["embedding"] for answer in answers], axis=1))
+        return np.concatenate(rows)
+
+    def _tokenised(self, queries: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """The predictor's inputs for queries, in as many runs as its engine wants."""
+        if self.bundle.query is None:
+            if list(queries) != [NO_QUERY]:
+                raise EngineError(
+                    f"The bundle {self.bundle.path} is asked nothing, and was given the queries "
+                    f"{list(queries)}; leave them out."
+                )
+            return [{}]
+        ids, mask = self._query_tokenizer(queries)
         if isinstance(self.bundle.graphs["predictor"].inputs["query_ids"].shape[1], str):
             longest = max(1, int(mask.sum(1).max(initial=1)))  # padding would cost as much as words
             ids, mask = ids[:, :longest], mask[:, :longest]
-        rows = []
-        for some in self._pieces("predictor", "B", visual_tokens):
-            answers = [
-                self._run("predictor", visual_tokens=some, query_ids=one, query_mask=its)
-                for one, its in zip(
-                    self._pieces("predictor", "Q", ids),
-                    self._pieces("predictor", "Q", mask),
-                    strict=True,
-                )
-            ]
-            rows.append(np.concatenate([answer["embedding"] for answer in answers], axis=1))
-        return np.concatenate(rows)
+        pieces = (self._pieces("predictor", "Q", array) for array in (ids, mask))
+        return [dict(zip(QUERY, pair, strict=True)) for pair in zip(*pieces, strict=True)]
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts in the shared space, float32 `[N, E]`; the last 1024 are kept."""

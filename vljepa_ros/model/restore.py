@@ -75,6 +75,11 @@ def _inputs(config: VLJepaConfig, bundle: Bundle) -> dict[str, Inputs]:
     def mask(length: int) -> Tensor:
         return (torch.arange(length)[None] < torch.tensor([[length // 2], [length]])).long()
 
+    if bundle.query is None:
+        raise RestoreError(
+            f"{bundle.path} has no query, and its {CONFIG} makes a predictor that is asked; export "
+            "it again with this version of vljepa_ros."
+        )
     query, text = bundle.query.length, bundle.y_encoder.length
     size = (2, clip.frames, clip.image_size, clip.image_size, 3)
     width = config.x_encoder_config.hidden_size

@@ -67,7 +67,7 @@ class Settings:
 
     def queries_of(self, bundle: Bundle) -> tuple[str, ...]:
         """The standing questions."""
-        return tuple(self.queries) or (bundle.query.default,)
+        return tuple(self.queries) or (bundle.default_query,)
 
     def set_detector(self, detector: ChangeDetector, camera: str, bundle: Bundle) -> None:
         """Put these settings into a detector that steps at the camera's rate."""

@@ -58,7 +58,9 @@ def load_base(source: str) -> Base:
     bundle = load_bundle(find_bundle(source))
     about = {key: bundle.manifest[key] for key in KEPT if key in bundle.manifest}
     about["from"] = bundle.model_id
-    return Base(restore(bundle.path), bundle.query.tokenizer, bundle.y_encoder.tokenizer, about)
+    model = restore(bundle.path)
+    assert bundle.query is not None  # or `restore` would have refused
+    return Base(model, bundle.query.tokenizer, bundle.y_encoder.tokenizer, about)
 
 
 def resized(model: VLJepa, size: int | None) -> VLJepa:

@@ -58,19 +58,43 @@ def export_bundle(
     networks: dict[str, nn.Module] = {
         "x_encoder": model.x_encoder, "predictor": model.predictor, "y_encoder": model.y_encoder,
     }  # fmt: skip
-    ids, mask = (torch.from_numpy(array) for array in texts)
-    with torch.no_grad():  # with inference_mode torch.export would fall back to its slow tracer
-        visual = model.x_encoder(torch.from_numpy(clips))
-    samples = {
-        "x_encoder": {"frames": torch.from_numpy(clips)},
-        "predictor": predictor_inputs(model.config, visual),
-        "y_encoder": {"ids": ids, "mask": mask},
-    }
     if model.y_decoder is not None:
         networks["y_decoder"] = model.y_decoder
+    model.config.to_json_file(str(folder / CONFIG), use_diff=False)  # what `restore` needs
+    manifest["files"] = {CONFIG: ""}
+    query = _queries(model.config)
+    return export_networks(networks, folder, manifest, files, clips, texts, query, storage)
+
+
+def export_networks(
+    networks: Mapping[str, nn.Module], folder: Path, manifest: Mapping[str, Any],
+    files: Mapping[str, Path], clips: np.ndarray, texts: tuple[np.ndarray, np.ndarray],
+    query: Inputs, storage: str = "fp16",
+) -> Path:  # fmt: skip
+    """`export_bundle` of networks by the names of their graphs, with a manifest that is complete.
+
+    It lacks only 'graphs', 'tolerance' and the names of `files`. Where it says `clip.chunk`, the
+    X-encoder takes uint8 `[B, chunk, S, S, 3]`. `query`: the predictor's inputs beside the visual
+    tokens, `query_ids` and `query_mask`; empty where the manifest has no section 'query'.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = dict(manifest)
+    ids, mask = (torch.from_numpy(array) for array in texts)
+    chunk = manifest["clip"].get("chunk", clips.shape[1])
+    chunks = torch.from_numpy(clips.reshape(-1, chunk, *clips.shape[2:]))
+    with torch.no_grad():  # with inference_mode torch.export would fall back to its slow tracer
+        visual = networks["x_encoder"](chunks)
+    visual = visual.reshape(len(clips), -1, visual.shape[-1])
+    samples = {
+        "x_encoder": {"frames": chunks},
+        "predictor": {"visual_tokens": visual, **query},
+        "y_encoder": {"ids": ids, "mask": mask},
+    }
+    decoder = networks.get("y_decoder")
+    if isinstance(decoder, YDecoder):
         with torch.no_grad():
-            written = model.y_encoder(ids, mask)
-        samples["y_decoder"] = _y_decoder_inputs(model.y_decoder, written)
+            written = networks["y_encoder"](ids, mask)
+        samples["y_decoder"] = _y_decoder_inputs(decoder, written)
     graphs, earned = {}, {}
     for name, network in networks.items():
         spec, earned[name] = export_graph(
@@ -83,8 +107,7 @@ def export_bundle(
         shutil.copyfile(source, folder / name)
     manifest["graphs"] = graphs
     data = [file.name for file in sorted(folder.glob("*.data"))]
-    model.config.to_json_file(str(folder / CONFIG), use_diff=False)  # what `restore` needs
-    manifest["files"] = dict.fromkeys((*files, CONFIG, *data), "")
+    manifest["files"] = dict.fromkeys((*files, *manifest.get("files", {}), *data), "")
     manifest["tolerance"] = {"cosine": TOLERANCE}
     manifest["evaluation"] = {**manifest.get("evaluation", {}), "onnx_against_torch": earned}
     write_manifest(folder, manifest)
@@ -102,7 +125,7 @@ BATCH, QUERIES, PAST = Dim("B", min=1, max=4096), Dim("Q", min=1, max=4096), Dim
 
 def _dynamic(name: str, inputs: Inputs) -> dict[str, dict[int, Any]]:
     """The open sizes of a graph; queries may be shorter than those in `inputs`, not longer."""
-    if name == "predictor":
+    if name == "predictor" and "query_ids" in inputs:
         length = Dim("L", min=1, max=inputs["query_ids"].shape[1])
         query = {0: QUERIES, 1: length}
         return {"visual_tokens": {0: BATCH}, "query_ids": query, "query_mask": query}
@@ -141,10 +164,14 @@ def export_graph(
 
 def predictor_inputs(config: VLJepaConfig, visual_tokens: Tensor) -> Inputs:
     """Random queries, padded and full, for the predictor; `visual_tokens` `[B, N, C]`."""
+    return {"visual_tokens": visual_tokens, **_queries(config)}
+
+
+def _queries(config: VLJepaConfig) -> Inputs:
     length = config.query_length
     ids = torch.randint(3, config.predictor_config.vocab_size, (3, length))
     mask = (torch.arange(length)[None] < torch.tensor([[5], [length], [9]])).long()
-    return {"visual_tokens": visual_tokens, "query_ids": ids, "query_mask": mask}
+    return {"query_ids": ids, "query_mask": mask}
 
 
 def _y_decoder_inputs(decoder: YDecoder, embedding: Tensor) -> Inputs:
@@ -225,10 +252,8 @@ def _manifest_entry(spec: GraphSpec) -> dict[str, Any]:
 
 def _longest(manifest: Mapping[str, Any]) -> dict[str, int]:
     """The largest value of each open size that counts tokens: of a query, and in the cache."""
-    sizes = {"L": manifest["query"]["length"]}
-    if "decoder" in manifest:
-        sizes["S"] = manifest["decoder"]["length"]
-    return sizes
+    pairs = (("L", "query"), ("S", "decoder"))
+    return {size: manifest[name]["length"] for size, name in pairs if name in manifest}
 
 
 def _compare(network: nn.Module, inputs: Inputs, spec: GraphSpec) -> dict[str, float]:

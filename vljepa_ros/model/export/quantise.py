@@ -23,7 +23,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from vljepa_ros.bundle.graphs import GraphSpec, Variant
+from vljepa_ros.bundle.graphs import QUERY, GraphSpec, Variant
 from vljepa_ros.bundle.manifest import write_manifest
 from vljepa_ros.bundle.spec import Bundle, load_bundle
 from vljepa_ros.inference.backends import open_engine
@@ -43,10 +43,10 @@ Sample = dict[str, np.ndarray]
 def add_int8(folder: Path, clips: np.ndarray, queries: Sequence[str]) -> dict[str, float]:
     """Add int8 variants of X-encoder and predictor to the bundle in `folder`.
 
-    `clips` uint8 `[N, T, S, S, 3]` are real ones, each with one of the N `queries`: every other one
-    sets the scales, and all are compared. Returns each variant's least cosine of an embedding to
-    that of the base graphs. A graph that is too large, or would differ by more than COSINE allows,
-    gets no variant, and the log says so.
+    `clips` uint8 `[N, T, S, S, 3]` are real ones, each with one of the N `queries` (which a bundle
+    without a query does not look at): every other one sets the scales, and all are compared.
+    Returns each variant's least cosine of an embedding to that of the base graphs. A graph that is
+    too large, or would differ by more than COSINE allows, gets no variant, and the log says so.
     """
     return _add(folder, clips, queries, "int8", _write)
 
@@ -67,13 +67,11 @@ def _add(
     bundle = load_bundle(folder)
     graphs = {name: bundle.graphs[name] for name in ("x_encoder", "predictor")}
     engines = {name: open_engine(graph, CPU, precision="fp32") for name, graph in graphs.items()}
-    tokenizer = TextTokenizer(bundle.query.tokenizer, bundle.query.length)
+    chunks = clips.reshape(len(clips), bundle.clip.chunks, bundle.clip.chunk, *clips.shape[2:])
     samples, wanted = [], []
-    for clip, query in zip(clips, queries, strict=True):
-        ids, mask = tokenizer([query])
-        tokens = engines["x_encoder"].run(frames=clip[None])["visual_tokens"]
-        asked = {"visual_tokens": tokens, "query_ids": ids, "query_mask": mask}
-        samples.append({"x_encoder": {"frames": clip[None]}, "predictor": asked})
+    for frames, query in zip(chunks, _tokenised(bundle, queries, len(clips)), strict=True):
+        asked = {"visual_tokens": _visual_tokens(engines["x_encoder"], frames), **query}
+        samples.append({"x_encoder": {"frames": frames}, "predictor": asked})
         wanted.append(engines["predictor"].run(**asked)["embedding"][0, 0])
     found = {}
     for name, graph in graphs.items():
@@ -96,6 +94,20 @@ def _add(
     return found
 
 
+def _tokenised(bundle: Bundle, queries: Sequence[str], clips: int) -> list[Sample]:
+    """The predictor's inputs for the query of each clip, beside the visual tokens."""
+    if bundle.query is None:
+        return [{}] * clips
+    tokenizer = TextTokenizer(bundle.query.tokenizer, bundle.query.length)
+    return [dict(zip(QUERY, tokenizer([query]), strict=True)) for query in queries]
+
+
+def _visual_tokens(engine: Engine, chunks: np.ndarray) -> np.ndarray:
+    """The visual tokens of one clip, float32 `[1, N, Dv]`, of its chunks."""
+    tokens = engine.run(frames=chunks)["visual_tokens"]
+    return tokens.reshape(1, -1, tokens.shape[-1])
+
+
 def _opened(graph: GraphSpec, path: Path, precision: str) -> Engine:
     """A variant on the CPU: int8 as it runs there, fp8 as if it were the base graph."""
     if precision == "int8":
@@ -108,7 +120,7 @@ def _cosines(
     engines: dict[str, Engine], samples: list[dict[str, Sample]], wanted: list[np.ndarray]
 ) -> Iterator[float]:
     for sample, embedding in zip(samples, wanted, strict=True):
-        tokens = engines["x_encoder"].run(**sample["x_encoder"])["visual_tokens"]
+        tokens = _visual_tokens(engines["x_encoder"], sample["x_encoder"]["frames"])
         asked = {**sample["predictor"], "visual_tokens": tokens}
         yield float(engines["predictor"].run(**asked)["embedding"][0, 0] @ embedding)
 
