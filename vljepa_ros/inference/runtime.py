@@ -23,7 +23,7 @@ from vljepa_ros.errors import DeviceError, EngineError, TensorsLostError
 
 from .backends import open_engine
 from .engine import Engine
-from .tensors import Input, Tensor
+from .tensors import Input, Tensor, parts_of
 from .text import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -110,16 +110,23 @@ class Runtime:
 
     def encode(self, clips: Clips) -> np.ndarray:
         """Visual tokens, float32 `[B, N, Dv]`, of clips, uint8 `[B, T, S, S, 3]` RGB."""
-        return np.stack([np.asarray(row) for row in self.encode_keeping(clips)])
+        clip = self.bundle.clip
+        if clip.chunks > 1:
+            starts = range(0, clip.frames, clip.chunk)
+            chunks: Clips = [one[k : k + clip.chunk] for one in clips for k in starts]
+        else:
+            chunks = clips
+        tokens = np.stack([np.asarray(row) for row in self.encode_keeping(chunks)])
+        return tokens.reshape(len(clips), -1, tokens.shape[-1])
 
-    def encode_keeping(self, clips: Clips) -> list[Tensor]:
-        """The visual tokens of each clip, float32 `[N, Dv]`, where the backend has them.
+    def encode_keeping(self, chunks: Clips) -> list[Tensor]:
+        """The visual tokens of each chunk, float32 `[n, Dv]`, where the backend has them.
 
-        A clip may be a sequence of T frames, uint8 `[S, S, 3]`. A frame must not change after it
-        was given: a backend may know it again by its identity.
+        A chunk is uint8 `[chunk, S, S, 3]`, or a sequence of frames, uint8 `[S, S, 3]`. A frame
+        must not change after it was given: a backend may know it again by its identity.
         """
         rows: list[Tensor] = []
-        for piece in self._pieces("x_encoder", "B", clips):
+        for piece in self._pieces("x_encoder", "B", chunks):
             tokens = self._run_keeping("x_encoder", frames=piece)["visual_tokens"]
             rows += [tokens[row] for row in range(len(tokens))]
         return rows
@@ -129,6 +136,7 @@ class Runtime:
     ) -> np.ndarray:
         """Embeddings, float32 `[B, Q, E]`: the answer to each query for each clip's tokens.
 
+        A clip's are float32 `[N, Dv]`; of one that was encoded in chunks `Joined` makes them.
         A bundle without a query has one answer, to the one query "". Raises EngineError where it is
         asked another, TensorsLostError where the tokens went with the device that had them.
         """
@@ -313,6 +321,4 @@ class Runtime:
 
 def _resident(value: Input) -> bool:
     """Whether an input, or a part of it, is on a device."""
-    if isinstance(value, (list, tuple)):
-        return any(_resident(row) for row in value)
-    return not isinstance(value, np.ndarray)
+    return any(not isinstance(part, np.ndarray) for part in parts_of(value))

@@ -24,7 +24,7 @@ class Resident(Protocol):
         """The size of the first axis."""
         ...
 
-    def __getitem__(self, row: int, /) -> Resident:
+    def __getitem__(self, row: int, /) -> Tensor:
         """One row, without the first axis."""
         ...
 
@@ -36,6 +36,45 @@ class Resident(Protocol):
 Tensor: TypeAlias = np.ndarray | Resident
 # What an engine takes for one input; a sequence is stacked along a new first axis.
 Input: TypeAlias = Tensor | Sequence[Tensor] | Sequence[Sequence[np.ndarray]]
+
+
+class Joined:
+    """Tensors `[n, ...]` that follow one another along their first axis, each where it is.
+
+    Engines take it for the one tensor that they are together.
+    """
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.parts = tuple(parts)
+        self.shape: tuple[int, ...] = (sum(map(len, parts)), *parts[0].shape[1:])
+        self.dtype: np.dtype = parts[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, row: int) -> Tensor:
+        row = range(len(self))[row]
+        for part in self.parts:
+            if row < len(part):
+                return part[row]
+            row -= len(part)
+        raise IndexError(row)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        """A copy on the host."""
+        if copy is False:
+            raise ValueError("tensors that lie apart cannot be had as one without a copy")
+        joined = np.concatenate([np.asarray(part) for part in self.parts])
+        return joined if dtype is None else joined.astype(dtype, copy=False)
+
+
+def parts_of(value: Input) -> list[Any]:
+    """The tensors that lie one after another in an input, sequences and joined ones undone."""
+    if isinstance(value, Joined):
+        value = value.parts
+    if not isinstance(value, (list, tuple)):
+        return [value]
+    return [part for row in value for part in parts_of(row)]
 
 
 def shape_of(value: Input) -> tuple[int, ...]:

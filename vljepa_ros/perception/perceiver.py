@@ -23,6 +23,7 @@ from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.tensors import Tensor
 
 from .change import ChangeDetector
+from .chunks import Chunks
 from .gate import NoveltyGate, block_means
 from .settings import Settings
 from .stages import Stages
@@ -53,7 +54,9 @@ class Step:
     `stamp_ns` and `frame_id` are the newest frame's, `window_start_ns` the oldest's,
     `segment_start_ns` that at which the segment began. `embedding`: float32 `[E]`, unit length.
     `reused`: the gate found nothing new and the last embedding stands. A change needs a
-    `change_score` of 1.0, and `change` says what changed.
+    `change_score` of 1.0, and `change` says what changed. `encoded`: chunks that were encoded for
+    the camera's step; where there were none, and the clip is made up otherwise than the last one of
+    what was encoded before, the embedding is new.
     """
 
     camera: str
@@ -68,6 +71,7 @@ class Step:
     change_score: float
     reused: bool
     change: Change | None
+    encoded: int
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,9 @@ class Counters:
     late: int = 0  # late, duplicate
     invalid: int = 0  # with a stamp of zero
     taken: int = 0  # put into the window
-    encodes: int = 0  # clips encoded
-    reused: int = 0  # clips that the gate passed over
+    encodes: int = 0  # steps for which something was encoded
+    reused: int = 0  # steps for which nothing was: what the gate passed over, or was encoded before
+    chunks: int = 0  # encoded; where the model takes whole clips, as many as `encodes`
     changes: int = 0
     restarts: int = 0  # of the stream: time jumped back, or a gap
     errors: int = 0  # steps dropped because an embedding was not finite
@@ -117,13 +122,12 @@ class _Stream:
 class _Camera:
     sampler: Sampler  # of the thread that calls `due`
     window: Window
-    gate: NoveltyGate
+    chunks: Chunks
     rate_mhz: int
     counters: Counters = field(default_factory=Counters)
     streams: dict[str, _Stream] = field(default_factory=dict)
     frame_id: str = ""
     stepped: int | None = None  # stamp of the last step
-    tokens: Tensor | None = None
     seen: Seen | None = None
     latest: Step | None = None  # of the first standing query
     newest_ns: int = 0  # stamp of the last frame taken
@@ -146,7 +150,9 @@ class Perceiver:
         self.stages = Stages()
         clip = self.bundle.clip
         self._cameras = {
-            name: _Camera(Sampler(1, clip.span_ns, 1), Window(clip, 1), NoveltyGate(0, 0), 1)
+            name: _Camera(
+                Sampler(1, clip.span_ns, 1), Window(clip, 1), Chunks(NoveltyGate(0, 0)), 1
+            )
             for name in cameras
         }
         self._apply(settings)
@@ -237,17 +243,17 @@ class Perceiver:
     def step(self, cameras: Sequence[str]) -> list[Step]:
         """The steps of cameras that are due: one for each camera and standing query, in order.
 
-        The clips that are new are encoded in one run, and predicted in one. A step whose embedding
-        is not finite is dropped, counted and logged. EngineError where an engine fails; the next
-        step then tries again. Where a device fails, the model goes on with the next backend, and
-        so does the step.
+        The chunks that are new are encoded in one run, and clips that are made up otherwise than
+        the last ones predicted in one. A step whose embedding is not finite is dropped, counted and
+        logged. EngineError where an engine fails; the next step then tries again. Where a device
+        fails, the model goes on with the next backend, and so does the step.
         """
         queries = self._settings.queries_of(self.bundle)
         clips = {name: self._cameras[name].window.clip() for name in cameras}
-        fresh = self._encode_and_predict(clips, queries)
+        fresh, encoded = self._encode_and_predict(clips, queries)
         started = time.monotonic()
         steps = [
-            self._advance(name, query, clips[name], (name, query) not in fresh)
+            self._advance(name, query, clips[name], (name, query) not in fresh, encoded[name])
             for name in cameras
             for query in queries
         ]
@@ -260,8 +266,8 @@ class Perceiver:
     def forget_tokens(self) -> None:
         """The visual tokens are gone: have the next clip of each camera encoded."""
         for state in self._cameras.values():
-            state.gate.restart()
-            state.tokens = state.seen = None
+            state.chunks.forget()
+            state.seen = None
 
     def replace_model(self, model: Runtime) -> None:
         """Go on with another model of the same bundle; called by the worker, between two steps.
@@ -271,10 +277,9 @@ class Perceiver:
         """
         try:
             for state in self._cameras.values():
-                state.gate.restart()
-                if state.tokens is not None and state.seen is not None:
-                    state.tokens = np.asarray(state.tokens)
-                    state.seen = replace(state.seen, tokens=state.tokens)
+                state.chunks.forget()
+                if state.seen is not None:
+                    state.seen = replace(state.seen, tokens=np.asarray(state.seen.tokens))
         except TensorsLostError:
             self.forget_tokens()
         self.model = model
@@ -300,8 +305,9 @@ class Perceiver:
             state.sampler.rate_mhz, state.sampler.max_gap_ns = intake, max_gap_ns
             state.window.configure(intake, max_gap_ns)
             threshold = settings.gate_threshold
-            state.gate.threshold = bundle.thresholds.gate if threshold is None else threshold
-            state.gate.max_age_ns = round(settings.gate_max_age * 1e9)
+            gate = state.chunks.gate
+            gate.threshold = bundle.thresholds.gate if threshold is None else threshold
+            gate.max_age_ns = round(settings.gate_max_age * 1e9)
             for query in queries:
                 stream = state.streams.setdefault(query, _Stream(ChangeDetector(1, 1, 1, 1)))
                 settings.set_detector(stream.detector, name, bundle)
@@ -312,47 +318,57 @@ class Perceiver:
     def _restart(self, state: _Camera) -> None:
         """Leave nothing of the stream so far, but for the ids and sequences."""
         state.counters.restarts += 1
-        state.gate.restart()
-        state.stepped = state.tokens = state.seen = state.latest = None
+        state.chunks.forget()
+        state.stepped = state.seen = state.latest = None
         for stream in state.streams.values():
             stream.restart()
 
     def _encode_and_predict(
         self, clips: dict[str, Clip], queries: Sequence[str]
-    ) -> set[tuple[str, str]]:
-        """Encode and predict what is new; those (camera, query) that were predicted."""
+    ) -> tuple[set[tuple[str, str]], dict[str, int]]:
+        """Encode and predict what is new.
+
+        Returns those (camera, query) that were predicted, and the chunks encoded by camera.
+        """
         while True:  # each time round the model has left a backend for the next one
             try:
-                new = self._encode(clips)
+                encoded = self._encode(clips)
                 fresh = self._predict(list(clips), queries)
             except TensorsLostError:
                 self.forget_tokens()
                 continue
-            for name in clips:
+            for name, count in encoded.items():
                 counters = self._cameras[name].counters
-                counters.encodes += name in new
-                counters.reused += name not in new
-            return fresh
+                counters.chunks += count
+                counters.encodes += count > 0
+                counters.reused += count == 0
+            return fresh, encoded
 
-    def _encode(self, clips: dict[str, Clip]) -> list[str]:
-        """Encode the clips that are new, in one run; returns their cameras."""
+    def _encode(self, clips: dict[str, Clip]) -> dict[str, int]:
+        """Encode the chunks that are new, in one run; how many, by camera."""
         started = time.monotonic()
-        new = [name for name, clip in clips.items() if self._cameras[name].gate.is_new(clip)]
+        chunks = {name: clip.chunks(self.bundle.clip.chunk) for name, clip in clips.items()}
+        new = {name: self._cameras[name].chunks.unseen(its) for name, its in chunks.items()}
         started = self.stages.lap("gate", started)
-        if new:
-            encoded = self.model.encode_keeping([clips[name].pictures for name in new])
-            for name, tokens in zip(new, encoded, strict=True):
-                state = self._cameras[name]
-                state.tokens = tokens
-                state.gate.accept(clips[name])
-                for stream in state.streams.values():
-                    stream.embedding = None
+        run = [(name, chunk) for name, its in new.items() for chunk in its]
+        if run:
+            try:
+                encoded = self.model.encode_keeping([chunk.pictures for _, chunk in run])
+            except BaseException:
+                for name, _ in run:
+                    self._cameras[name].chunks.forget()
+                raise
+            for (name, chunk), tokens in zip(run, encoded, strict=True):
+                self._cameras[name].chunks.put(chunk, tokens)
             self.stages.lap("encode", started)
         for name, clip in clips.items():
             state = self._cameras[name]
-            assert state.tokens is not None  # a camera's first clip is always new
-            state.seen = Seen(state.tokens, clip.end_ns, state.frame_id)
-        return new
+            tokens, others = state.chunks.clip(chunks[name])
+            state.seen = Seen(tokens, clip.end_ns, state.frame_id)
+            if others:
+                for stream in state.streams.values():
+                    stream.embedding = None
+        return {name: len(its) for name, its in new.items()}
 
     def _predict(self, cameras: Sequence[str], queries: Sequence[str]) -> set[tuple[str, str]]:
         """Predict what has no embedding, in one run; returns those (camera, query)."""
@@ -365,8 +381,8 @@ class Perceiver:
         behind = [name for name in cameras if any((name, query) in fresh for query in queries)]
         if behind:
             started = time.monotonic()
-            states = [self._cameras[name] for name in behind]
-            tokens = [state.tokens for state in states if state.tokens is not None]
+            seen = [self._cameras[name].seen for name in behind]
+            tokens = [one.tokens for one in seen if one is not None]
             embeddings = self.model.predict(tokens, queries)
             for name, row in zip(behind, embeddings, strict=True):
                 for query, embedding in zip(queries, row, strict=True):
@@ -375,7 +391,9 @@ class Perceiver:
             self.stages.lap("predict", started)
         return fresh
 
-    def _advance(self, name: str, query: str, clip: Clip, reused: bool) -> Step | None:
+    def _advance(
+        self, name: str, query: str, clip: Clip, reused: bool, encoded: int
+    ) -> Step | None:
         """One step of one stream; None where its embedding is not finite."""
         state = self._cameras[name]
         stream = state.streams[query]
@@ -397,6 +415,7 @@ class Perceiver:
         return Step(
             name, query, clip.end_ns, state.frame_id, clip.start_ns, embedding,
             stream.sequence, found.segment_id, found.segment_start_ns, found.score, reused, change,
+            encoded,
         )  # fmt: skip
 
     def _refuse(self, name: str, query: str) -> None:
@@ -404,8 +423,8 @@ class Perceiver:
         state = self._cameras[name]
         stream = state.streams[query]
         stream.embedding = None
-        if not np.isfinite(np.asarray(state.tokens)).all():
-            state.gate.restart()
+        if state.seen is None or not np.isfinite(np.asarray(state.seen.tokens)).all():
+            state.chunks.forget()
         state.counters.errors += 1
         if not stream.failing:  # once, until it is well again
             log.error(

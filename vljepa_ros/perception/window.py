@@ -10,6 +10,7 @@ first frame of a slot stands for the slot.
 from __future__ import annotations
 
 import enum
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 
@@ -107,6 +108,11 @@ class Clip:
     stamps_ns: tuple[int, ...]  # T, rising, not strictly
     means: tuple[np.ndarray, ...]  # T of float32 [G, G, 3]
 
+    def chunks(self, size: int) -> list[Clip]:
+        """The clip in pieces of `size` frames, oldest first."""
+        pieces = [slice(k, k + size) for k in range(0, len(self.pictures), size)]
+        return [Clip(self.pictures[p], self.stamps_ns[p], self.means[p]) for p in pieces]
+
     @property
     def frames(self) -> np.ndarray:
         """The pictures as one array, uint8 `[T, S, S, 3]`."""
@@ -139,6 +145,11 @@ class Window:
     Frames come at the intake rate, which is at least the clip's own. The clip's frame k before
     the newest is that of the slot k * intake / sample_rate slots earlier (to the nearest slot);
     an empty slot holds the frame before it (sample and hold).
+
+    Where the clip is encoded in chunks, that is so within each chunk, and the newest frames of its
+    chunks are that many slots apart: whatever chunk a clip takes was the newest one of an earlier
+    clip. So a chunk that would end at a slot that a faster intake left empty is the one that ended
+    at the frame that it holds.
     """
 
     def __init__(self, clip: ClipSpec, max_gap_ns: int, rate_mhz: int | None = None) -> None:
@@ -175,13 +186,7 @@ class Window:
 
     def clip(self) -> Clip:
         """The newest clip; only where `full`."""
-        chosen = []
-        frames = iter(self._frames)
-        frame = following = next(frames)
-        for wanted in self._slots():
-            while following is not None and self._slot(following) <= wanted:
-                frame, following = following, next(frames, None)  # type: ignore[assignment]
-            chosen.append(frame)
+        chosen = [self._held(slot) for slot in self._slots()]
         return Clip(
             tuple(f.picture for f in chosen),
             tuple(f.stamp_ns for f in chosen),
@@ -193,10 +198,21 @@ class Window:
 
     def _slots(self) -> list[int]:
         """The slots of the newest clip's frames, oldest first."""
-        newest, intake, sample = (
-            self._slot(self._frames[-1]), self._intake.rate_mhz, self._sample_mhz,
-        )  # fmt: skip
-        return [
-            newest - (2 * k * intake + sample - 1) // (2 * sample)
-            for k in range(self._clip.frames - 1, -1, -1)
-        ]
+        newest, chunk = self._slot(self._frames[-1]), self._clip.chunk
+        slots: list[int] = []
+        for first in range(self._clip.frames - chunk, -1, -chunk):
+            end = newest - self._ago(first)
+            held = self._slot(self._held(end))
+            if held <= end < held + self._ago(1):
+                end = held
+            slots += [end - self._ago(k) for k in range(chunk - 1, -1, -1)]
+        return slots
+
+    def _ago(self, frames: int) -> int:
+        """The slots, to the nearest, that so many frames of the clip take."""
+        sample = self._sample_mhz
+        return (2 * frames * self._intake.rate_mhz + sample - 1) // (2 * sample)
+
+    def _held(self, wanted: int) -> _Frame:
+        """The frame that stands for a slot; the oldest where there is none."""
+        return self._frames[max(0, bisect_right(self._frames, wanted, key=self._slot) - 1)]

@@ -17,7 +17,7 @@ import numpy as np
 from vljepa_ros.bundle.graphs import GraphSpec, TensorSpec
 from vljepa_ros.errors import DeviceError, EngineError
 
-from ..tensors import Input, Tensor, check_declared, check_inputs, shape_of
+from ..tensors import Input, Tensor, check_declared, check_inputs, parts_of, shape_of
 from . import library as libraries
 from .cuda import ALIGNMENT, Buffer, Stream, device
 from .jit import CompiledKernels
@@ -211,17 +211,17 @@ class TrtEngine:
 
     def _bring(self, name: str, value: Input) -> int:
         """Where an input is on the GPU, after it was brought there if it had to be."""
-        buffer = self._buffers[name]
-        rows: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
-        if isinstance(rows[0], (list, tuple)):
-            rows = [part for row in rows for part in row]
-            if self._ring is not None:
-                return self._gather(rows, self._ring, buffer)
-        start = self._in_place(rows)
+        buffer, parts = self._buffers[name], parts_of(value)
+        clips = isinstance(value, (list, tuple)) and isinstance(value[0], (list, tuple))
+        if clips and self._ring is not None:
+            return self._gather(parts, self._ring, buffer)
+        start = self._in_place(parts)
         if start is not None:
             return start
-        for number, row in enumerate(rows):
-            self._copy_in(buffer, number * row.nbytes, row)
+        offset = 0
+        for part in parts:
+            self._copy_in(buffer, offset, part)
+            offset += part.nbytes
         return buffer.address
 
     def _gather(self, frames: list[np.ndarray], ring: FrameRing, buffer: Buffer) -> int:
@@ -232,23 +232,26 @@ class TrtEngine:
         return buffer.address
 
     @staticmethod
-    def _in_place(rows: list[Any]) -> int | None:
-        """Where rows begin that lie one after another on the GPU, ready to be read there."""
-        if {on_gpu(row) for row in rows} != {True}:
+    def _in_place(parts: list[Any]) -> int | None:
+        """Where parts begin that lie one after another on the GPU, ready to be read there."""
+        if {on_gpu(part) for part in parts} != {True}:
             return None
-        start = rows[0].address
-        follow = all(row.address == start + k * row.nbytes for k, row in enumerate(rows))
-        return start if follow and start % ALIGNMENT == 0 else None
+        start = end = parts[0].address
+        for part in parts:
+            if part.address != end:
+                return None
+            end += part.nbytes
+        return start if start % ALIGNMENT == 0 else None
 
-    def _copy_in(self, buffer: Buffer, offset: int, row: Any) -> None:
-        if row.nbytes == 0:
+    def _copy_in(self, buffer: Buffer, offset: int, part: Any) -> None:
+        if part.nbytes == 0:
             return
-        if isinstance(row, TrtResident):
-            self._stream.copy(buffer.address + offset, row.address, row.nbytes)
+        if isinstance(part, TrtResident):
+            self._stream.copy(buffer.address + offset, part.address, part.nbytes)
             return
-        target = buffer.host[offset : offset + row.nbytes].view(row.dtype).reshape(row.shape)
-        np.copyto(target, row)
-        buffer.push(self._stream, row.nbytes, offset)
+        target = buffer.host[offset : offset + part.nbytes].view(part.dtype).reshape(part.shape)
+        np.copyto(target, part)
+        buffer.push(self._stream, part.nbytes, offset)
 
     def _to_buffer(self, name: str, shape: tuple[int, ...]) -> tuple[int, _Pulled]:
         if name not in self._buffers:
