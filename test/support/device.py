@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vljepa_ros.bundle.graphs import GraphSpec
-from vljepa_ros.errors import BuildError, DeviceError
+from vljepa_ros.errors import BuildError, DeviceError, TensorsLostError
 from vljepa_ros.inference import backends as backends_module
 from vljepa_ros.inference.backends import _Backend
 from vljepa_ros.inference.engine import Report
@@ -36,7 +36,8 @@ class OnDevice:
         return OnDevice(self.device, self.array[row])
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        self.device.check()
+        if self.device.lost:
+            raise TensorsLostError(f"A tensor went with the {self.device.name}.")
         return np.array(self.array)
 
 

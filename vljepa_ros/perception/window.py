@@ -148,8 +148,8 @@ class Window:
 
     Where the clip is encoded in chunks, that is so within each chunk, and the newest frames of its
     chunks are that many slots apart: whatever chunk a clip takes was the newest one of an earlier
-    clip. So a chunk that would end at a slot that a faster intake left empty is the one that ended
-    at the frame that it holds.
+    clip, unless a sample period went without a frame. So a chunk that would end at a slot that a
+    faster intake left empty is the one that ended at the frame that it holds.
     """
 
     def __init__(self, clip: ClipSpec, max_gap_ns: int, rate_mhz: int | None = None) -> None:
@@ -202,9 +202,9 @@ class Window:
         slots: list[int] = []
         for first in range(self._clip.frames - chunk, -1, -chunk):
             end = newest - self._ago(first)
-            held = self._slot(self._held(end))
-            if held <= end < held + self._ago(1):
-                end = held
+            empty = end - self._slot(self._held(end))  # slots that the frame stands for beside its
+            if 0 <= empty * self._sample_mhz < self._intake.rate_mhz:  # less than a sample period
+                end -= empty
             slots += [end - self._ago(k) for k in range(chunk - 1, -1, -1)]
         return slots
 
