@@ -47,6 +47,20 @@ def test_embeddings_are_of_unit_length_and_depend_on_pictures_and_questions(
     assert embeddings[0, 0] @ embeddings[0, 1] < 0.999  # another question
 
 
+def test_a_bundle_without_a_query_has_one_answer_to_none(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path, query=False, chunk=2), verify=False)
+    model = Runtime(bundle, "onnxruntime-cpu", threads=1)
+    tokens = model.encode(np.concatenate([clip(RED), clip(RED, BLUE), clip(BLUE)]))
+    assert tokens.shape == (3, 32, 16)
+    embeddings = model.predict(tokens, [bundle.default_query])
+    assert embeddings.shape == (3, 1, 32)
+    alone = [model.predict(model.encode(c), [""]) for c in (clip(RED), clip(BLUE))]
+    np.testing.assert_allclose(embeddings[[0, 2]], np.concatenate(alone), atol=1e-6)
+    for queries in (["what is happening?"], ["", ""], []):
+        with pytest.raises(EngineError, match="is asked nothing, and was given the queries"):
+            model.predict(tokens, queries)
+
+
 def test_a_batch_gives_what_single_clips_give(model: Runtime) -> None:
     clips = np.concatenate([clip(RED), clip(BLUE, RED), clip((9, 99, 200))])
     together = model.predict(model.encode(clips), ["a red cube"])

@@ -18,10 +18,16 @@ from vljepa_ros.bundle.spec import Bundle, load_bundle
 from vljepa_ros.errors import DeviceError, EngineError, TensorsLostError
 from vljepa_ros.inference.backends import open_engine
 from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.inference.tensors import Joined
 from vljepa_ros.inference.trt.open import open_trt, to_build
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 random = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_whatever_order() -> None:
+    random.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture
@@ -178,6 +184,45 @@ def test_tokens_stay_on_the_gpu_between_encoder_and_predictor(gpu: FakeGpu, bund
         tokens[3]
 
 
+@pytest.mark.parametrize(("chunk", "query"), [(1, True), (2, False)])
+def test_tokens_of_chunks_are_joined_on_the_gpu(
+    gpu: FakeGpu, tmp_path: Path, chunk: int, query: bool
+) -> None:
+    """A clip's tokens from several runs cross to the host in no direction."""
+    bundle = load_bundle(make_bundle(tmp_path / "c", chunk=chunk, query=query), verify=False)
+    encoder, predictor = opened(bundle, "x_encoder"), opened(bundle, "predictor")
+    asked, counts = (queries(2) if query else {}), gpu.fakegpu.counts
+    runs = [[[frame() for _ in range(chunk)] for _ in range(4 // chunk)] for _ in range(2)]
+    kept = [encoder.run_keeping(frames=chunks)["visual_tokens"] for chunks in runs]
+    wanted = np.concatenate([np.asarray(tokens) for tokens in kept])  # of each chunk
+
+    def predicted(*clips: list[int]) -> np.ndarray:
+        rows = [row for tokens in kept for row in (tokens[k] for k in range(len(tokens)))]
+        joined = [Joined([rows[k] for k in clip]) for clip in clips]
+        assert joined[0].shape == bundle.graphs["predictor"].inputs["visual_tokens"].shape[1:]
+        counts.clear()
+        found = predictor.run(visual_tokens=joined, **asked)["embedding"]
+        assert counts["htod"] == 2 * query and counts["dtoh"] == 1  # ids and mask, and embeddings
+        on_host = np.stack([np.concatenate(wanted[clip]) for clip in clips])
+        same = on_cpu(bundle, "predictor", visual_tokens=on_host, **asked)["embedding"]
+        np.testing.assert_allclose(found, same, rtol=1e-4, atol=1e-6)
+        return found
+
+    count = 4 // chunk
+    in_order = list(range(count))
+    assert len(predicted(in_order)) == 1 and counts["dtod"] == 0  # read where they are
+    predicted(in_order[::-1])
+    assert counts["dtod"] == count
+    later = [count + k for k in in_order]  # of the other run
+    predicted([*in_order[1:], later[0]], later, [0] * count)
+    assert counts["dtod"] == 3 * count
+    mixed = Joined([wanted[0], *(kept[1][k] for k in in_order[1:])])
+    found = predictor.run(visual_tokens=[mixed], **asked)["embedding"]
+    same = on_cpu(bundle, "predictor", visual_tokens=np.asarray(mixed)[None], **asked)["embedding"]
+    np.testing.assert_allclose(found, same, rtol=1e-4, atol=1e-6)
+    assert [np.asarray(mixed[k]).tolist() for k in (0, -1)] == np.asarray(mixed)[[0, -1]].tolist()
+
+
 def test_rows_that_the_library_cannot_read_in_place_are_gathered(
     gpu: FakeGpu, tmp_path: Path
 ) -> None:
@@ -211,6 +256,7 @@ def test_nothing_is_allocated_in_the_steady_state(
     model = Runtime(bundle, library, parts=tuple(bundle.graphs))
     windows = [clip() for _ in range(3)]
     tokens: list[Any] = [None] * 3
+    said = random.normal(size=(6, 32)).astype(np.float32)
 
     def step(number: int) -> None:
         cameras = [[0], [1, 2], [0, 1, 2]][number % 3]
@@ -219,8 +265,8 @@ def test_nothing_is_allocated_in_the_steady_state(
         rows = model.encode_keeping([windows[camera] for camera in cameras])
         for camera, row in zip(cameras, rows, strict=True):
             tokens[camera] = row
-        answers = model.predict(rows, ["What is happening?", "a red ball"])
-        model.decode(answers[0, 0])
+        model.predict(rows, ["What is happening?", "a red ball"])
+        model.decode(said[number % 6])  # texts as long as those that came before
         model.embed_text([f"a cube {number}"])
 
     for number in range(6):

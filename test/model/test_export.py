@@ -6,12 +6,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
+from bundles import make_bundle
 from networks import WIDTH as WIDTH_OF_PATCHES
 from networks import scramble, tiny_config
 from onnx import TensorProto, helper, numpy_helper
 
 from vljepa_ros.bundle.graphs import GraphSpec, TensorSpec
+from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.inference.backends import open_engine
+from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.inference.verify import verify_bundle
 from vljepa_ros.model.export import storage
 from vljepa_ros.model.export.bundle import (
     ExportError,
@@ -19,6 +24,7 @@ from vljepa_ros.model.export.bundle import (
     _name_outputs,
     _spec,
     export_graph,
+    export_networks,
     predictor_inputs,
 )
 from vljepa_ros.model.export.storage import store_small
@@ -188,6 +194,62 @@ def test_a_large_graph_keeps_its_numbers_in_a_file_beside_it(
     np.testing.assert_array_equal(run(beside), run(inline))
     assert beside.with_suffix(".data").stat().st_size == TABLE.size + 2 * (FROZEN.size + HEAD.size)
     assert beside.stat().st_size < 0.3 * inline.stat().st_size + 4 * BIAS.size
+
+
+class Pictures(torch.nn.Module):
+    """uint8 `[B, 1, S, S, 3]` to one token `[B, 1, C]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Linear(3, 8)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.weight((frames.float() / 255).mean((2, 3)))
+
+
+class Newer(torch.nn.Module):
+    """The tokens' mean, in which newer ones weigh more: no query."""
+
+    def forward(self, visual_tokens: torch.Tensor) -> torch.Tensor:
+        weights = torch.arange(1.0, visual_tokens.shape[1] + 1)[None, :, None]
+        return torch.nn.functional.normalize((visual_tokens * weights).sum(1, keepdim=True), dim=-1)
+
+
+class Words(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = torch.nn.Embedding(50, 8)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize((self.rows(ids) * mask[..., None]).sum(1), dim=-1)
+
+
+def test_networks_of_single_pictures_without_a_query_make_a_bundle(tmp_path: Path):
+    """As public two-tower models are: no network of this package's in it."""
+    other = make_bundle(tmp_path / "other")
+    manifest = yaml.safe_load((other / "bundle.yaml").read_text())
+    for section in ("query", "decoder", "graphs", "files", "tolerance"):
+        del manifest[section]
+    manifest |= {"embedding_dim": 8, "evaluation": {}}
+    manifest["clip"] |= {"tubelet": 1, "chunk": 1, "frames": 6}
+    clips = RANDOM.integers(0, 256, (3, 6, 32, 32, 3), np.uint8)
+    texts = RANDOM.integers(4, 40, (3, 16)), np.ones((3, 16), np.int64)
+    networks = {"x_encoder": Pictures(), "predictor": Newer(), "y_encoder": Words()}
+    networks = {name: network.eval() for name, network in networks.items()}
+    folder = export_networks(
+        networks, tmp_path / "made", manifest,
+        {"y_tokenizer.json": other / "y_tokenizer.json"}, clips, texts, query={},
+    )  # fmt: skip
+    assert verify_bundle(folder) == []
+    bundle = load_bundle(folder)
+    assert (bundle.query, bundle.clip.chunks) == (None, 6)
+    assert bundle.graphs["predictor"].profile == {"B": (1, 1, 8)}
+    model = Runtime(bundle, "onnxruntime-cpu")
+    with torch.no_grad():
+        tokens = networks["x_encoder"](torch.from_numpy(clips.reshape(18, 1, 32, 32, 3)))
+        wanted = networks["predictor"](tokens.reshape(3, 6, 8))
+    found = model.predict(model.encode(clips), [""])
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-3)
 
 
 def test_what_is_no_weight_is_not_rounded(tmp_path: Path):

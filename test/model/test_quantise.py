@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.inference.backends import open_engine
+from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.verify import verify_bundle
 from vljepa_ros.model.export import quantise
 from vljepa_ros.model.export.quantise import add_int8
@@ -27,6 +28,21 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = add_int8(folder, CLIPS, QUERIES)
     assert found.keys() == {"x_encoder", "predictor"}
     return folder
+
+
+def test_a_bundle_of_chunks_without_a_query_gets_them_too(tmp_path: Path):
+    folder = make_bundle(tmp_path, chunk=1, query=False)
+    assert add_int8(folder, CLIPS, [""] * len(CLIPS)).keys() == {"x_encoder", "predictor"}
+    assert verify_bundle(folder) == []
+    bundle = load_bundle(folder)
+    found, wanted = (
+        Runtime(bundle, "onnxruntime-cpu", parts=("x_encoder", "predictor"), precision=precision)
+        for precision in ("int8", "fp32")
+    )
+    cosines = (
+        found.predict(found.encode(CLIPS), [""]) * wanted.predict(wanted.encode(CLIPS), [""])
+    ).sum(-1)
+    assert quantise.COSINE <= cosines.min() < 1 - 1e-7
 
 
 def test_the_manifest_lists_them_with_their_cosine(bundle: Path):
