@@ -14,7 +14,7 @@ from vljepa_ros.inference import ort
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.verify import verify_bundle
 from vljepa_ros.perception.conditions import Conditions
-from vljepa_ros.perception.perceiver import Perceiver
+from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.recordings import offline
 from vljepa_ros.recordings.video import VideoSource
@@ -34,13 +34,16 @@ def model() -> Runtime:
 
 
 @pytest.fixture(scope="module")
-def stream(model: Runtime) -> list[tuple[float, np.ndarray]]:
-    """The seconds and the embedding of each step of the video."""
+def steps(model: Runtime) -> list[Step]:
+    """The steps of the video."""
     perceiver = Perceiver(model, ["camera"], Settings())
-    return [
-        ((step.stamp_ns - offline.SECOND_NS) / 1e9, step.embedding)
-        for step in offline.run(VideoSource(str(VIDEO)), perceiver)
-    ]
+    return list(offline.run(VideoSource(str(VIDEO)), perceiver))
+
+
+@pytest.fixture(scope="module")
+def stream(steps: list[Step]) -> list[tuple[float, np.ndarray]]:
+    """The seconds and the embedding of each step of the video."""
+    return [((step.stamp_ns - offline.SECOND_NS) / 1e9, step.embedding) for step in steps]
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,36 @@ def test_the_gate_saves_most_encodes_where_nothing_happens_and_loses_no_change(
     assert gate["quiet_steps"] > 100  # of 353
     assert gate["skipped_when_quiet"] >= 0.84
     assert gate["found_with_gate"] == gate["changes_without_gate"] == judged["decodes"]
+
+
+def test_it_knows_its_world_and_none_of_its_sentences_is_muted(
+    model: Runtime, steps: list[Step]
+) -> None:
+    known = [not model.bundle.is_unfamiliar(step.familiarity) for step in steps]
+    assert np.mean(known) > 0.98
+    assert all(k for k, step in zip(known, steps, strict=True) if step.change)
+
+
+@pytest.mark.parametrize("world", ["noise", "white", "stripes"])
+def test_it_does_not_know_other_worlds(model: Runtime, world: str) -> None:
+    """Real footage is another one, and lies in no repository: docs/model.md has its figures."""
+    random = np.random.default_rng(0)
+    frames = [picture for _, picture in VideoSource(str(VIDEO)).frames()][:40:2]
+    stripes = np.arange(640) // 20 % 2 * 255
+    others = {
+        "noise": lambda picture: random.integers(0, 256, picture.shape, np.uint8),
+        "white": lambda picture: np.full_like(picture, 255),
+        "stripes": lambda picture: np.broadcast_to(
+            np.resize(stripes, picture.shape[1])[:, None], picture.shape
+        ),
+    }
+    perceiver = Perceiver(model, ["camera"], Settings())
+    for k, picture in enumerate(frames):
+        stamp = offline.SECOND_NS * (4 + k) // 4
+        other = np.ascontiguousarray(others[world](picture), np.uint8)
+        if perceiver.due("camera", stamp).due and perceiver.take("camera", stamp, "", other):
+            (step,) = perceiver.step(["camera"])
+            assert model.bundle.is_unfamiliar(step.familiarity), step.familiarity
 
 
 def test_questions_with_four_candidates_are_mostly_answered_right(agents: dict) -> None:

@@ -189,6 +189,17 @@ def step(recorder: Recorder, at: int, segment_id: int, embedding: Any = None) ->
     recorder.step("camera", "query", at * SECOND, segment_id, embedding)
 
 
+def test_a_moment_is_as_familiar_as_its_steps_in_the_mean() -> None:
+    listener = Listener()
+    recorder = listener.recorder()
+    for at, familiarity in enumerate((0.25, 0.75, 0.5, 1.0), 1):
+        recorder.step("camera", "query", at * SECOND, 1, MEANINGS[1], familiarity)
+    recorder.step("camera", "query", 5 * SECOND, 2, MEANINGS[2], 0.0)
+    recorder.change("camera", "query", 2, 3 * SECOND, 1, SECOND)  # it began with the fourth step
+    recorder.flush()
+    assert [m.familiarity for m in listener.moments] == [0.5, 0.5]
+
+
 def test_a_change_that_never_comes_delays_a_moment_and_loses_nothing() -> None:
     listener = Listener()
     recorder = listener.recorder()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,22 @@ def test_a_moment_comes_back_as_it_went_in(tmp_path: Path) -> None:
         assert same(opened.search(given.embedding, limit=1)[0].moment, given)
         plain = opened.search(given.embedding, limit=1, exclude_thumbnails=True)[0].moment
         assert same(plain, replace(given, thumbnail=b""))
+
+
+def test_a_store_from_before_familiarity_was_kept_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    with open_store(folder) as opened:
+        opened.add([moment(1), moment(2)])
+    with sqlite3.connect(folder / "moments.sqlite") as older:
+        older.execute("ALTER TABLE moments DROP COLUMN familiarity")
+    older.close()
+    with MomentStore(folder, read_only=True) as opened:
+        assert [m.familiarity for m in opened.newest()] == [-1, -1]
+    with open_store(folder) as opened:
+        opened.add([moment(3, familiarity=0.25)])
+        assert [m.familiarity for m in opened.newest()] == [0.25, -1, -1]
+    with MomentStore(folder, read_only=True) as opened:
+        assert opened.search(moment(3).embedding, limit=1)[0].moment.familiarity == 0.25
 
 
 def test_the_identity_is_robot_camera_query_and_start() -> None:

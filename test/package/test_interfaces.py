@@ -17,25 +17,25 @@ FIELDS = {
     "msg/SemanticEmbedding.msg": """
         std_msgs/Header header, builtin_interfaces/Time window_start, string camera, string query,
         string model_id, uint64 sequence, uint64 segment_id, float32 change_score, bool reused,
-        float32 latency, float32[] embedding, uint64 stream_id""",
+        float32 latency, float32[] embedding, uint64 stream_id, float32 familiarity""",
     "msg/SemanticChange.msg": """
         std_msgs/Header header, string camera, string query, string model_id, uint64 segment_id,
         builtin_interfaces/Time segment_start, uint64 previous_segment_id,
         builtin_interfaces/Time previous_segment_start, float32 change_score,
-        float32[] embedding, uint64 stream_id""",
+        float32[] embedding, uint64 stream_id, float32 familiarity""",
     "msg/Utterance.msg": """
         std_msgs/Header header, string camera, string query, string model_id, uint64 segment_id,
         builtin_interfaces/Time segment_start, string text, float32 confidence,
-        float32 decode_time, uint64 stream_id""",
+        float32 decode_time, uint64 stream_id, float32 familiarity""",
     "msg/ModelInfo.msg": """
         string model_id, string backend, string precision, uint32 embedding_dim, uint32 clip_frames,
         uint32 image_size, float32 sample_rate, string[] queries, float32 watch_threshold,
-        uint64 stream_id, string[] cameras""",
+        uint64 stream_id, string[] cameras, float32 familiarity_threshold""",
     "msg/Moment.msg": """
         string camera, uint64 segment_id, builtin_interfaces/Time start,
         builtin_interfaces/Time end, string text, float32 score,
         sensor_msgs/CompressedImage thumbnail, string id, string robot, string query, bool pinned,
-        geometry_msgs/PoseStamped pose""",
+        geometry_msgs/PoseStamped pose, float32 familiarity""",
     "msg/LabelList.msg": """
         string model_id, uint32 version, string[] labels, string label_template""",
     "msg/LabelScores.msg": """
@@ -44,11 +44,11 @@ FIELDS = {
     "srv/Ask.srv": """
         string camera, string question, string[] candidates
         --- bool success, string message, string answer, float32[] scores, float32[] embedding,
-        builtin_interfaces/Time stamp""",
+        builtin_interfaces/Time stamp, float32 familiarity""",
     "srv/Classify.srv": """
         string camera, string[] labels, string label_template
         --- bool success, string message, string[] labels, float32[] scores,
-        builtin_interfaces/Time stamp""",
+        builtin_interfaces/Time stamp, float32 familiarity""",
     "srv/EmbedText.srv": """
         string[] texts
         --- bool success, string message, string model_id, uint32 embedding_dim,

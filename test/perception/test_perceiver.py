@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from device import Device, OnDevice, installed
 
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.errors import EngineError
+from vljepa_ros.inference.familiarity import add_familiarity, fit, pooled
 from vljepa_ros.inference.runtime import Clips, Runtime
 from vljepa_ros.inference.tensors import Tensor
 from vljepa_ros.perception.change import ChangeDetector
@@ -434,3 +436,49 @@ def test_twice_the_rate_sees_the_same_changes_in_time(model: Runtime) -> None:
     assert [len(changes) for changes in found] == [2, 2]
     difference = found[0][1].segment_start_ns - found[1][1].segment_start_ns
     assert abs(difference) <= SECOND // 2
+
+
+def knowing(model: Runtime, folder: Path) -> Runtime:
+    """The same model in a bundle that knows pictures which are red, and nothing else."""
+    shutil.copytree(model.bundle.path, folder)
+    red = [np.full((4, 32, 32, 3), (180 + k % 70, k % 40, k % 25), np.uint8) for k in range(100)]
+    seen = pooled(model, np.stack(red))
+    add_familiarity(folder, fit(seen[::2], seen[1::2]))
+    return Runtime(load_bundle(folder), "onnxruntime-cpu", threads=1)
+
+
+def test_steps_and_what_is_asked_about_say_how_familiar_they_are(
+    model: Runtime, tmp_path: Path
+) -> None:
+    assert {s.familiarity for s in feed(perceive(model), [RED] * 6)} == {-1.0}
+    perceiver = perceive(knowing(model, tmp_path / "red"))
+    picture = np.full((48, 64, 3), (220, 10, 5), np.uint8)
+    found = []
+    for k in range(24):
+        stamp = START + k * SECOND // 4
+        shown = picture if k < 12 else image(GREEN)
+        if perceiver.due("camera", stamp).due and perceiver.take("camera", stamp, "f", shown):
+            found += perceiver.step(["camera"])
+        seen = perceiver.seen("camera")
+        assert seen is None or seen.familiarity == found[-1].familiarity
+    first, last = found[0].familiarity, found[-1].familiarity
+    assert 0 <= last < 0.5 < first <= 1
+    assert [s.familiarity for s in found if s.encoded == 0 and s.stamp_ns < START + 3 * SECOND] == (
+        [first] * sum(s.encoded == 0 and s.stamp_ns < START + 3 * SECOND for s in found)
+    )
+    assert "familiarity" in perceiver.stages.percentiles()
+
+
+def test_familiarity_outlives_the_device_that_had_the_tokens(
+    model: Runtime, tmp_path: Path
+) -> None:
+    wise = knowing(model, tmp_path / "red")
+    wanted = [s.familiarity for s in feed(perceive(wise), MOTION)]
+    for lost_at in range(3, len(MOTION)):
+        device = Device()
+        with installed(device):
+            perceiver = perceive(Runtime(wise.bundle, threads=1))
+            steps = feed(perceiver, MOTION[:lost_at])
+            device.lost = True
+            steps += feed(perceiver, MOTION[lost_at:], start=START + lost_at * SECOND // 4)
+        np.testing.assert_allclose([s.familiarity for s in steps], wanted, atol=1e-5)

@@ -21,6 +21,7 @@ RESAMPLE = ("area", "bilinear", "bicubic", "pil_bilinear")
 REQUIRED = ("x_encoder", "predictor", "y_encoder")
 PARTS = (*REQUIRED, "y_decoder")
 NO_QUERY = ""  # the standing query of a bundle that has none
+UNKNOWN = -1.0  # the familiarity of what a bundle cannot tell of
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,17 @@ class ChangeSpec:
 
 
 @dataclass(frozen=True)
+class FamiliaritySpec:
+    """What tells how much is like what the bundle was made for (`inference.familiarity`).
+
+    `threshold`: the familiarity, 0..1, below which nothing is put into words.
+    """
+
+    file: Path
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A model bundle, read and checked. `path` is its folder, `manifest` the YAML as it stands.
 
@@ -139,7 +151,9 @@ class Bundle:
     change: ChangeSpec
     tolerance: float
     graphs: dict[str, GraphSpec]
+    familiarity: FamiliaritySpec | None
     source: dict[str, Any]
+    calibration: dict[str, Any]
     evaluation: dict[str, Any]
     manifest: dict[str, Any]
 
@@ -152,6 +166,18 @@ class Bundle:
     def label_template(self) -> str:
         """What is put around labels to classify by, with {} where they go."""
         return self.templates.get("classify", "{}")
+
+    @property
+    def familiarity_threshold(self) -> float:
+        """The familiarity, 0..1, below which nothing is put into words; -1: it cannot tell."""
+        return self.familiarity.threshold if self.familiarity is not None else UNKNOWN
+
+    def is_unfamiliar(self, familiarity: float) -> bool:
+        """Whether what has this familiarity is not what the bundle was made for.
+
+        False where the bundle cannot tell (-1).
+        """
+        return 0 <= familiarity < self.familiarity_threshold
 
 
 def load_bundle(source: str | Path, verify: bool = True) -> Bundle:
@@ -183,6 +209,8 @@ def file_problems(bundle: Bundle) -> list[str]:
     problems = [p for p in (file_problem(*item) for item in listed.items()) if p]
     # What is not listed goes unchecked; a graph may keep its weights in a file beside it.
     used = [tokenizer for tokenizer, _ in tokenizers(bundle)]
+    if bundle.familiarity is not None:
+        used.append(bundle.familiarity.file)
     for pattern in ("*.onnx*", "*.data"):
         used += sorted(bundle.path.rglob(pattern))
     problems += [
@@ -240,7 +268,9 @@ def parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
             key: read_graph(graphs.section(key), key, _longest(root), tolerance, query is not None)
             for key in graphs.values
         },
+        familiarity=_familiarity(root),
         source=root.optional("source").values,
+        calibration=root.optional("calibration").values,
         evaluation=root.optional("evaluation").values,
         manifest=manifest,
     )
@@ -288,6 +318,18 @@ def _decoder(section: Section) -> DecoderSpec:
         section.positive("head_dim", int),
         section.get("empty_text", str, ""),
     )
+
+
+def _familiarity(root: Section) -> FamiliaritySpec | None:
+    if "familiarity" not in root.values:
+        return None
+    section = root.section("familiarity")
+    threshold = section.positive("threshold", float)
+    if threshold >= 1:
+        raise BundleError(
+            f"{section.file}: 'familiarity.threshold' must be below 1, not {threshold}."
+        )
+    return FamiliaritySpec(section.inside("file"), threshold)
 
 
 def _longest(root: Section) -> dict[str, int]:

@@ -1,7 +1,8 @@
-"""`vljepa bundle show` and `vljepa bundle verify`."""
+"""`vljepa bundle show`, `vljepa bundle verify` and `vljepa bundle familiarity`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,6 +14,8 @@ app = typer.Typer(
     help="Look at a model bundle, or check it.", no_args_is_help=True, add_completion=False
 )
 
+FOLDER = typer.Argument(..., help="The folder of a bundle of the simulated table.")
+DATA = typer.Option(None, help="The folder of the episodes, as of `vljepa data`.")
 SOURCE = typer.Argument("tabletop", help="A folder, a shipped bundle's name, or a Hub id.")
 
 
@@ -34,6 +37,9 @@ def show(source: str = SOURCE) -> None:
         "default query": bundle.default_query or "none: it is asked nothing",
         "decoder": f"at most {bundle.decoder.length} tokens" if bundle.decoder else "none",
         "thresholds": _line(vars(bundle.thresholds)),
+        "familiarity": f"known from {bundle.familiarity_threshold:g} on"
+        if bundle.familiarity
+        else "it cannot tell",
     }
     for name, graph in bundle.graphs.items():
         size = graph.path.stat().st_size / 2**20 if graph.path.is_file() else float("nan")
@@ -41,7 +47,11 @@ def show(source: str = SOURCE) -> None:
             {key: list(spec.shape) for key, spec in {**graph.inputs, **graph.outputs}.items()}
         )
     _print_facts(facts)
-    for title, section in (("source", bundle.source), ("evaluation", bundle.evaluation)):
+    for title, section in (
+        ("source", bundle.source),
+        ("calibration", bundle.calibration),
+        ("evaluation", bundle.evaluation),
+    ):
         console.print(f"\n{title}", style="bold")
         _print_facts(section or {"": "nothing is said"})
 
@@ -62,6 +72,25 @@ def verify(source: str = SOURCE) -> None:
     for problem in problems[:-1]:
         error_line(problem)
     raise BundleError(problems[-1])
+
+
+@app.command()
+def familiarity(folder: Path = FOLDER, data: Path | None = DATA) -> None:
+    """Fit what a bundle knows to episodes of the simulated table, and put it into the bundle.
+
+    For a bundle of another world: `vljepa calibrate`, on footage of it.
+    """
+    from vljepa_ros.bundle.spec import load_bundle
+    from vljepa_ros.errors import needing
+
+    with needing("train"):
+        from vljepa_ros.inference.familiarity import add_familiarity
+        from vljepa_ros.inference.runtime import Runtime
+        from vljepa_ros.tabletop.store import default_root
+        from vljepa_ros.training.calibrate import calibrate_familiarity
+    model = Runtime(load_bundle(folder), "onnxruntime-cpu", parts=("x_encoder",))
+    add_familiarity(folder, calibrate_familiarity(model, data or default_root()))
+    console.print(f"{load_bundle(folder).model_id} in {folder}")
 
 
 def _line(values: dict[str, Any]) -> str:

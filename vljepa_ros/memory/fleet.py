@@ -220,6 +220,7 @@ def _payload(model_id: str, moment: Moment) -> dict[str, Any]:
         "model_id": model_id,
         **{name: getattr(moment, name) for name in PLAIN},
         "pinned": moment.pinned,
+        "familiarity": moment.familiarity,
         "pose": asdict(moment.pose) if moment.pose else None,
         "thumbnail": base64.b64encode(moment.thumbnail).decode(),
     }
@@ -235,6 +236,7 @@ def _moment(payload: dict[str, Any], vector: Any) -> Moment:
         **{name: payload[name] for name in PLAIN},
         embedding=np.asarray(vector, np.float32),
         thumbnail=base64.b64decode(payload.get("thumbnail", "")),
+        familiarity=payload.get("familiarity", -1.0),
         pose=pose,
         pinned=payload["pinned"],
     )

@@ -31,7 +31,7 @@ class Moment:
     `embedding`: float32 `[E]`, unit length, the mean of the segment's steps. `start_ns`, `end_ns`:
     stamps of the images at its first and last step. `text`, `confidence`: what was said about it
     and the cosine that the decoder gave it; empty where nothing was said. `thumbnail`: a JPEG, or
-    empty. `pinned`: never pruned.
+    empty. `pinned`: never pruned. `familiarity`: the mean of its steps, 0..1; -1: not known.
     """
 
     robot: str
@@ -46,6 +46,7 @@ class Moment:
     thumbnail: bytes = b""
     pose: Pose | None = None
     pinned: bool = False
+    familiarity: float = -1.0
 
     @property
     def id(self) -> str:

@@ -50,11 +50,17 @@ class Recorder:
         self._pictures(camera).put(stamp_ns, jpeg)
 
     def step(
-        self, camera: str, query: str, stamp_ns: int, segment_id: int, embedding: np.ndarray
+        self,
+        camera: str,
+        query: str,
+        stamp_ns: int,
+        segment_id: int,
+        embedding: np.ndarray,
+        familiarity: float = -1.0,
     ) -> None:
-        """A step: `embedding` float32 `[E]`, finite, of unit length."""
+        """A step: `embedding` float32 `[E]`, finite, of unit length; `familiarity` -1: unknown."""
         self._pictures(camera).step(stamp_ns)
-        self._stream(camera, query).step(stamp_ns, segment_id, embedding)
+        self._stream(camera, query).step(segment_id, _Step(stamp_ns, embedding, familiarity))
 
     def change(
         self,
@@ -104,9 +110,17 @@ class Recorder:
             self._robot, camera, query, segment.segment_id, start_ns, end_ns, segment.mean(),
             *segment.words,
             thumbnail=pictures.nearest(start_ns, end_ns, jumped) if pictures else b"",
+            familiarity=segment.familiarity / segment.count,
         )  # fmt: skip
         self._keep(moment)
         return moment.id
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    stamp_ns: int
+    embedding: np.ndarray
+    familiarity: float
 
 
 @dataclass(frozen=True)
@@ -132,40 +146,44 @@ class _Segment:
         self.words: Words = ("", 0.0)
         self.count = 0
         self.start_ns = 0
-        self._tail: deque[tuple[int, np.ndarray]] = deque()
+        self.familiarity = 0.0  # the sum of its steps'
+        self._tail: deque[_Step] = deque()
         self._sum = np.zeros(0)  # of the steps before the tail
         self._end_ns = 0  # of the last of them
 
     @property
     def end_ns(self) -> int:
         """The stamp of the last step."""
-        return self._tail[-1][0] if self._tail else self._end_ns
+        return self._tail[-1].stamp_ns if self._tail else self._end_ns
 
-    def add(self, stamp_ns: int, embedding: np.ndarray) -> None:
+    def add(self, step: _Step) -> None:
         if self.count == 0:
-            self.start_ns = stamp_ns
+            self.start_ns = step.stamp_ns
         self.count += 1
-        self._tail.append((stamp_ns, embedding))
+        self.familiarity += step.familiarity
+        self._tail.append(step)
         if len(self._tail) > TAIL:
-            self._end_ns, oldest = self._tail.popleft()
-            self._sum = self._sum + oldest if self._sum.size else oldest.astype(np.float64)
+            oldest = self._tail.popleft()
+            self._end_ns, seen = oldest.stamp_ns, oldest.embedding
+            self._sum = self._sum + seen if self._sum.size else seen.astype(np.float64)
 
     def move(self, start_ns: int, to: _Segment) -> None:
         """Give the steps from `start_ns` on to the segment after this one."""
         moved = []
-        while self._tail and self._tail[-1][0] >= start_ns:
+        while self._tail and self._tail[-1].stamp_ns >= start_ns:
             moved.append(self._tail.pop())
         self.count -= len(moved)
+        self.familiarity -= sum(step.familiarity for step in moved)
         if moved:
             own = list(to._tail)
             to._tail.clear()
-            to.count = 0
+            to.count, to.familiarity = 0, 0.0
             for step in [*reversed(moved), *own]:
-                to.add(*step)
+                to.add(step)
 
     def mean(self) -> np.ndarray:
         """The mean of the steps, float32 `[E]`, of unit length."""
-        steps = [step for _, step in self._tail]
+        steps = [step.embedding for step in self._tail]
         total = np.asarray(np.sum(steps, axis=0, dtype=np.float64))
         if self._sum.size:
             total = total + self._sum
@@ -187,7 +205,8 @@ class _Stream:
         self._steps = 0
         self.begin_anew()
 
-    def step(self, stamp_ns: int, segment_id: int, embedding: np.ndarray) -> None:
+    def step(self, segment_id: int, step: _Step) -> None:
+        stamp_ns = step.stamp_ns
         newest = self._segments[-1].segment_id if self._segments else segment_id
         back = stamp_ns <= self._newest_ns
         if not self._segments:
@@ -201,7 +220,7 @@ class _Stream:
             for between in range(newest + 1, segment_id):  # whose own steps are lost
                 self._open(between, stamp_ns, anew=False)
             self._open(segment_id, stamp_ns, anew=back)
-        self._segments[-1].add(stamp_ns, embedding)
+        self._segments[-1].add(step)
         self._newest_ns = stamp_ns
         self._steps += 1
         self._settle()

@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS moments (
     robot TEXT NOT NULL, camera TEXT NOT NULL, query TEXT NOT NULL, segment_id INTEGER NOT NULL,
     start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL, text TEXT NOT NULL,
     confidence REAL NOT NULL, pose TEXT NOT NULL, pinned INTEGER NOT NULL,
-    embedding BLOB NOT NULL);
+    embedding BLOB NOT NULL, familiarity REAL NOT NULL DEFAULT -1);
 CREATE INDEX IF NOT EXISTS moments_age ON moments (pinned, end_ns);
 CREATE INDEX IF NOT EXISTS moments_newest ON moments (end_ns);
 CREATE INDEX IF NOT EXISTS moments_camera ON moments (camera, end_ns);
@@ -43,9 +43,11 @@ INSERT OR IGNORE INTO counters VALUES ('key', 0), ('revision', 0), ('moments', 0
 # What a moment is, in the order of its columns; the thumbnail lies beside.
 CONTENT = (
     "robot", "camera", "query", "segment_id", "start_ns", "end_ns", "text", "confidence", "pose",
-    "pinned", "embedding",
+    "pinned", "embedding", "familiarity",
 )  # fmt: skip
-PINNED, END, EMBEDDING = CONTENT.index("pinned"), CONTENT.index("end_ns"), len(CONTENT) - 1
+ADDED = "ALTER TABLE moments ADD COLUMN familiarity REAL NOT NULL DEFAULT -1"
+NAMED = "name = 'familiarity'"
+PINNED, END, EMBEDDING = (CONTENT.index(name) for name in ("pinned", "end_ns", "embedding"))
 JPEG = "(SELECT jpeg FROM thumbnails WHERE thumbnails.key = moments.key)"
 COLUMNS = ("key", "id", "revision", *CONTENT)
 INSERT = f"INSERT INTO moments ({', '.join(COLUMNS)}) VALUES ({marks(COLUMNS)})"
@@ -93,6 +95,11 @@ class Table:
                 self._db.execute("PRAGMA wal_autocheckpoint = 4000")  # pages of 4 KiB
                 self._db.execute("PRAGMA journal_size_limit = 16777216")
                 self._db.executescript(SCHEMA)
+            known = self._one(f"SELECT count(*) FROM pragma_table_info('moments') WHERE {NAMED}")
+            if not known and not read_only:
+                self._db.execute(ADDED)
+            # A store of an older version, opened for reading only, cannot tell.
+            self._unknown = {"familiarity": "-1.0"} if not known and read_only else {}
             self._db.execute("SELECT count(*) FROM counters").fetchone()
 
     def _check_new(self, state: str, *logs: str) -> None:
@@ -348,9 +355,13 @@ class Table:
         self, column: str, condition: str, values: Sequence[Any], jpeg: bool = True
     ) -> list[tuple[int, Moment]]:
         """(column, moment) of the moments that meet a condition."""
-        sql = f"SELECT {column}, {_columns(jpeg)} FROM moments WHERE {condition}"
+        sql = f"SELECT {column}, {self._columns(jpeg)} FROM moments WHERE {condition}"
         with self._told("read"):
             return [(row[0], _moment(row[1:])) for row in self._db.execute(sql, values)]
+
+    def _columns(self, jpeg: bool) -> str:
+        content = (self._unknown.get(name, name) for name in CONTENT)
+        return ", ".join((*content, JPEG if jpeg else "NULL"))
 
     def _pragma(self, name: str) -> int:
         return self._one(f"PRAGMA {name}")
@@ -377,10 +388,6 @@ def _mend(error: Exception) -> str:
         f"; move the folder away to begin a new store, or put {FILE} back from a copy; what can be "
         f"read of it, `sqlite3 {FILE} .recover` prints"
     )
-
-
-def _columns(jpeg: bool) -> str:
-    return ", ".join((*CONTENT, JPEG if jpeg else "NULL"))
 
 
 def _values(moment: Moment) -> list[Any]:

@@ -1,6 +1,7 @@
 """The decoder node: changes in, words out.
 
-Invariant: it decodes only changes and requests, in the worker's thread. Changes wait in a bounded
+Invariant: it decodes only changes and requests, in the worker's thread, and of what the bundle
+does not know it says nothing, or that. Changes wait in a bounded
 queue; where it overflows, the oldest is dropped, counted and reported: never lost silently.
 """
 
@@ -21,6 +22,7 @@ from vljepa_ros.msg import ModelInfo, SemanticChange, Utterance
 from vljepa_ros.ros.diagnostics import ERROR, WARN, Status
 from vljepa_ros.ros.engines import Engines
 from vljepa_ros.ros.lifecycle import AUTOSTART, ENGINES, ModelNode
+from vljepa_ros.ros.parameters import Spec
 from vljepa_ros.srv import Decode
 
 QUEUE = 64  # changes
@@ -30,13 +32,19 @@ UNIT = 0.01  # that the length of an embedding may differ from 1, as half precis
 class DecoderNode(ModelNode):
     """Y-decoder and Y-encoder; `decode`."""
 
-    specs = (AUTOSTART, *ENGINES)
+    specs = (
+        AUTOSTART,
+        *ENGINES,
+        Spec("unfamiliar", "", "What is said of a change to what the bundle does not know; empty: "
+             "nothing.", live=True),
+    )  # fmt: skip
 
     def __init__(self, **options: Any) -> None:
         self.engines = Engines(self, ("y_decoder", "y_encoder"), lambda model: None)
         self.decoded: Counter[str] = Counter()  # utterances by camera
         self.dropped = 0  # changes that the queue had no room for
         self.refused = 0  # changes that cannot be decoded
+        self.unfamiliar = 0  # changes to what the bundle does not know
         self._queue: deque[SemanticChange] = deque()
         self._lock = threading.Lock()
         self._reported: set[str] = set()
@@ -117,7 +125,13 @@ class DecoderNode(ModelNode):
             return False
         started = time.monotonic()
         try:
-            text, confidence = _words(model, change.model_id, np.asarray(change.embedding))
+            if _is_unfamiliar(model, change):
+                self.unfamiliar += 1
+                text, confidence = str(self.get_parameter("unfamiliar").value).strip(), 0.0
+                if not text:
+                    return True
+            else:
+                text, confidence = _words(model, change.model_id, np.asarray(change.embedding))
         except VLJepaError as error:
             self.refused += 1
             self._warn_once(f"A change of camera '{change.camera}' cannot be decoded: {error}")
@@ -134,6 +148,7 @@ class DecoderNode(ModelNode):
                 confidence=confidence,
                 decode_time=time.monotonic() - started,
                 stream_id=change.stream_id,
+                familiarity=change.familiarity,
             )
         )
         self.decoded[change.camera] += 1
@@ -179,6 +194,7 @@ class DecoderNode(ModelNode):
             "waiting": self.waiting,
             "dropped": self.dropped,
             "refused": self.refused,
+            "unfamiliar": self.unfamiliar,
             "of other streams": self._sources.refused,
         }
         dropped, refused, others = self._seen
@@ -196,6 +212,12 @@ class DecoderNode(ModelNode):
             for name, count in sorted(self.decoded.items())
         ]
         return [queue, *cameras, *self.engines.statuses()]
+
+
+def _is_unfamiliar(model: Runtime, change: SemanticChange) -> bool:
+    """Whether a change of this model shows what the model does not know."""
+    bundle = model.bundle
+    return change.model_id == bundle.model_id and bundle.is_unfamiliar(change.familiarity)
 
 
 def _words(model: Runtime, model_id: str, embedding: np.ndarray) -> tuple[str, float]:

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from vljepa_ros.bundle.spec import UNKNOWN
 from vljepa_ros.errors import TensorsLostError
+from vljepa_ros.inference.familiarity import load_familiarity, pool
 from vljepa_ros.inference.preprocess import prepare
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.tensors import Tensor
@@ -56,7 +58,8 @@ class Step:
     `reused`: the gate found nothing new and the last embedding stands. A change needs a
     `change_score` of 1.0, and `change` says what changed. `encoded`: chunks that were encoded for
     the camera's step; where there were none, and the clip is made up otherwise than the last one of
-    what was encoded before, the embedding is new.
+    what was encoded before, the embedding is new. `familiarity`: 0..1, how much the clip is
+    like what the bundle was made for; -1: it cannot tell.
     """
 
     camera: str
@@ -72,6 +75,7 @@ class Step:
     reused: bool
     change: Change | None
     encoded: int
+    familiarity: float
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,13 @@ class Seen:
     """The visual tokens, float32 `[N, Dv]`, that stand for a camera's newest clip.
 
     They are where the model's backend has them; `np.asarray` copies them to the host.
+    `familiarity`: as in `Step`.
     """
 
     tokens: Tensor
     stamp_ns: int
     frame_id: str
+    familiarity: float
 
 
 @dataclass
@@ -128,6 +134,7 @@ class _Camera:
     streams: dict[str, _Stream] = field(default_factory=dict)
     frame_id: str = ""
     stepped: int | None = None  # stamp of the last step
+    familiarity: float = UNKNOWN  # of what is seen
     seen: Seen | None = None
     latest: Step | None = None  # of the first standing query
     newest_ns: int = 0  # stamp of the last frame taken
@@ -139,7 +146,7 @@ class Perceiver:
 
     For each frame: `due`, then, if the verdict is due, `take` (`refuse` where it cannot be
     decoded), then, for all cameras whose `take` returned true, one `step`. Raises SettingsError
-    where the settings are out of range.
+    where the settings are out of range, BundleError where the bundle's familiarity is damaged.
     """
 
     def __init__(self, model: Runtime, cameras: Sequence[str], settings: Settings) -> None:
@@ -148,6 +155,7 @@ class Perceiver:
         self.bundle = model.bundle
         self.settings = settings
         self.stages = Stages()
+        self._familiarity = load_familiarity(self.bundle)
         clip = self.bundle.clip
         self._cameras = {
             name: _Camera(
@@ -364,11 +372,21 @@ class Perceiver:
         for name, clip in clips.items():
             state = self._cameras[name]
             tokens, others = state.chunks.clip(chunks[name])
-            state.seen = Seen(tokens, clip.end_ns, state.frame_id)
             if others:
+                state.familiarity = self._familiar(tokens)
                 for stream in state.streams.values():
                     stream.embedding = None
+            state.seen = Seen(tokens, clip.end_ns, state.frame_id, state.familiarity)
         return {name: len(its) for name, its in new.items()}
+
+    def _familiar(self, tokens: Tensor) -> float:
+        """How familiar a clip is, by its visual tokens `[N, Dv]`."""
+        if self._familiarity is None:
+            return UNKNOWN
+        started = time.monotonic()
+        found = float(self._familiarity.of(pool(tokens)[None])[0])
+        self.stages.lap("familiarity", started)
+        return found
 
     def _predict(self, cameras: Sequence[str], queries: Sequence[str]) -> set[tuple[str, str]]:
         """Predict what has no embedding, in one run; returns those (camera, query)."""
@@ -416,6 +434,7 @@ class Perceiver:
             name, query, clip.end_ns, state.frame_id, clip.start_ns, embedding,
             stream.sequence, found.segment_id, found.segment_start_ns, found.score, reused, change,
             encoded,
+            state.familiarity,
         )  # fmt: skip
 
     def _refuse(self, name: str, query: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vljepa_ros.bundle.spec import UNKNOWN
 from vljepa_ros.errors import TensorsLostError, VLJepaError
 
 from .perceiver import Perceiver
@@ -26,11 +27,15 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Answer:
-    """`scores`: float32, one per candidate. `stamp_ns`: of the newest frame it is about."""
+    """`scores`: float32, one per candidate.
+
+    `stamp_ns`: of the newest frame it is about, `familiarity`: of its clip, as in `Step`.
+    """
 
     embedding: np.ndarray
     scores: np.ndarray
     stamp_ns: int
+    familiarity: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +77,7 @@ class QuestionQueue:
             question.settle(outcome)
 
         try:
-            embeddings, stamp_ns = self._predict(batch)
+            embeddings, seen = self._predict(batch)
             for question in sorted(batch, key=lambda one: len(one.candidates)):
                 embedding = embeddings[question.text]
                 try:
@@ -80,7 +85,7 @@ class QuestionQueue:
                 except VLJepaError as error:
                     settle(question, error)
                 else:
-                    settle(question, Answer(embedding, scores, stamp_ns))
+                    settle(question, Answer(embedding, scores, *seen))
         except VLJepaError as error:
             for question in list(left):
                 settle(question, error)
@@ -111,10 +116,15 @@ class QuestionQueue:
             self._waiting = kept
         return batch
 
-    def _predict(self, batch: Sequence[Question]) -> tuple[dict[str, np.ndarray], int]:
-        """The embeddings, `[E]`, of a batch's questions by text, and the stamp they are about."""
+    def _predict(
+        self, batch: Sequence[Question]
+    ) -> tuple[dict[str, np.ndarray], tuple[int, float]]:
+        """The embeddings, `[E]`, of a batch's questions by text.
+
+        And the stamp and the familiarity of what they are about.
+        """
         if not batch:
-            return {}, 0
+            return {}, (0, UNKNOWN)
         perceiver, camera = self._perceiver, batch[0].camera
         seen = perceiver.seen(camera)
         if seen is None:
@@ -132,7 +142,8 @@ class QuestionQueue:
                 f"The answer holds values that are not finite; verify the bundle "
                 f"{perceiver.bundle.path}, or try another backend."
             )
-        return dict(zip(texts, embeddings, strict=True)), seen.stamp_ns
+        about = seen.stamp_ns, seen.familiarity
+        return dict(zip(texts, embeddings, strict=True)), about
 
     def _scores(
         self, embedding: np.ndarray, candidates: Sequence[str]

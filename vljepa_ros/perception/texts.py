@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vljepa_ros.bundle.spec import Bundle
 from vljepa_ros.errors import VLJepaError
 
 MOST_CHARACTERS = 1000  # of a question, a label, a condition
@@ -99,6 +100,19 @@ def not_ready(camera: str, ready: Mapping[str, bool]) -> QuestionError:
 
 def _listed(ready: Mapping[str, bool]) -> str:
     return ", ".join(n if is_ready else f"{n} (nothing seen yet)" for n, is_ready in ready.items())
+
+
+def note(bundle: Bundle, familiarity: float, means: str) -> str:
+    """What to make of an answer about what has this `familiarity`; empty where it is known.
+
+    `means`: what may mean nothing, e.g. "the answer".
+    """
+    if not bundle.is_unfamiliar(familiarity):
+        return ""
+    return (
+        f"The model does not know what is seen here (familiarity {familiarity:.2f}, known from "
+        f"{bundle.familiarity_threshold:.2f} on): {means} may mean nothing."
+    )
 
 
 def softmax(cosines: np.ndarray, temperature: float) -> np.ndarray:

@@ -204,7 +204,9 @@ class Indexer:
 
     def _record(self, recorder: Recorder, frame: RecordedFrame, step: Step) -> None:
         place = (step.camera, step.query)
-        recorder.step(*place, step.stamp_ns, step.segment_id, step.embedding)
+        recorder.step(
+            *place, step.stamp_ns, step.segment_id, step.embedding, step.familiarity
+        )  # fmt: skip
         if self.file is not None:
             self.file.step(frame, step)
         change = step.change
@@ -214,7 +216,7 @@ class Indexer:
             *place, change.segment_id, change.segment_start_ns,
             change.previous_segment_id, change.previous_segment_start_ns,
         )  # fmt: skip
-        if self.words:
+        if self.words and not self.model.bundle.is_unfamiliar(step.familiarity):
             began = time.monotonic()
             text = self.model.decode(step.embedding)
             confidence = self.model.confidence(text, step.embedding)

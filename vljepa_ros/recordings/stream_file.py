@@ -109,6 +109,7 @@ class StreamFile:
             change_score=step.change_score, reused=step.reused,
             latency=(frame.log_ns - step.stamp_ns) / 1e9,
             embedding=np.asarray(step.embedding, np.float32), stream_id=0,
+            familiarity=step.familiarity,
         )  # fmt: skip
         change = step.change
         if change is not None:
@@ -119,7 +120,7 @@ class StreamFile:
                 previous_segment_id=change.previous_segment_id,
                 previous_segment_start=self._time(change.previous_segment_start_ns),
                 change_score=change.score, embedding=np.asarray(step.embedding, np.float32),
-                stream_id=0,
+                stream_id=0, familiarity=step.familiarity,
             )  # fmt: skip
 
     def utterance(
@@ -132,6 +133,7 @@ class StreamFile:
             query=step.query, model_id=self._model_id, segment_id=step.change.segment_id,
             segment_start=self._time(step.change.segment_start_ns), text=text,
             confidence=confidence, decode_time=decode_time, stream_id=0,
+            familiarity=step.familiarity,
         )  # fmt: skip
 
     def _introduce(self, log_ns: int) -> None:
@@ -143,6 +145,7 @@ class StreamFile:
             clip_frames=bundle.clip.frames, image_size=bundle.clip.image_size,
             sample_rate=bundle.clip.sample_rate, queries=list(self._queries),
             watch_threshold=bundle.thresholds.watch, stream_id=0, cameras=[],
+            familiarity_threshold=bundle.familiarity_threshold,
         )  # fmt: skip
 
     def _write(self, topic: str, log_ns: int, **fields: Any) -> None:

@@ -1,4 +1,4 @@
-"""Parameters of the change detector and the threshold of watches, found on streams of their own.
+"""Change detector, threshold of watches and familiarity, found on streams of their own.
 
 Invariant: nothing that a bundle is judged on is used: the evaluation's streams begin at number 100
 of the split, and only those before are taken.
@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from vljepa_ros.evaluation import selection
+from vljepa_ros.evaluation.clips import BATCH, encode
 from vljepa_ros.evaluation.figures.boundaries import Matched, f1, match
 from vljepa_ros.evaluation.run import Extent
 from vljepa_ros.evaluation.tasks.agents import Watched, watch
 from vljepa_ros.evaluation.tasks.streams import PerceivedStream, Trials, perceive, point
+from vljepa_ros.inference.familiarity import Familiarity, fit, pool, pooled
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.tabletop import store
+from vljepa_ros.tabletop.clips import ClipDataset, ClipShape
 from vljepa_ros.tabletop.episode import SPLITS
 from vljepa_ros.tabletop.language import describe
 
@@ -32,6 +35,8 @@ F1, DELAY, FALSE_ALARMS = 0.8, 0.7, 1.0  # wanted; s, a minute
 MARGIN = 0.985  # of what is wanted, because other streams are a little different
 FINALISTS = 24  # whose words are decoded
 WATCH_THRESHOLDS = np.arange(0.30, 0.96, 0.01)  # cosines
+FITTED = 2400  # clips that familiarity is fitted to
+HELD_OUT = 16  # streams that say how far it reaches, at most
 FIRED_NEVER = 0.05  # at most, of the conditions that never hold in a stream
 
 Parts = tuple[float, int, int, float]  # threshold, candidate, min_segment, hysteresis
@@ -78,6 +83,27 @@ def calibrate_watch(model: Runtime, paths: Sequence[Path]) -> dict[str, Any]:
         watched.append(Watched(stream.stamps, stream.embeddings, happens))
     tried = (watch(model, watched, float(threshold)) for threshold in WATCH_THRESHOLDS)
     return next(one for one in tried if one["fired_never"] <= FIRED_NEVER)
+
+
+def calibrate_familiarity(model: Runtime, data: Path) -> Familiarity:
+    """What the model's world looks like: as training draws it, in other views and lights.
+
+    How far it reaches, streams say that are not fitted to, and that nothing is judged on.
+    """
+    clip = model.bundle.clip
+    shape = ClipShape(clip.frames, clip.tubelet, 1, clip.image_size)
+    sample, rng = ClipDataset(data, shape, seed=FITTED), np.random.default_rng(FITTED)
+    seen = []
+    for _ in range(0, FITTED, BATCH):
+        drawn = [sample.draw(rng)["frames"] for _ in range(BATCH)]
+        seen.append(pooled(model, np.stack(drawn)))
+    held_out = []
+    for path in _own(store.needed(data, "stream"))[:HELD_OUT]:
+        episode = store.load_episode(path)
+        rows = np.arange((clip.frames - 1) * store.STRIDE, len(episode), store.STRIDE)
+        tokens = encode(model, episode, rows)
+        held_out.append(np.stack([pool(of_clip) for of_clip in tokens]))
+    return fit(np.concatenate(seen), np.concatenate(held_out))
 
 
 def _own(paths: Sequence[Path]) -> list[Path]:

@@ -19,6 +19,7 @@ from vljepa_ros.bundle.manifest import MANIFEST, write_manifest
 from vljepa_ros.bundle.spec import PARTS, load_bundle
 from vljepa_ros.evaluation.tasks.agents import judge_agents
 from vljepa_ros.evaluation.tasks.shipped import judge_stream
+from vljepa_ros.inference.familiarity import add_familiarity
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.export.bundle import export_bundle
@@ -30,7 +31,7 @@ from vljepa_ros.tabletop.episode import DATA_VERSION
 
 from . import train
 from .base import load_checkpoint
-from .calibrate import calibrate, calibrate_watch
+from .calibrate import calibrate, calibrate_familiarity, calibrate_watch
 from .texts import sentence_encoder_folder
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def release(
     found = calibrate(bundle, store.needed(data, "stream"))
     watches = calibrate_watch(bundle, store.needed(data, "stream"))
     log.info("calibrated: %s, watches: %s", found, watches)
+    add_familiarity(out, calibrate_familiarity(bundle, data))
     _amend(out, found, watches, {"calibration": {**_rounded(found), "watch": watches}})
     evaluation: dict[str, Any] = {}
     if video is not None:

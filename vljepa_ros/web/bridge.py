@@ -173,6 +173,8 @@ def _answer(response: Any) -> Event:
         "answer": response.answer,
         "scores": [number(score) for score in response.scores],
         "stamp": seconds(response.stamp),
+        "familiarity": number(response.familiarity),
+        "note": response.message,
     }
 
 
@@ -181,6 +183,7 @@ def _fired(moment: Any) -> Event:
         "score": number(moment.score),
         "start": seconds(moment.start),
         "end": seconds(moment.end),
+        "familiarity": number(moment.familiarity),
     }
 
 
@@ -198,6 +201,7 @@ def _moment(moment: Any) -> Event:
         "end": seconds(moment.end),
         "text": moment.text,
         "score": number(moment.score),
+        "familiarity": number(moment.familiarity),
         "pinned": moment.pinned,
         "thumbnail": base64.b64encode(bytes(thumbnail.data)).decode(),
     }

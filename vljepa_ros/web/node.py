@@ -206,6 +206,7 @@ def _info(message: ModelInfo) -> dict[str, Any]:
         "sample_rate": number(message.sample_rate),
         "queries": list(message.queries),
         "watch_threshold": number(message.watch_threshold),
+        "familiarity_threshold": number(message.familiarity_threshold),
     }
 
 
@@ -245,6 +246,7 @@ def _about(kind: str, message: Any) -> dict[str, Any]:
         "camera": message.camera,
         "query": message.query,
         "stamp": seconds(message.header.stamp),
+        "familiarity": number(message.familiarity),
     }
 
 

@@ -8,27 +8,28 @@ The WebSocket `/ws` carries JSON objects with a `type`. To the page:
 
     hello     limits: what web_requests.py says; history: seconds of it
     info      model_id, backend, precision, embedding_dim, clip_frames, image_size, sample_rate, queries,
-              watch_threshold
+              watch_threshold, familiarity_threshold
     health    services: {ask, decode, recall: whether there is one}; nodes: {name: {level, message}};
               cameras: {name: {level, message, rate_in, rate_out, dropped, age}}, once a second
     history   camera, query, steps: [[stamp, score, segment, reused]], changes, words; when it opens
-    step      camera, query, stamp, score, segment, reused, latency
-    change    camera, query, stamp, segment, start, score
-    words     camera, query, stamp, segment, start, text, confidence, seconds
+    step      camera, query, stamp, familiarity, score, segment, reused, latency
+    change    camera, query, stamp, familiarity, segment, start, score
+    words     camera, query, stamp, familiarity, segment, start, text, confidence, seconds
     labels    version, labels, template: the standing labels
     scores    camera, stamp, version, best, scores: how well each standing label fits
     watch     watch, score, stamp: at each step, for a watch of this page
-    watch_end watch, fired, message; if it fired, score, start, end
+    watch_end watch, fired, message; if it fired, score, start, end, familiarity
     answer    id, ok; if not, error: a sentence (its id is null where the request had none)
     binary    4 bytes, the length of a JSON object {camera, stamp}, big-endian; that; a JPEG
 
 From the page, each with an `id` that its answer carries:
 
-    ask       camera, question, candidates -> answer, scores, stamp, seconds
+    ask       camera, question, candidates -> answer, scores, stamp, seconds, familiarity, note
     watch     camera, text, threshold      -> watch: its number
     unwatch   watch
     recall    camera, text, limit          -> moments: [{camera, robot, segment, start, end, text, score,
-                                              pinned, thumbnail: a JPEG in base64}], seconds
+                                              familiarity, pinned, thumbnail: a JPEG in base64}],
+                                              seconds
     view      camera: whose pictures to send; empty: none
 
 Stamps are seconds, numbers that are not finite null.

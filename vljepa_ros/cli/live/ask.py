@@ -14,7 +14,7 @@ import typer
 from rich.live import Live as Screen
 from rich.text import Text
 
-from vljepa_ros.console import console
+from vljepa_ros.console import console, notice
 from vljepa_ros.stamps import to_ns
 
 from ..times import clock, finite
@@ -47,11 +47,16 @@ def ask(
         answer = graph.result(graph.client.ask(question, candidates, camera))
     scores = list(zip(candidates, answer.scores))
     if as_json:
-        _print_json(answer=answer.answer, scores=_scored(scores), stamp=_seconds(answer.stamp))
+        _print_json(
+            answer=answer.answer, scores=_scored(scores), stamp=_seconds(answer.stamp),
+            familiarity=round(answer.familiarity, 4),
+        )  # fmt: skip
     elif candidates:
         _print_scores(sorted(scores, key=lambda pair: -pair[1]))
     else:
         console.print(answer.answer)
+    if answer.message:
+        notice(answer.message)
 
 
 def classify(
@@ -67,9 +72,14 @@ def classify(
         found = graph.result(graph.client.classify(label, camera, template))
     scores = list(zip(found.labels, found.scores))
     if as_json:
-        _print_json(scores=_scored(scores), stamp=_seconds(found.stamp))
+        _print_json(
+            scores=_scored(scores), stamp=_seconds(found.stamp),
+            familiarity=round(found.familiarity, 4),
+        )  # fmt: skip
     else:
         _print_scores(scores)
+    if found.message:
+        notice(found.message)
 
 
 def watch(
@@ -96,10 +106,12 @@ def watch(
         _print_json(
             text=text, camera=moment.camera, score=round(moment.score, 4),
             segment_id=moment.segment_id, start=_seconds(moment.start), end=_seconds(moment.end),
+            familiarity=round(moment.familiarity, 4),
         )  # fmt: skip
     else:
         at = clock(to_ns(moment.end))
-        console.print(f"{at}  {moment.camera}  true  ({moment.score:.2f})")
+        familiar = f", familiar {moment.familiarity:.2f}" if moment.familiarity >= 0 else ""
+        console.print(f"{at}  {moment.camera}  true  ({moment.score:.2f}{familiar})")
 
 
 class _Score:

@@ -143,5 +143,6 @@ def _found(message: Any) -> Found:
         segment_id=message.segment_id, start_ns=to_ns(message.start), end_ns=to_ns(message.end),
         embedding=np.empty(0, np.float32), text=message.text,
         thumbnail=bytes(message.thumbnail.data), pinned=message.pinned,
+        familiarity=message.familiarity,
     )  # fmt: skip
     return Found(moment, message.score)

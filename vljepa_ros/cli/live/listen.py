@@ -129,14 +129,20 @@ def line(kind: str, prefix: str, message: Any) -> str:
     head = f"{clock(message.header.stamp)}  {stream}  segment {message.segment_id}"
     if kind == "utterances":
         decode_ms = message.decode_time * 1e3
-        return f"{head}  says  {message.text}  ({message.confidence:.2f}, {decode_ms:.0f} ms)"
+        told = f"{message.confidence:.2f}, {decode_ms:.0f} ms{_familiar(message)}"
+        return f"{head}  says  {message.text}  ({told})"
     head = f"{head}  score {message.change_score:.2f}"
     if kind == "changes":
-        return f"{head}  change, since {clock(message.segment_start)}"
+        return f"{head}  change, since {clock(message.segment_start)}{_familiar(message)}"
     reused = ", reused" if message.reused else ""
     latency = message.latency
     age = "stamped by another clock" if other_clock(latency) else f"{latency * 1e3:.0f} ms old"
-    return f"{head}  embedding {message.sequence}, {age}{reused}"
+    return f"{head}  embedding {message.sequence}, {age}{reused}{_familiar(message)}"
+
+
+def _familiar(message: Any) -> str:
+    """How familiar it is; empty where the model cannot tell."""
+    return f", familiar {message.familiarity:.2f}" if message.familiarity >= 0 else ""
 
 
 def clock(stamp: Any) -> str:

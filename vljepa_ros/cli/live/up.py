@@ -238,7 +238,11 @@ class Graph:
         camera = self._camera(message)
         if camera is not None:
             at = clock(camera.time(to_ns(message.segment_start)))
-            self._print(f"{at}  {message.camera}: a change ({message.change_score:.2f})")
+            known = self._info.familiarity_threshold if self._info is not None else -1.0
+            strange = 0 <= message.familiarity < known
+            camera.unfamiliar += strange
+            what = "to what the model does not know " if strange else ""
+            self._print(f"{at}  {message.camera}: a change {what}({message.change_score:.2f})")
 
     def _on_utterance(self, message: Any) -> None:
         camera = self._camera(message, words=True)

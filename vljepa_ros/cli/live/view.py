@@ -46,6 +46,7 @@ class CameraView:
     reused: int = 0
     changes: int = 0
     decodes: int = 0
+    unfamiliar: int = 0  # changes to what the model does not know
     first_ns: int | None = None
     last_ns: int = 0
     score: float = 0.0
@@ -147,6 +148,8 @@ class StreamView:
             f"{self.seconds():.1f} s of stream, {sum(c.changes for c in cameras)} changes, "
             f"{sum(c.dropped for c in cameras)} frames dropped."
         )
+        if unknown := sum(c.unfamiliar for c in cameras):
+            facts += f" {unknown} of the changes are to what the model does not know."
         words = table if self.said else Text("Nothing was said.")
         return Group(words, Text(facts), Text(self.saved()))
 

@@ -132,13 +132,16 @@ def _table(found: Sequence[Found]) -> Table:
     for column in ("time", "camera", "s", "score"):
         table.add_column(column, justify="right" if column in ("s", "score") else "left",
                          no_wrap=True)  # fmt: skip
+    known = any(one.moment.familiarity >= 0 for one in found)
+    if known:
+        table.add_column("familiar", justify="right", no_wrap=True)
     table.add_column("text", overflow="fold")
     for one in found:
         moment = one.moment
         seconds = (moment.end_ns - moment.start_ns) / 1e9
         table.add_row(
             clock(moment.start_ns), moment.camera, f"{seconds:.1f}", f"{one.score:.2f}",
-            moment.text,
+            *([f"{moment.familiarity:.2f}"] if known else []), moment.text,
         )  # fmt: skip
     return table
 
@@ -150,4 +153,5 @@ def _plain(found: Found) -> dict[str, Any]:
         "id": moment.id, "robot": moment.robot, "camera": moment.camera, "query": moment.query,
         "segment_id": moment.segment_id, "start": moment.start_ns / 1e9, "end": moment.end_ns / 1e9,
         "text": moment.text, "score": round(found.score, 4), "pinned": moment.pinned,
+        "familiarity": round(moment.familiarity, 4),
     }  # fmt: skip

@@ -62,12 +62,15 @@ def judge(
 def speak(
     model: Runtime, video: Path, settings: Settings
 ) -> tuple[list[Step], list[tuple[Step, str]]]:
-    """Run a video as the node would: all steps, and the steps that changed with what was said."""
+    """Run a video as the nodes would: all steps, and the steps that changed with what was said.
+
+    Nothing is said of what the bundle does not know.
+    """
     perceiver = Perceiver(model, ["camera"], settings)
     steps, said = [], []
     for step in offline.run(VideoSource(str(video)), perceiver):
         steps.append(step)
-        if step.change is not None:
+        if step.change is not None and not model.bundle.is_unfamiliar(step.familiarity):
             said.append((step, model.decode(step.embedding)))
     return steps, said
 

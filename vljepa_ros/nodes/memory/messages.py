@@ -24,6 +24,7 @@ def moment_message(moment: Moment, score: float) -> MomentMessage:
         robot=moment.robot,
         query=moment.query,
         pinned=moment.pinned,
+        familiarity=moment.familiarity,
     )
     if moment.pose is not None:
         pose = message.pose

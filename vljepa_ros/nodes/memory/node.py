@@ -179,7 +179,8 @@ class MemoryNode(ModelNode):
             return
         if message.camera not in self._thumbnails:
             self._hear(message.camera)
-        self._put("step", message.camera, message.query, stamp_ns, message.segment_id, embedding)
+        self._put("step", message.camera, message.query, stamp_ns, message.segment_id, embedding,
+                  message.familiarity)  # fmt: skip
 
     def _on_change(self, message: SemanticChange) -> None:
         if self._fits(message):

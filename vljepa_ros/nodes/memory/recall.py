@@ -81,8 +81,7 @@ class Recall:
             return response
         response.success = True
         response.moments = [moment_message(one.moment, one.score) for one in found]
-        if not found:
-            response.message = "Nothing that fits has been stored yet."
+        response.message = self._note(found)
         self.count += 1
         self.latency = time.monotonic() - began
         return response
@@ -117,6 +116,19 @@ class Recall:
             )
         except RuntimeError as error:  # cleaned up meanwhile
             raise RecallError(str(error)) from None
+
+    def _note(self, found: list[Found]) -> str:
+        """What to make of what was found; empty: nothing is to be said of it."""
+        bundle = self._open.bundle
+        if not found:
+            return "Nothing that fits has been stored yet."
+        strange = [one for one in found if bundle and bundle.is_unfamiliar(one.moment.familiarity)]
+        if not strange:
+            return ""
+        return (
+            f"{len(strange)} of {len(found)} moments show what the model does not know, and fit by "
+            "chance: their familiarity is below the bundle's threshold."
+        )
 
     def _check_cameras(self, cameras: tuple[str, ...]) -> None:
         known = sorted(self._open.cameras)

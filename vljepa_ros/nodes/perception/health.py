@@ -9,6 +9,7 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass
 
+from vljepa_ros.bundle.spec import UNKNOWN
 from vljepa_ros.perception.perceiver import Perceiver
 from vljepa_ros.perception.stages import Stages
 from vljepa_ros.ros.diagnostics import ERROR, STALE, WARN, Rate, Status
@@ -74,7 +75,7 @@ class Health:
         return [self._status(perceiver, camera) for camera in self._stream.cameras.values()]
 
     def _status(self, perceiver: Perceiver, camera: Camera) -> Status:
-        counters = perceiver.counters(camera.name)
+        counters, latest = perceiver.counters(camera.name), perceiver.latest(camera.name)
         steps = counters.encodes + counters.reused
         into, out = self._meters.setdefault(camera.name, (Rate(), Rate()))
         self._rates[camera.name] = (into.update(camera.received), out.update(steps))
@@ -93,6 +94,7 @@ class Health:
             "encodes": counters.encodes,
             "encodes skipped": counters.reused,
             "changes": counters.changes,
+            "familiarity": latest.familiarity if latest is not None else UNKNOWN,
             "restarts": counters.restarts,
             "steps not finite": counters.errors,
         }

@@ -27,6 +27,7 @@ def embedding_message(
         latency=(now_ns - step.stamp_ns) / 1e9,
         embedding=floats(step.embedding),
         stream_id=stream_id,
+        familiarity=step.familiarity,
     )
 
 
@@ -44,6 +45,7 @@ def change_message(step: Step, change: Change, model_id: str, stream_id: int = 0
         change_score=float(change.score),
         embedding=floats(step.embedding),
         stream_id=stream_id,
+        familiarity=step.familiarity,
     )
 
 
@@ -61,4 +63,5 @@ def info_message(model: Runtime, queries: tuple[str, ...]) -> ModelInfo:
         sample_rate=float(bundle.clip.sample_rate),
         queries=list(queries),
         watch_threshold=float(bundle.thresholds.watch),
+        familiarity_threshold=bundle.familiarity_threshold,
     )

@@ -90,6 +90,11 @@ class PerceptionNode(ModelNode):
         assert model is not None
         engines = ", ".join(f"{e.name} on {e.backend} ({e.precision})" for e in model.info)
         self.get_logger().info(f"Loaded {model.bundle.model_id}: {engines}.")
+        if model.bundle.familiarity is None:
+            self.get_logger().info(
+                f"{model.bundle.name} cannot tell what it does not know: `vljepa calibrate` fits "
+                "that to footage of the robot's own camera."
+            )
 
     def start(self) -> None:
         """Subscribe to the cameras."""
@@ -189,7 +194,10 @@ class PerceptionNode(ModelNode):
     def _draw(self, step: Step, picture: Any) -> None:
         started = time.monotonic()
         header = Header(stamp=to_time(step.stamp_ns), frame_id=step.frame_id)
-        drawn = overlay.draw(picture, step, self._words.get(step.camera, ""))
+        assert self.stream.model is not None
+        strange = self.stream.model.bundle.is_unfamiliar(step.familiarity)
+        words = "" if strange else self._words.get(step.camera, "")
+        drawn = overlay.draw(picture, step, words)
         self._overlay.publish(rgb_message(drawn, header))
         self.stream.stages.lap("overlay", started)
 

@@ -14,8 +14,8 @@ _QUIET, _CHANGE = (80, 200, 120), (240, 80, 60)  # RGB
 def draw(picture: np.ndarray, step: Step, words: str) -> np.ndarray:
     """A copy of RGB uint8 `[H, W, 3]` with the step's score as a bar, its state and `words`.
 
-    The bar is full at a score of 1.0, which is a change. Letters that OpenCV's font does not have
-    are drawn as '?'.
+    The bar is full at a score of 1.0, which is a change. Familiarity is told where the bundle can
+    tell. Letters that OpenCV's font does not have are drawn as '?'.
     """
     canvas = picture.copy()
     height, width = canvas.shape[:2]
@@ -27,6 +27,8 @@ def draw(picture: np.ndarray, step: Step, words: str) -> np.ndarray:
     cv2.rectangle(canvas, (0, 0), (filled, line // 3), colour, -1)
     state = "changed" if changed else "reused" if step.reused else "new"
     text = f"{step.camera}  segment {step.segment_id}  {step.change_score:.2f}  {state}"
+    if step.familiarity >= 0:
+        text += f"  familiar {step.familiarity:.2f}"
     _write(canvas, text, (4, line // 3 + line), scale, colour)
     if words:
         _write(canvas, words, (4, height - line // 3), scale, (255, 255, 255))

@@ -22,6 +22,7 @@ from vljepa_ros.perception.texts import (
     checked_text,
     checked_texts,
     not_ready,
+    note,
     softmax,
 )
 from vljepa_ros.ros.diagnostics import Status
@@ -48,7 +49,7 @@ class Questions:
 
     def status(self) -> Status:
         """The line of /diagnostics."""
-        names = ("asked", "answered", "refused", "classified")
+        names = ("asked", "answered", "refused", "classified", "unfamiliar")
         return Status("questions", values={name: self.counts[name] for name in names})
 
     # -------------------------------------------------------------- ask
@@ -70,6 +71,7 @@ class Questions:
         response.scores = floats(answer.scores)
         response.embedding = floats(answer.embedding)
         response.stamp = to_time(answer.stamp_ns)
+        self._tell(response, answer.familiarity, "the answer")
         self.counts["answered"] += 1
         return response
 
@@ -127,7 +129,7 @@ class Questions:
             labels = checked_texts("label", request.labels)
             template = request.label_template and checked_template(request.label_template)
             camera = self._stream.camera_to_ask(request.camera)
-            scores, stamp_ns = await self._node.in_worker(
+            scores, stamp_ns, familiarity = await self._node.in_worker(
                 lambda: self._label_scores(camera, labels, template, arrived)
             )
         except VLJepaError as error:
@@ -137,13 +139,17 @@ class Questions:
         response.labels = [request.labels[i] for i in order]
         response.scores = floats(scores[order])
         response.stamp = to_time(stamp_ns)
+        self._tell(response, familiarity, "the best label")
         self.counts["classified"] += 1
         return response
 
     def _label_scores(
         self, camera: str, labels: Sequence[str], template: str, arrived: float
-    ) -> Generator[None, None, tuple[np.ndarray, int]]:
-        """Softmax over the labels for the camera's current embedding, and its stamp; in pieces."""
+    ) -> Generator[None, None, tuple[np.ndarray, int, float]]:
+        """Softmax over the labels for the camera's current embedding; in pieces.
+
+        And the stamp and the familiarity of its step.
+        """
         model, perceiver = self._stream.model, self._stream.perceiver
         assert model is not None and perceiver is not None
         template = template or model.bundle.label_template
@@ -153,7 +159,7 @@ class Questions:
             raise not_ready(camera, self._stream.ready())
         scores = softmax(texts @ step.embedding, model.bundle.temperature)
         self._stream.stages.lap("classify", arrived)
-        return scores, step.stamp_ns
+        return scores, step.stamp_ns, step.familiarity
 
     # -------------------------------------------------------------- embed_text
 
@@ -175,6 +181,14 @@ class Questions:
         response.embedding_dim = embeddings.shape[1]
         response.embeddings = floats(embeddings.reshape(-1))
         return response
+
+    def _tell(self, response: Any, familiarity: float, what: str) -> None:
+        """Say how familiar what an answer is about is, in words where it is not."""
+        model = self._stream.model
+        assert model is not None
+        response.familiarity = familiarity
+        response.message = note(model.bundle, familiarity, what)
+        self.counts["unfamiliar"] += bool(response.message)
 
     def _refuse(self, response: Any, error: VLJepaError) -> Any:
         self.counts["refused"] += 1

@@ -28,7 +28,7 @@ from vljepa_ros.errors import VLJepaError
 from vljepa_ros.msg import Moment
 from vljepa_ros.perception.conditions import Conditions
 from vljepa_ros.perception.perceiver import Step
-from vljepa_ros.perception.texts import QuestionError, checked_text, find_camera, shown
+from vljepa_ros.perception.texts import QuestionError, checked_text, find_camera, note, shown
 from vljepa_ros.perception.thumbnails import thumbnail
 from vljepa_ros.ros.diagnostics import Status
 from vljepa_ros.ros.lifecycle import BURST, ModelNode
@@ -160,8 +160,15 @@ class Watches:
                 )
                 if judgement.holds:
                     moment = moment or _moment(step, picture(step.camera))
-                    self._end(watch, "", _scored(moment, judgement.score))
+                    why = self._note(step)
+                    self._end(watch, why, _scored(moment, judgement.score))
         self._stream.stages.lap("watches", started)
+
+    def _note(self, step: Step) -> str:
+        """What to make of a condition that came true; empty where what is seen is known."""
+        model = self._stream.model
+        assert model is not None
+        return note(model.bundle, step.familiarity, "that the condition holds")
 
     def _stand(self, watch: _Watch) -> Generator[None, None, None]:
         yield from self._conditions[watch.camera].add(watch.key, watch.text, watch.threshold)
@@ -292,7 +299,7 @@ def _conclude(handle: Any, why: str, moment: Moment | None, watched: bool = Fals
     def result(handle: Any) -> Watch.Result:
         if moment is not None:
             handle.succeed()
-            return Watch.Result(success=True, moment=moment)
+            return Watch.Result(success=True, message=why, moment=moment)
         if handle.is_cancel_requested:
             handle.canceled()
         elif watched:
@@ -314,6 +321,7 @@ def _moment(step: Step, picture: Any) -> Moment:
         start=to_time(step.segment_start_ns),
         end=to_time(step.stamp_ns),
         thumbnail=jpeg_message(thumbnail(picture), header),
+        familiarity=step.familiarity,
     )
 
 
@@ -322,6 +330,7 @@ def _scored(moment: Moment, score: float) -> Moment:
     return Moment(
         camera=moment.camera, query=moment.query, segment_id=moment.segment_id,
         start=moment.start, end=moment.end, thumbnail=moment.thumbnail, score=score,
+        familiarity=moment.familiarity,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ export class Ask {
     find("answers").replaceChildren();
     try {
       const answer = await connection.request("ask", { camera, question: find("question").value, candidates });
-      note(find("ask-note"), `seen at ${clock(answer.stamp)} · ${Math.round(1000 * answer.seconds)} ms`);
+      note(find("ask-note"), [`seen at ${clock(answer.stamp)} · ${Math.round(1000 * answer.seconds)} ms`, answer.note].filter(Boolean).join(" · "));
       find("answer").textContent = answer.answer;
       const rows = candidates.map((text, i) => [text, answer.scores[i]]);
       bars(find("answers"), rows.sort((a, b) => b[1] - a[1]));

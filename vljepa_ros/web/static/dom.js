@@ -42,6 +42,14 @@ export function bars(list, rows) {
   });
 }
 
+let known = -1; // the familiarity from which on the model knows what it sees; -1: it cannot tell
+
+export function knows(threshold) {
+  known = threshold ?? -1;
+}
+
+export const unfamiliar = (familiarity) => familiarity >= 0 && familiarity < known;
+
 // Say something beneath a form.
 export function note(element, text, bad = false) {
   element.textContent = text;

@@ -1,6 +1,6 @@
 // What is seen now: the picture with the newest words, the numbers, the standing labels, what was said.
 
-import { bars, clock, find, fixed, make } from "./dom.js";
+import { bars, clock, find, fixed, make, unfamiliar } from "./dom.js";
 
 const SAID = 40; // lines
 
@@ -45,13 +45,14 @@ export class Live {
     find("dropped").textContent = camera ? fixed(camera.dropped, 0) : "–";
     if (step?.latency !== undefined) find("latency").textContent = `${fixed(1000 * step.latency, 0)} ms`;
     find("score").textContent = fixed(step?.score);
+    find("familiar").textContent = step?.familiarity >= 0 ? fixed(step.familiarity) : "–";
   }
 
-  said(stream, segment) {
-    const words = stream.words.at(-1);
-    const stands = words !== undefined && words.segment === segment;
+  said(stream, step) {
+    const words = unfamiliar(step?.familiarity) ? undefined : stream.words.at(-1);
+    const stands = words !== undefined && words.segment === step?.segment;
     find("now").textContent = words?.text ?? "";
-    find("now-about").textContent = words ? `${stands ? "since " : ""}${clock(words.start)} · ${fixed(words.confidence)}` : "";
+    find("now-about").textContent = unfamiliar(step?.familiarity) ? "the model does not know what it sees" : words ? `${stands ? "since " : ""}${clock(words.start)} · ${fixed(words.confidence)}` : "";
     const lines = stream.words.slice(-SAID).reverse().map((said) =>
       make("li", "", make("time", "", clock(said.start)), make("span", "", said.text),
         make("span", "confidence", fixed(said.confidence))));

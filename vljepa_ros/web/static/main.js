@@ -2,7 +2,7 @@
 
 import { Ask } from "./ask.js";
 import { Connection } from "./connection.js";
-import { find, make } from "./dom.js";
+import { find, knows, make } from "./dom.js";
 import { Live } from "./live.js";
 import { Recall } from "./recall.js";
 import { Store } from "./store.js";
@@ -56,6 +56,7 @@ const handlers = {
     info = event;
     find("model").textContent = `${event.model_id} · ${event.backend} · ${event.precision} · ${event.clip_frames} frames at ${event.sample_rate} Hz`;
     watches.calibrated(event.watch_threshold);
+    knows(event.familiarity_threshold);
     choose();
   },
   health(event) {
@@ -97,7 +98,7 @@ function labelled(event) {
 // What of the stream that is chosen is on the screen.
 function show() {
   timeline.show(stream());
-  live.said(stream(), stream().steps.at(-1)?.segment);
+  live.said(stream(), stream().steps.at(-1));
 }
 
 function stream() {

@@ -1,6 +1,6 @@
 // Recall: search the memory in words; moments as cards, the best first.
 
-import { clock, find, fixed, make, note } from "./dom.js";
+import { clock, find, fixed, make, note, unfamiliar } from "./dom.js";
 
 const LIMIT = 12;
 
@@ -48,7 +48,8 @@ function card(moment, robot) {
   if (moment.thumbnail) picture.src = `data:image/jpeg;base64,${moment.thumbnail}`;
   picture.alt = moment.text || "a moment without words";
   const when = make("p", "about", make("span", "", clock(moment.start)), make("span", "score", fixed(moment.score)));
-  const about = [robot, moment.camera, `${fixed(moment.end - moment.start, 1)} s`, moment.pinned ? "pinned" : ""];
+  const about = [robot, moment.camera, `${fixed(moment.end - moment.start, 1)} s`, moment.pinned ? "pinned" : "",
+    unfamiliar(moment.familiarity) ? "not known to the model" : ""];
   return make("li", "", moment.thumbnail ? picture : make("div", "thumbnail"), when, make("p", "text", moment.text || "–"),
     make("p", "about", about.filter(Boolean).join(" · ")));
 }

@@ -1,6 +1,6 @@
 // Watches: conditions in words, their scores against the threshold, and when they came true.
 
-import { clock, find, fixed, make, note } from "./dom.js";
+import { clock, find, fixed, make, note, unfamiliar } from "./dom.js";
 
 export class Watches {
   constructor(connection, camera) {
@@ -128,7 +128,8 @@ class Row {
   ended(event) {
     this.runs = false;
     this.element.className = event.fired ? "fired" : this.cancelled ? "ended" : "failed";
-    if (event.fired) this.say(`came true at ${clock(event.end, 1)} with ${fixed(event.score)}`);
+    const strange = unfamiliar(event.familiarity) ? ", in what the model does not know" : "";
+    if (event.fired) this.say(`came true at ${clock(event.end, 1)} with ${fixed(event.score)}${strange}`);
     else this.say(this.cancelled ? "cancelled" : event.message);
     this.button.textContent = "Remove";
     this.button.setAttribute("aria-label", `Remove the watch for: ${this.text}`);
