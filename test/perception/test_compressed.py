@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pictures import EXIF, JPEGS, PNGS, encode, png, printed, scan, scene, without_tables
 
-from vljepa_ros.perception import jpeg
 from vljepa_ros.perception.compressed import compressed_to_rgb, image_to_rgb
+from vljepa_ros.perception.formats import jpeg
 
 GOOD = JPEGS["plain"]
 OTHERS = ("bmp", "ppm", "tiff", "webp")

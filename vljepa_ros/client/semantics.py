@@ -99,7 +99,8 @@ class SemanticClient:
         """A question about what `camera` sees now (empty: the only camera). Result: Ask.Response.
 
         With `candidates`, `answer` is the best of them and `scores` their softmax, in their order;
-        without, the answer is decoded and `scores` is empty.
+        without, the answer is decoded and `scores` is empty. `message` says so where the question
+        was not used, as the model is asked nothing: then candidates are to be statements.
         """
         return self._call(
             Ask, "ask",

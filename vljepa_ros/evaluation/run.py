@@ -80,6 +80,11 @@ def evaluate(
     """
     extent = extent or Extent()
     loaded = load_bundle(bundle)
+    if loaded.query is None:
+        raise VLJepaError(
+            f"The bundle {bundle} is asked nothing, and this evaluation asks questions about a "
+            "simulated table; judge it on recordings of what it is for."
+        )
     made = loaded.source.get("data")
     if made is not None and made != f"tabletop-{DATA_VERSION}":
         progress(

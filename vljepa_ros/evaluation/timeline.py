@@ -57,7 +57,7 @@ def draw(bundle: str, video: Path, out: Path) -> None:
         axes.set_xlim(0, times[-1])
         axes.spines[["top", "right", "left"]].set_visible(False)
     words.set_xlabel("seconds of the stream")
-    skipped = np.mean([s.reused for s in steps])
+    skipped = np.mean([s.encoded == 0 for s in steps])
     figure.suptitle(
         f"{model.bundle.model_id} on {video.name}: {len(said)} decodes "
         f"(uniform at 1 Hz: {round(times[-1])}), {skipped:.0%} of encodes skipped",

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from . import jpeg, png
+from .formats import jpeg, png
 from .images import FULL_RANGE, Levels, Note, bayer_to_rgb, grey16_to_grey, ignore
 
 # OpenCV's own lines, frame by frame, say what our sentences say. (4 and 5 have it in two places.)

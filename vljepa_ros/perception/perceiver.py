@@ -196,6 +196,7 @@ class Perceiver:
         new segment. Streams of queries that stay are not disturbed.
         """
         settings.check()
+        settings.queries_of(self.bundle)
         self.settings = settings
 
     def due(self, camera: str, stamp_ns: int) -> Verdict:
@@ -373,9 +374,9 @@ class Perceiver:
             state = self._cameras[name]
             tokens, others = state.chunks.clip(chunks[name])
             if others:
-                state.familiarity = self._familiar(tokens)
                 for stream in state.streams.values():
                     stream.embedding = None
+                state.familiarity = self._familiar(tokens)
             state.seen = Seen(tokens, clip.end_ns, state.frame_id, state.familiarity)
         return {name: len(its) for name, its in new.items()}
 

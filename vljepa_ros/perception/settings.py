@@ -66,7 +66,15 @@ class Settings:
         return self.rates.get(camera) or self.rate or bundle.clip.sample_rate
 
     def queries_of(self, bundle: Bundle) -> tuple[str, ...]:
-        """The standing questions."""
+        """The standing questions; the one empty text where the bundle's predictor is asked nothing.
+
+        SettingsError where such a bundle is given questions.
+        """
+        if self.queries and bundle.query is None:
+            raise SettingsError(
+                f"'queries' must be empty: {bundle.model_id} is asked nothing, its embeddings mean "
+                "what is seen; give it labels, or ask with candidates."
+            )
         return tuple(self.queries) or (bundle.default_query,)
 
     def set_detector(self, detector: ChangeDetector, camera: str, bundle: Bundle) -> None:

@@ -64,6 +64,7 @@ def index(
     loaded = load_bundle(bundle)
     settings = Settings(queries=tuple(query or ()))
     settings.check()
+    queries = settings.queries_of(loaded)
     if words and loaded.decoder is None:
         notice(f"{loaded.model_id} has no decoder: the moments get no words.")
         words = False
@@ -74,7 +75,6 @@ def index(
         before = len(kept)
         model = open_model(loaded, backend, PARTS if words else REQUIRED)
         stack.callback(model.close)
-        queries = tuple(settings.queries_of(loaded))
         file = stack.enter_context(StreamFile(export, model, queries)) if export else None
         bar = stack.enter_context(_Bar(sum(one.seconds for one in found)))
         indexer = Indexer(

@@ -93,7 +93,7 @@ def judge_stream(model: Runtime, video: Path, truth: Path, settings: Settings) -
         "decode_fraction": round(len(spoken) / uniform, 3),
         "kind_right": round(float(np.mean([s.kind_right for s in spoken])), 3),
         "right": round(float(np.mean([s.right for s in spoken])), 3),
-        "encodes_skipped": round(float(np.mean([s.reused for s in steps])), 3),
+        "encodes_skipped": round(float(np.mean([s.encoded == 0 for s in steps])), 3),
         "gate": judge_gate(model, video, known["events"], settings, steps, said),
         "spoken": [vars(s) for s in spoken],
     }
@@ -122,7 +122,7 @@ def judge_gate(
         first, last = offline.seconds(step.window_start_ns), offline.seconds(step.stamp_ns)
         inside = [start for start, end in still if start <= last < end]
         if inside:
-            (quiet if inside[0] <= first else settling).append(step.reused)
+            (quiet if inside[0] <= first else settling).append(step.encoded == 0)
     found = [
         any(abs(step.stamp_ns - s.stamp_ns) <= FOUND_WITHIN * 1e9 and text == t for s, t in said)
         for step, text in ungated

@@ -97,7 +97,7 @@ def perceive(model: Runtime, episode: Episode) -> PerceivedStream:
     return PerceivedStream(
         stamps,
         np.stack([step.embedding for step in steps]),
-        np.array([step.reused for step in steps]),
+        np.array([step.encoded == 0 for step in steps]),
         tuple(float(t) for t, step in zip(stamps, steps, strict=True) if step.change is not None),
         np.array(marks),
         tuple(names),

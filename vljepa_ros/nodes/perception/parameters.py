@@ -17,7 +17,8 @@ COMMON = (
     Spec("cameras", ["camera"], "Names of the cameras."),
     Spec("rate", 0.0, "Steps per second and camera; 0: the bundle's sample rate.",
          live=True, low=0, high=1000),
-    Spec("queries", [""], "Standing questions; none: the bundle's default.", live=True),
+    Spec("queries", [""], "Standing questions; none: the bundle's default. A bundle "
+         "without a query takes none.", live=True),
     Spec("gate_threshold", -1.0, "Novelty gate: grey levels (0..255) of a block mean that are new; "
          "0: everything is new; -1: the bundle's.", live=True, low=-1, high=255),
     Spec("gate_max_age", 10.0, "Seconds after which a clip is encoded although nothing is new.",

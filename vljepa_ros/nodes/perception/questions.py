@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vljepa_ros.bundle.spec import NO_QUERY
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.perception.question_queue import Answer, Question
 from vljepa_ros.perception.texts import (
@@ -33,6 +34,10 @@ from vljepa_ros.srv import Ask, Classify, Decode, EmbedText
 from .stream import LiveStream
 
 DECODE_SECONDS = 5.0  # that the decoder node may take over an open answer
+UNUSED = (
+    "The bundle's predictor is asked nothing, so the question was not used: the answer is about "
+    "what is seen, and each candidate was compared with that as a statement."
+)
 
 
 class Questions:
@@ -58,7 +63,8 @@ class Questions:
         arrived = time.monotonic()
         self.counts["asked"] += 1
         try:
-            text = checked_text("question", request.question)
+            unasked = self._unasked
+            text = NO_QUERY if unasked else checked_text("question", request.question)
             candidates = checked_texts("candidate", request.candidates)
             answer = await self._answer(request.camera, text, candidates, arrived)
             if candidates:
@@ -72,8 +78,16 @@ class Questions:
         response.embedding = floats(answer.embedding)
         response.stamp = to_time(answer.stamp_ns)
         self._tell(response, answer.familiarity, "the answer")
+        if unasked:
+            response.message = f"{UNUSED} {response.message}".rstrip()
         self.counts["answered"] += 1
         return response
+
+    @property
+    def _unasked(self) -> bool:
+        """Whether the bundle's predictor is asked nothing."""
+        model = self._stream.model
+        return model is not None and model.bundle.query is None
 
     async def _answer(
         self, camera: str, text: str, candidates: tuple[str, ...], arrived: float

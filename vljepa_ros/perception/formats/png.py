@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections import defaultdict
 
-from .images import check_size
+from ..images import check_size
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _END = b"IEND\xaeB\x60\x82"

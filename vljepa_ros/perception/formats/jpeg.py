@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .images import check_size
+from ..images import check_size
 
 try:
     import simplejpeg
