@@ -16,6 +16,7 @@ from transformers import BertConfig, LlamaConfig
 
 from vljepa_ros.model.config import VLJepaConfig
 from vljepa_ros.model.export.public import (
+    LICENCES,
     licence_of,
     load_named,
     load_x_encoder,
@@ -47,7 +48,10 @@ def start(x_encoder: Path, out: Path, seed: int = 0) -> Path:
     recipe = {
         "seed": seed,
         "steps": 0,
-        "x_encoder": {"from": x_encoder.name, "licence": licence_of("x_encoder", x_encoder)},
+        "x_encoder": {
+            "from": x_encoder.name,
+            "licence": licence_of(x_encoder, LICENCES["x_encoder"]),
+        },
         "untrained": ["predictor", "y_encoder.projector", "y_decoder"],
     }
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")

@@ -20,6 +20,8 @@ class Start(str, Enum):
 
     training = "training"
     open_vljepa = "open-vljepa"
+    clip = "clip"
+    siglip = "siglip"
     hf = "hf"
 
 
@@ -36,13 +38,17 @@ OUT = typer.Argument(None, help="The folder that is made; --out says the same.")
 STREAM = typer.Option(None, help="A held-out stream to judge the bundle on.")
 FROM = typer.Option(
     Start.training, "--from",
-    help="A finished training; the public Open-VLJEPA checkpoint; or V-JEPA 2 (hf): a start for a "
-    "training, its predictor untrained.",
+    help="A finished training; the public Open-VLJEPA checkpoint; a public two-tower model (clip, "
+    "siglip); or V-JEPA 2 (hf): a start for a training, its predictor untrained.",
 )  # fmt: skip
 CHECKPOINT = typer.Option("", help="best.pt of Open-VLJEPA, or the Hub id that holds it.")
 X_ENCODER = typer.Option("", help="Folder or Hub id of V-JEPA 2 (facebook/vjepa2-vitl-fpc64-256).")
 LLAMA = typer.Option("", help="Folder or Hub id of meta-llama/Llama-3.2-1B; no weights needed.")
 GEMMA = typer.Option("", help="Folder or Hub id of google/embeddinggemma-300m; likewise.")
+MODEL = typer.Option(
+    "", help="Folder or Hub id of a CLIP (openai/clip-vit-base-patch32), or of a SigLIP or "
+    "SigLIP 2 of a fixed size (google/siglip2-base-patch16-224).",
+)  # fmt: skip
 PRECISION = typer.Option(
     Storage.fp16, help="How weights are kept in the files: fp16 is half of fp32 and as exact as a "
     "GPU's fp16; bf16 for networks whose weights fp16 cannot hold. Graphs compute in fp32.",
@@ -59,6 +65,7 @@ def export(
     x_encoder: str = X_ENCODER,
     llama: str = LLAMA,
     gemma: str = GEMMA,
+    model: str = MODEL,
     out_option: Path = OUT_OPTION,
     version: str = typer.Option("1.0.0", help="The bundle's version."),
     folder: Path = DATA,
@@ -75,6 +82,8 @@ def export(
     _say_what_is_ours()
     if source is Start.open_vljepa:
         _open_vljepa(checkpoint, x_encoder, llama, gemma, made, version, precision.value)
+    elif source in (Start.clip, Start.siglip):
+        _towers(source.value, model, made, version, precision.value)
     elif source is Start.hf:
         _start(x_encoder, made)
     elif run is None:
@@ -137,6 +146,17 @@ def _open_vljepa(
         find_folder(gemma, public.DESCRIPTION_FILES),
     )
     console.print(f"bundle: {public.export_public(loaded, out, version, storage)}")
+
+
+def _towers(kind: str, model: str, out: Path, version: str, storage: str) -> None:
+    if not model:
+        raise VLJepaError(f"--from {kind} also needs --model.")
+    with needing("export"):
+        from vljepa_ros.model.export import towers
+
+    loaded = towers.load_towers(kind, towers.find_towers(model))
+    name = Path(model.split("@")[0]).name or kind
+    console.print(f"bundle: {towers.export_towers(loaded, out, name, version, storage)}")
 
 
 def _start(x_encoder: str, out: Path) -> None:

@@ -38,6 +38,7 @@ LICENCES = {
 }
 LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 DESCRIPTION_FILES = ("*.json", "*.model", "README.md", *LICENCE_FILES)  # all but the weights
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("*.model",))
 WEIGHT_FILES = ("*.safetensors",)
 
 
@@ -81,7 +82,7 @@ def load_open_vljepa(checkpoint: Path, x_encoder: Path, llama: Path, gemma: Path
             "tokenizer.json": read_tokenizer(llama),
             "y_tokenizer.json": read_tokenizer(gemma),
         },
-        licences={part: licence_of(part, folder) for part, folder in parts.items()},
+        licences={part: licence_of(folder, LICENCES[part]) for part, folder in parts.items()},
         licence_files={
             f"{part}-{file.name}": file
             for part, folder in parts.items()
@@ -142,9 +143,9 @@ def load_x_encoder(x_encoder: XEncoder, folder: Path) -> None:
             folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise PublicError(f"{folder} holds no V-JEPA 2 model: {_line(error)}") from error
+        raise PublicError(f"{folder} holds no V-JEPA 2 model: {line(error)}") from error
     missing = [key for key in found["missing_keys"] if not key.startswith("predictor.")]
-    _refuse(folder, missing, found["unexpected_keys"], [])
+    refuse(folder, missing, found["unexpected_keys"], [])
     load_named(x_encoder.encoder, theirs.encoder.state_dict(), folder)
 
 
@@ -156,11 +157,12 @@ def load_named(module: nn.Module, state: Mapping[str, Tensor], file: Path) -> No
         for key, value in wanted.items()
         if key in state and state[key].shape != value.shape
     ]
-    _refuse(file, wanted.keys() - state.keys(), state.keys() - wanted.keys(), unfit)
+    refuse(file, wanted.keys() - state.keys(), state.keys() - wanted.keys(), unfit)
     module.load_state_dict(state)
 
 
-def _refuse(file: Path, missing: Any, unexpected: Any, unfit: list[str]) -> None:
+def refuse(file: Path, missing: Any, unexpected: Any, unfit: list[str]) -> None:
+    """PublicError where weights are missing, left over or of another shape; it names each."""
     groups = {
         "missing": sorted(missing),
         "unexpected": sorted(unexpected),
@@ -174,14 +176,15 @@ def _refuse(file: Path, missing: Any, unexpected: Any, unfit: list[str]) -> None
         )
 
 
-def read_config(folder: Path, kind: str) -> Any:
-    """The configuration in `folder`, which must be of the model type `kind`."""
+def read_config(folder: Path, *kinds: str) -> Any:
+    """The configuration in `folder`, which must be of one of the model types `kinds`."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise PublicError(f"{folder} holds no configuration: {_line(error)}") from error
-    if config.model_type != kind:
-        raise PublicError(f"{folder} holds a model of type '{config.model_type}', not '{kind}'.")
+        raise PublicError(f"{folder} holds no configuration: {line(error)}") from error
+    if config.model_type not in kinds:
+        known = " or ".join(f"'{kind}'" for kind in kinds)
+        raise PublicError(f"{folder} holds a model of type '{config.model_type}', not {known}.")
     return config
 
 
@@ -191,10 +194,13 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     Special tokens are added as `transformers` adds them. A tokenizer without a padding token pads
     with Llama 3's reserved one (128004), or with the end of the text where there is none.
     """
+    # Of a folder without these files `transformers` makes a tokenizer that knows no words.
+    if not any(all(any(folder.glob(file)) for file in files) for files in TOKENIZER_FILES):
+        raise PublicError(f"{folder} holds no tokenizer: no {TOKENIZER_FILES[0][0]}.")
     try:
         wrapped = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise PublicError(f"{folder} holds no tokenizer: {_line(error)}") from error
+        raise PublicError(f"{folder} holds no tokenizer: {line(error)}") from error
     pad = wrapped.pad_token
     if pad is None:
         pad = PAD if PAD in wrapped.get_vocab() else wrapped.eos_token
@@ -204,11 +210,11 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def licence_of(part: str, folder: Path) -> str:
-    """The licence that the model card in `folder` names; without one, that of the public model."""
+def licence_of(folder: Path, otherwise: str) -> str:
+    """The licence that the model card in `folder` names, else `otherwise`."""
     card = folder / "README.md"
     facts = (metadata_load(card) if card.is_file() else None) or {}
-    return str(facts.get("license_name") or facts.get("license") or LICENCES[part])
+    return str(facts.get("license_name") or facts.get("license") or otherwise)
 
 
 def _read_checkpoint(file: Path) -> dict[str, Any]:
@@ -219,7 +225,7 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise PublicError(
             f"{file} is no checkpoint of tensors and plain values alone, and is not read: "
-            f"{_line(error)}"
+            f"{line(error)}"
         ) from error
     for key, parts in (("model_state_dict", ()), ("config", ("encoder", "predictor", "y_encoder"))):
         found = content.get(key) if isinstance(content, dict) else None
@@ -252,6 +258,6 @@ def _open_vljepa_config(
     )
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
     """An error's message as one line that ends with a full stop."""
     return " ".join(str(error).split())[:300].rstrip(".") + "."
