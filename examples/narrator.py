@@ -45,6 +45,7 @@ class Narrator(Node):
             "camera": said.camera,
             "text": said.text,
             "confidence": round(said.confidence, 3),
+            "source": said.source,
             "question": self.question.value,
         }
         try:

@@ -42,7 +42,7 @@ TORCH = ("torch", "transformers")
 
 
 @pytest.mark.parametrize(
-    "part", present("bundle", "inference", "perception", "recordings", "memory")
+    "part", present("bundle", "inference", "perception", "recordings", "memory", "words")
 )
 def test_the_lower_layers_import_without_ros_and_without_torch(part: str) -> None:
     done = import_without(ROS + TORCH, modules(part))

@@ -478,7 +478,8 @@ def test_weights_of_large_graphs_lie_beside_them(bundle: Path):
 @pytest.mark.timeout(600)  # a busy machine exports for minutes
 def test_bundle_without_a_decoder_says_so(bundle: Path):
     found = load_bundle(bundle)
-    assert found.decoder is None
+    assert found.decoder is None and found.phrases is not None
+    assert "a person opens a door" in found.phrases.file.read_text().splitlines()
     with pytest.raises(EngineError, match="has no 'y_decoder'; use a bundle that has one"):
         Runtime(found, "onnxruntime-cpu", parts=("y_decoder", "y_encoder"))
 

@@ -27,7 +27,7 @@ def test_a_burst_drops_the_oldest_and_counts_them(tiny_bundle: Path) -> None:
         for segment in range(QUEUE + 6):  # no worker yet: nothing is taken away
             node._on_change(SemanticChange(camera="camera", segment_id=segment))
         assert (node.waiting, node.dropped) == (QUEUE, 6)
-        assert node._queue[0].segment_id == 6
+        assert node._queue[0][0].segment_id == 6
         node.stop()
         assert (node.waiting, node.dropped) == (0, QUEUE + 6)
     finally:

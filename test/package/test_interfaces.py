@@ -22,11 +22,12 @@ FIELDS = {
         std_msgs/Header header, string camera, string query, string model_id, uint64 segment_id,
         builtin_interfaces/Time segment_start, uint64 previous_segment_id,
         builtin_interfaces/Time previous_segment_start, float32 change_score,
-        float32[] embedding, uint64 stream_id, float32 familiarity""",
+        float32[] embedding, uint64 stream_id, float32 familiarity,
+        sensor_msgs/CompressedImage[] key_frames""",
     "msg/Utterance.msg": """
         std_msgs/Header header, string camera, string query, string model_id, uint64 segment_id,
         builtin_interfaces/Time segment_start, string text, float32 confidence,
-        float32 decode_time, uint64 stream_id, float32 familiarity""",
+        float32 decode_time, uint64 stream_id, float32 familiarity, string source""",
     "msg/ModelInfo.msg": """
         string model_id, string backend, string precision, uint32 embedding_dim, uint32 clip_frames,
         uint32 image_size, float32 sample_rate, string[] queries, float32 watch_threshold,
@@ -54,8 +55,8 @@ FIELDS = {
         --- bool success, string message, string model_id, uint32 embedding_dim,
         float32[] embeddings""",
     "srv/Decode.srv": """
-        string model_id, float32[] embedding
-        --- bool success, string message, string text, float32 confidence""",
+        string model_id, float32[] embedding, string camera
+        --- bool success, string message, string text, float32 confidence, string source""",
     "srv/Recall.srv": """
         string text, string[] cameras, builtin_interfaces/Time after,
         builtin_interfaces/Time before, uint32 limit, bool fleet

@@ -8,6 +8,7 @@ says a few words that depend on the embedding. The same seed gives the same byte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from vljepa_ros.bundle.manifest import write_manifest
+from vljepa_ros.bundle.manifest import read_manifest, write_manifest
 
 TEXT = (
     "what is happening the a an red green blue yellow cube ball block falls rolls stands lies "
@@ -141,6 +142,16 @@ def make_bundle(
     if chunk is not None:
         manifest["clip"]["chunk"] = chunk
     write_manifest(folder, {**manifest, **sections})
+    return folder
+
+
+def with_phrases(folder: Path, phrases: Sequence[str], **thresholds: float) -> Path:
+    """Give a bundle phrases, and when they are said (`cosine`, `margin`, `same`)."""
+    (folder / "phrases.txt").write_text("\n".join(phrases))
+    manifest, _ = read_manifest(folder)
+    manifest["files"]["phrases.txt"] = ""
+    manifest["phrases"] = {"file": "phrases.txt", **thresholds}
+    write_manifest(folder, manifest)
     return folder
 
 

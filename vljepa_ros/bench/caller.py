@@ -1,7 +1,7 @@
 """The callers of `vljepa bench services`, in a process of their own.
 
-Usage: ask|open|classify COUNT, crowd CALLERS SECONDS, or watch COUNT. Prints `ready` when the
-node is found, begins when a line comes in, and prints what it measured as one line of JSON.
+Usage: ask|open|classify COUNT, crowd CALLERS SECONDS, watch COUNT, or vlm SECONDS. Prints `ready`
+when the node is found, begins when a line comes in, and prints what it measured as a line of JSON.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import rclpy
+from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 
 from vljepa_ros.action import Watch
+from vljepa_ros.msg import Utterance
 from vljepa_ros.srv import Ask, Classify
 
 QUESTION = "what is red?"
@@ -125,6 +128,58 @@ class Caller:
         self.wait(lambda: time.monotonic() >= until, "the end", PATIENCE * 10)
         return {"feedback": sum(heard)}
 
+    def vlm(self, seconds: int) -> dict[str, Any]:
+        """Be a VLM that takes so many seconds for an answer, until a line with a time comes in."""
+        url, asked = serve_vlm(seconds)
+        said: list[str] = []
+        self.node.create_subscription(
+            Utterance, "utterances", lambda one: said.append(one.source), 10
+        )
+        setter = self.node.create_client(
+            SetParametersAtomically, "decoder/set_parameters_atomically"
+        )
+        self.wait(setter.service_is_ready, "the decoder node")
+        values = {"words": "vlm", "vlm.url": url, "frames": 2}
+        parameters = [Parameter(name, value=v).to_parameter_msg() for name, v in values.items()]
+        done = setter.call_async(SetParametersAtomically.Request(parameters=parameters))
+        self.wait(done.done, "the decoder node's parameters")
+        if not done.result().result.successful:
+            raise SystemExit(done.result().result.reason)
+        print("ready", flush=True)
+        until = time.monotonic() + float(sys.stdin.readline())
+        self.wait(lambda: time.monotonic() >= until, "the end", PATIENCE * 10)
+        return {"asked": len(asked), "said": said.count("vlm")}
+
+
+def serve_vlm(seconds: float) -> tuple[str, list[float]]:
+    """A stand-in for a VLM, in a thread: its URL, and when it was asked."""
+    import asyncio
+    import threading
+
+    from aiohttp import web
+
+    asked: list[float] = []
+    loop = asyncio.new_event_loop()
+
+    async def complete(request: web.Request) -> web.Response:
+        await request.read()
+        asked.append(time.monotonic())
+        await asyncio.sleep(seconds)
+        message = {"role": "assistant", "content": "Something changes."}
+        return web.json_response({"choices": [{"message": message, "finish_reason": "stop"}]})
+
+    async def start() -> int:
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_post("/v1/chat/completions", complete)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return int(runner.addresses[0][1])
+
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    port = asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE)
+    return f"http://127.0.0.1:{port}/v1", asked
+
 
 def main() -> None:
     """Do what the arguments say."""
@@ -134,6 +189,8 @@ def main() -> None:
         result = caller.crowd(count, float(sys.argv[3]))
     elif what == "watch":
         result = caller.watch(count)
+    elif what == "vlm":
+        result = caller.vlm(count)
     elif what == "classify":
         request = Classify.Request(labels=LABELS)
         result = caller.one_by_one(Classify, "classify", request, count)

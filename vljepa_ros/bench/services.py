@@ -19,6 +19,7 @@ from rich.table import Table
 from vljepa_ros.console import console, notice
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.process import Signals
+from vljepa_ros.words.bank import Bank
 
 from .node import end_ros, open_perception, prepare_ros
 
@@ -26,6 +27,9 @@ WIDTH, HEIGHT = 640, 480
 MARGIN = 3.0  # milliseconds that an answer may take beside the predictor
 LONGEST = 1800.0  # seconds that all of it may take
 SLOWER = 0.2  # of the stream's rate, that callers may take
+PHRASES, PHRASE_MS = 100_000, 15.0  # searched; milliseconds that it may take
+VLM = 3  # seconds that the stand-in for a VLM takes
+VLM_SLOWER, VLM_OLDER = 0.02, 5.0  # of the stream's rate, and ms of its age, that a VLM may take
 
 
 def services(
@@ -40,8 +44,9 @@ def services(
     seconds: float = typer.Option(10.0, min=1, help="How long to watch the stream each time."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Ask, classify and watch between processes while the stream runs: latencies and its rate."""
+    """Ask, classify, watch and speak while the stream runs: latencies and its rate."""
     prepare_ros("services")
+    searched = _search(asks)
     _start("vljepa_ros.bench.publisher", WIDTH, HEIGHT, fps, LONGEST, "camera")
     _start(
         "vljepa_ros.nodes.decoder_node", "--ros-args", "-p", f"bundle:={bundle}",
@@ -59,7 +64,7 @@ def services(
         _kill()
         spinner.end()
         end_ros()
-    report = {"camera_fps": fps, **report}
+    report = {"camera_fps": fps, **report, "phrases": searched}
     if as_json:
         console.print(json.dumps(report, indent=2))
     else:
@@ -98,7 +103,27 @@ class _Bench:
         report["crowd"] = self._crowd(callers, alone)
         notice(f"{watches} watches")
         report["watches"] = self._watches(watches)
+        notice(f"a VLM that takes {VLM} s")
+        report["vlm"] = self._vlm()
         return report
+
+    def _vlm(self) -> dict[str, Any]:
+        """The stream while changes carry pictures and go to a slow VLM, and before."""
+        seconds = max(self._seconds, 8.0 * VLM)  # the camera's scene changes every 4 s
+        from rclpy.parameter import Parameter
+
+        found: dict[str, Any] = {}
+        for name in ("without", "with"):
+            if name == "with":
+                self._perception.set_parameters([Parameter("change_frames", value=2)])
+                process = _Child("vlm", VLM)
+                process.ready()
+                process.begin(str(seconds))
+            self._perception.stream.measure()
+            rate = self._rate_while(lambda: time.sleep(seconds))
+            p50, p99, _ = self._perception.stream.stages.percentiles()["age"]
+            found[name] = {"stream_hz": rate, "age_p50_ms": p50 * 1e3, "age_p99_ms": p99 * 1e3}
+        return {"answer_s": VLM, "seconds": seconds, **found, **process.result()}
 
     def _crowd(self, callers: int, alone: float) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -167,6 +192,10 @@ class _Child:
     def run(self) -> dict[str, Any]:
         """Let it begin; what it measured."""
         self.begin()
+        return self.result()
+
+    def result(self) -> dict[str, Any]:
+        """What it measured, once it has."""
         return json.loads(self._line())  # type: ignore[no-any-return]
 
     def kill(self) -> None:
@@ -202,6 +231,19 @@ def _kill() -> None:
         child.wait()
 
 
+def _search(times: int) -> dict[str, float]:
+    """Searches of a bank of phrases, random ones of 384 numbers."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((PHRASES, 384), np.float32)
+    bank = Bank([""] * PHRASES, rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    durations = []
+    for query in rows[:times] + random.standard_normal((times, 384), np.float32):
+        began = time.monotonic()
+        bank.best(query / np.linalg.norm(query), 0.9)
+        durations.append(time.monotonic() - began)
+    return _milliseconds(durations)
+
+
 def _milliseconds(durations: list[float]) -> dict[str, float]:
     p50, p90, p99 = np.percentile(durations, (50, 90, 99)) * 1e3
     return {"p50_ms": float(p50), "p90_ms": float(p90), "p99_ms": float(p99)}
@@ -218,6 +260,7 @@ def _print(report: dict[str, Any]) -> None:
         "ask, open": report["open"],
         "classify, 4 labels": report["classify"],
         f"ask, {crowd['callers']} callers": crowd,
+        f"search, {PHRASES:,} phrases": report["phrases"],
     }
     for name, row in rows.items():
         cells = (f"{row[key]:.2f}" if key in row else "" for key in ("p50_ms", "p90_ms", "p99_ms"))
@@ -235,7 +278,21 @@ def _print(report: dict[str, Any]) -> None:
         f"({-100 * crowd['slower']:+.1f} %; -20 % may be): "
         f"{_verdict(crowd['slower'] <= SLOWER and not crowd['refused'])}.\n"
         f"A step took {watches['step_ms_without']:.2f} ms, with {watches['watches']} watches "
-        f"{watches['step_ms_with']:.2f} ms, of which {watches['watches_ms']:.2f} ms for them."
+        f"{watches['step_ms_with']:.2f} ms, of which {watches['watches_ms']:.2f} ms for them.\n"
+        f"{PHRASES:,} phrases are searched in {report['phrases']['p50_ms']:.1f} ms "
+        f"({PHRASE_MS:g} ms may be): {_verdict(report['phrases']['p50_ms'] <= PHRASE_MS)}."
+    )
+    vlm = report["vlm"]
+    alone, beside = vlm["without"], vlm["with"]
+    slower = 1 - beside["stream_hz"] / alone["stream_hz"]
+    older = beside["age_p50_ms"] - alone["age_p50_ms"]
+    console.print(
+        f"A VLM that takes {vlm['answer_s']} s was asked {vlm['asked']} times in "
+        f"{vlm['seconds']:g} s and heard {vlm['said']} times. The stream went from "
+        f"{alone['stream_hz']:.2f} to {beside['stream_hz']:.2f} Hz, its age from "
+        f"{alone['age_p50_ms']:.1f} (p99 {alone['age_p99_ms']:.1f}) to "
+        f"{beside['age_p50_ms']:.1f} ms (p99 {beside['age_p99_ms']:.1f}): "
+        f"{_verdict(slower <= VLM_SLOWER and older <= VLM_OLDER)}."
     )
 
 

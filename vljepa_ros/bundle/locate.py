@@ -15,13 +15,28 @@ from .manifest import MANIFEST
 HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
 
 
+def shared_folders(name: str) -> list[Path]:
+    """Where a folder that the package ships may lie: in the installed share, the source tree."""
+    prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
+    folders = [Path(p) / "share/vljepa_ros" / name for p in [*prefixes, sys.prefix]]
+    return [*folders, Path(__file__).resolve().parents[2] / name]
+
+
 def shipped_bundles() -> list[Path]:
     """Folders that hold bundles by name: $VLJEPA_BUNDLES, the installed share, the source tree."""
     folders = [Path(p) for p in os.environ.get("VLJEPA_BUNDLES", "").split(os.pathsep) if p]
-    prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
-    folders += [Path(p) / "share/vljepa_ros/engines" for p in [*prefixes, sys.prefix]]
-    folders.append(Path(__file__).resolve().parents[2] / "engines")
-    return list(dict.fromkeys(folders))
+    return list(dict.fromkeys([*folders, *shared_folders("engines")]))
+
+
+def shipped_phrases(name: str) -> Path:
+    """The bank of phrases of that name that the package ships: `events`. Raises BundleError."""
+    for folder in shared_folders("config"):
+        if (folder / "phrases" / f"{name}.txt").is_file():
+            return folder / "phrases" / f"{name}.txt"
+    raise BundleError(
+        f"There is no file of phrases '{name}', and no bank of that name is shipped; give the path "
+        "of a text file with one phrase a line."
+    )
 
 
 def find_bundle(source: str) -> Path:

@@ -94,6 +94,20 @@ class DecoderSpec:
 
 
 @dataclass(frozen=True)
+class PhrasesSpec:
+    """A bank of phrases: a text file, one a line, and when the best one is said.
+
+    Where its cosine is at least `cosine`, and the best phrase that means something else, i.e. whose
+    cosine to it is below `same`, is at least `margin` behind.
+    """
+
+    file: Path
+    cosine: float = -1.0
+    margin: float = 0.0
+    same: float = 0.9
+
+
+@dataclass(frozen=True)
 class Thresholds:
     """Calibrated thresholds.
 
@@ -145,6 +159,7 @@ class Bundle:
     query: QuerySpec | None
     y_encoder: TextSpec
     decoder: DecoderSpec | None
+    phrases: PhrasesSpec | None
     templates: dict[str, str]
     temperature: float
     thresholds: Thresholds
@@ -211,6 +226,8 @@ def file_problems(bundle: Bundle) -> list[str]:
     used = [tokenizer for tokenizer, _ in tokenizers(bundle)]
     if bundle.familiarity is not None:
         used.append(bundle.familiarity.file)
+    if bundle.phrases is not None:
+        used.append(bundle.phrases.file)
     for pattern in ("*.onnx*", "*.data"):
         used += sorted(bundle.path.rglob(pattern))
     problems += [
@@ -251,6 +268,7 @@ def parse(folder: Path, manifest: dict[str, Any], digest: str) -> Bundle:
             y_encoder.template("prompt", "{}"),
         ),
         decoder=_decoder(root.section("decoder")) if "y_decoder" in graphs.values else None,
+        phrases=_phrases(root.section("phrases")) if "phrases" in root.values else None,
         templates={key: templates.template(key) for key in templates.values},
         temperature=root.positive("temperature", float),
         thresholds=Thresholds(
@@ -330,6 +348,16 @@ def _familiarity(root: Section) -> FamiliaritySpec | None:
             f"{section.file}: 'familiarity.threshold' must be below 1, not {threshold}."
         )
     return FamiliaritySpec(section.inside("file"), threshold)
+
+
+def _phrases(section: Section) -> PhrasesSpec:
+    usual = PhrasesSpec(section.inside("file"))
+    return PhrasesSpec(
+        usual.file,
+        section.get("cosine", float, usual.cosine),
+        section.get("margin", float, usual.margin),
+        section.get("same", float, usual.same),
+    )
 
 
 def _longest(root: Section) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import matplotlib
@@ -13,15 +14,17 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from vljepa_ros.bundle.locate import find_bundle
-from vljepa_ros.bundle.spec import PARTS, load_bundle
+from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.recordings import offline
 from vljepa_ros.recordings.video import VideoSource
+from vljepa_ros.words.banks import own_speaker
 
 from .tasks.shipped import judge, speak
 
+log = logging.getLogger(__name__)
 INK, QUIET, RIGHT, HALF, WRONG = "#1f3a5f", "#e8ecf1", "#1b7f4d", "#a8740a", "#b3402a"
 LETTER = 0.36  # seconds that a letter takes up, at 8 points on 90 s
 SHOWN = 8  # frames in the strip above
@@ -32,7 +35,11 @@ def draw(bundle: str, video: Path, out: Path) -> None:
 
     `video` has its ground truth beside it in a JSON file of the same name.
     """
-    model = Runtime(load_bundle(find_bundle(bundle)), parts=PARTS)
+    loaded = load_bundle(find_bundle(bundle))
+    model = Runtime(loaded, parts=list(loaded.graphs))
+    speaker = own_speaker(model, log.info)
+    if speaker is None:
+        raise VLJepaError(f"{loaded.path} has neither a Y-decoder nor phrases: it says nothing.")
     truth = video.parent / f"{video.stem}.json"
     if not truth.is_file():
         raise VLJepaError(f"{truth} is missing: the timeline needs the ground truth of {video}.")
@@ -40,7 +47,7 @@ def draw(bundle: str, video: Path, out: Path) -> None:
         events = json.loads(truth.read_text())["events"]
     except (ValueError, KeyError, TypeError) as error:
         raise VLJepaError(f"{truth} is not the ground truth of a video ({error!r}).") from None
-    steps, said = speak(model, video, Settings())
+    steps, said = speak(model, video, Settings(), speaker)
     figure, (strip, score, words) = plt.subplots(
         3, 1, figsize=(15, 7.6), height_ratios=(1.5, 1.5, 2.4), layout="constrained"
     )
@@ -57,10 +64,12 @@ def draw(bundle: str, video: Path, out: Path) -> None:
         axes.set_xlim(0, times[-1])
         axes.spines[["top", "right", "left"]].set_visible(False)
     words.set_xlabel("seconds of the stream")
+    changes = [step for step in steps if step.change is not None]
     skipped = np.mean([s.encoded == 0 for s in steps])
     figure.suptitle(
-        f"{model.bundle.model_id} on {video.name}: {len(said)} decodes "
-        f"(uniform at 1 Hz: {round(times[-1])}), {skipped:.0%} of encodes skipped",
+        f"{model.bundle.model_id} on {video.name}: {len(changes)} decodes, by a Y-decoder or a VLM "
+        f"(one a second: {round(times[-1])}, {1 - len(changes) / times[-1]:.0%} saved), "
+        f"{skipped:.0%} of encodes skipped",
         color=INK,
     )
     figure.savefig(out, dpi=110)

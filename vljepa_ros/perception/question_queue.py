@@ -32,6 +32,7 @@ class Answer:
     `stamp_ns`: of the newest frame it is about, `familiarity`: of its clip, as in `Step`.
     """
 
+    camera: str
     embedding: np.ndarray
     scores: np.ndarray
     stamp_ns: int
@@ -85,7 +86,7 @@ class QuestionQueue:
                 except VLJepaError as error:
                     settle(question, error)
                 else:
-                    settle(question, Answer(embedding, scores, *seen))
+                    settle(question, Answer(question.camera, embedding, scores, *seen))
         except VLJepaError as error:
             for question in list(left):
                 settle(question, error)

@@ -9,10 +9,10 @@ LONGEST = 320  # pixels
 QUALITY = 80
 
 
-def thumbnail(picture: np.ndarray) -> bytes:
-    """RGB uint8 `[H, W, 3]` as a JPEG whose longer side is at most 320 pixels, never enlarged."""
+def thumbnail(picture: np.ndarray, longest: int = LONGEST) -> bytes:
+    """RGB uint8 `[H, W, 3]` as a JPEG whose longer side is at most `longest`, never enlarged."""
     height, width = picture.shape[:2]
-    scale = LONGEST / max(height, width)
+    scale = longest / max(height, width)
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)

@@ -24,6 +24,7 @@ from vljepa_ros.perception.images import FULL_RANGE, Levels
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.perception.thumbnails import thumbnail
+from vljepa_ros.words.speaker import Speaker
 
 from .bag_files import is_bag
 from .bags import Elapsed, bag_info
@@ -158,7 +159,7 @@ class Indexer:
     settings: Settings
     store: MomentStore
     robot: str
-    words: bool
+    speaker: Speaker | None  # None: the moments get no words
     file: StreamFile | None
     show: Callable[[float, int], None]
     levels: Levels = FULL_RANGE  # of 16-bit images
@@ -216,13 +217,15 @@ class Indexer:
             *place, change.segment_id, change.segment_start_ns,
             change.previous_segment_id, change.previous_segment_start_ns,
         )  # fmt: skip
-        if self.words and not self.model.bundle.is_unfamiliar(step.familiarity):
+        known = not self.model.bundle.is_unfamiliar(step.familiarity)
+        if self.speaker is not None and known:
             began = time.monotonic()
-            text = self.model.decode(step.embedding)
-            confidence = self.model.confidence(text, step.embedding)
-            recorder.words(*place, change.segment_id, text, confidence)
+            said = self.speaker.say(step.embedding)
+            if said.doubt:
+                return
+            recorder.words(*place, change.segment_id, said.text, said.confidence)
             if self.file is not None:
-                self.file.utterance(frame, step, text, confidence, time.monotonic() - began)
+                self.file.utterance(frame, step, said, time.monotonic() - began)
 
     def _completed(self, moment: Moment) -> Moment:
         """The moment, with what the robot knew of it and the recording does not say."""

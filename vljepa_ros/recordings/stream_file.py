@@ -18,6 +18,7 @@ import numpy as np
 
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.perceiver import Step
+from vljepa_ros.words.speaker import Said
 
 from .bags import BagError
 from .offline import RecordedFrame
@@ -120,19 +121,17 @@ class StreamFile:
                 previous_segment_id=change.previous_segment_id,
                 previous_segment_start=self._time(change.previous_segment_start_ns),
                 change_score=change.score, embedding=np.asarray(step.embedding, np.float32),
-                stream_id=0, familiarity=step.familiarity,
+                stream_id=0, familiarity=step.familiarity, key_frames=[],
             )  # fmt: skip
 
-    def utterance(
-        self, frame: RecordedFrame, step: Step, text: str, confidence: float, decode_time: float
-    ) -> None:
+    def utterance(self, frame: RecordedFrame, step: Step, said: Said, decode_time: float) -> None:
         """Write what was said of the change that the step found. `decode_time` in seconds."""
         assert step.change is not None
         self._write(
             "/utterances", frame.log_ns, header=self._header(step), camera=step.camera,
             query=step.query, model_id=self._model_id, segment_id=step.change.segment_id,
-            segment_start=self._time(step.change.segment_start_ns), text=text,
-            confidence=confidence, decode_time=decode_time, stream_id=0,
+            segment_start=self._time(step.change.segment_start_ns), text=said.text,
+            confidence=said.confidence, decode_time=decode_time, stream_id=0, source=said.source,
             familiarity=step.familiarity,
         )  # fmt: skip
 

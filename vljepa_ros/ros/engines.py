@@ -29,6 +29,7 @@ class _GivenUpError(Exception):
 class Engines:
     """Opens the model of a node by its parameters `bundle`, `backend`, `precision`, `threads`.
 
+    `parts`: the graphs, of which those are opened that the bundle has.
     Where an engine is still to be built and the parameter `serve_while_building` is true, another
     backend serves at once, the build runs beside it, and `replaced` is called in the worker's
     thread with the model that takes over; the other one is closed after that.
@@ -40,6 +41,7 @@ class Engines:
         self.model: Runtime | None = None
         self._node = node
         self._parts = parts
+        self._open: Sequence[str] = ()
         self._replaced = replaced
         self._building_for: Runtime | None = None  # what serves while a build runs beside it
         self._progress: tuple[str, float] | None = None  # what is being built, and how far
@@ -52,17 +54,17 @@ class Engines:
         bundle = load_bundle(values["bundle"])
         wanted: dict[str, Any] = {key: values[key] for key in ("backend", "threads", "precision")}
         self._problem = ""
+        self._open = [part for part in self._parts if part in bundle.graphs]
         unbuilt = any(
             must_build(bundle.graphs[part], wanted["backend"], wanted["precision"])
-            for part in self._parts
-            if part in bundle.graphs
+            for part in self._open
         )
         if not (unbuilt and values["serve_while_building"]):
             self._building_for = None
             with self._telling():
                 self.model = self._build(bundle, wanted)
             return self.model
-        self.model = Runtime(bundle, "auto", wanted["threads"], self._parts, build=False)
+        self.model = Runtime(bundle, "auto", wanted["threads"], self._open, build=False)
         self._building_for = self.model
         self._node.get_logger().info(
             f"Engines are being built, which takes minutes; {self.model.info[0].backend} serves "
@@ -93,7 +95,7 @@ class Engines:
 
     def _build(self, bundle: Bundle, wanted: dict[str, Any]) -> Runtime:
         try:
-            return Runtime(bundle, parts=self._parts, report=self._report, **wanted)
+            return Runtime(bundle, parts=self._open, report=self._report, **wanted)
         finally:
             self._progress = None
 

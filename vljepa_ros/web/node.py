@@ -236,6 +236,7 @@ def _words(message: Utterance) -> dict[str, Any]:
         "start": seconds(message.segment_start),
         "text": message.text,
         "confidence": number(message.confidence),
+        "source": message.source,
         "seconds": number(message.decode_time),
     }
 

@@ -14,7 +14,8 @@ The WebSocket `/ws` carries JSON objects with a `type`. To the page:
     history   camera, query, steps: [[stamp, score, segment, reused]], changes, words; when it opens
     step      camera, query, stamp, familiarity, score, segment, reused, latency
     change    camera, query, stamp, familiarity, segment, start, score
-    words     camera, query, stamp, familiarity, segment, start, text, confidence, seconds
+    words     camera, query, stamp, familiarity, segment, start, text, confidence, source,
+              seconds
     labels    version, labels, template: the standing labels
     scores    camera, stamp, version, best, scores: how well each standing label fits
     watch     watch, score, stamp: at each step, for a watch of this page

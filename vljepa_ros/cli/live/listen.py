@@ -129,7 +129,8 @@ def line(kind: str, prefix: str, message: Any) -> str:
     head = f"{clock(message.header.stamp)}  {stream}  segment {message.segment_id}"
     if kind == "utterances":
         decode_ms = message.decode_time * 1e3
-        told = f"{message.confidence:.2f}, {decode_ms:.0f} ms{_familiar(message)}"
+        source = f", {message.source}" if message.source else ""
+        told = f"{message.confidence:.2f}, {decode_ms:.0f} ms{source}{_familiar(message)}"
         return f"{head}  says  {message.text}  ({told})"
     head = f"{head}  score {message.change_score:.2f}"
     if kind == "changes":

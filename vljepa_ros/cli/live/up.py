@@ -248,7 +248,9 @@ class Graph:
         camera = self._camera(message, words=True)
         if camera is not None:
             at = camera.time(to_ns(message.segment_start))
-            said = Said(at, message.camera, message.query, message.text, message.confidence)
+            said = Said(
+                at, message.camera, message.query, message.text, message.confidence, message.source
+            )
             self._print(self.view.say(said))
 
     def _camera(self, message: Any, words: bool = False) -> CameraView | None:

@@ -32,6 +32,7 @@ class Said:
     query: str
     text: str
     confidence: float
+    source: str = ""
 
 
 @dataclass
@@ -114,8 +115,14 @@ class StreamView:
         return (
             f"{steps} steps, {encodes} encoded: the gate saved {_percent(steps - encodes, steps)}. "
             f"{decodes} decodes where uniform decoding at {UNIFORM:g} Hz takes {uniform}: "
-            f"{_percent(uniform - decodes, uniform)} saved."
+            f"{_percent(uniform - decodes, uniform)} saved{self._calls()}."
         )
+
+    def _calls(self) -> str:
+        """What a VLM that was asked on changes was spared, where one has spoken."""
+        calls = sum(item.source == "vlm" for item in self.said)
+        uniform = self.savings()[3]
+        return f"; a VLM spoke {calls} times instead of {uniform}" if calls else ""
 
     def _said(self, item: Said) -> str:
         who = f"{item.camera}: " if len(self.cameras) > 1 else ""
@@ -139,10 +146,12 @@ class StreamView:
     def summary(self) -> RenderableType:
         """What is left to say at the end."""
         table = Table(title="What was said", title_justify="left", expand=False)
-        for heading in ("time", "camera", "text", "confidence"):
+        for heading in ("time", "camera", "text", "confidence", "by"):
             table.add_column(heading)
         for item in self.said:
-            table.add_row(clock(item.time), item.camera, item.text, f"{item.confidence:.2f}")
+            table.add_row(
+                clock(item.time), item.camera, item.text, f"{item.confidence:.2f}", item.source
+            )
         cameras = self.cameras.values()
         facts = (
             f"{self.seconds():.1f} s of stream, {sum(c.changes for c in cameras)} changes, "

@@ -43,7 +43,7 @@ def index(
     export: Path | None = EXPORT,
 ) -> None:
     """Remember what recordings show: bags and videos into a store, for vljepa recall --store."""
-    from vljepa_ros.bundle.spec import PARTS, REQUIRED, load_bundle
+    from vljepa_ros.bundle.spec import REQUIRED, load_bundle
     from vljepa_ros.memory.store import Limits, MomentStore, default_store
     from vljepa_ros.perception.settings import Settings
     from vljepa_ros.recordings.bags import BagError
@@ -51,6 +51,7 @@ def index(
     from vljepa_ros.recordings.stream_file import StreamFile
     from vljepa_ros.recordings.video import VideoError
     from vljepa_ros.stamps import SECOND_NS
+    from vljepa_ros.words.banks import own_speaker
 
     from ..models import open_model
 
@@ -65,15 +66,14 @@ def index(
     settings = Settings(queries=tuple(query or ()))
     settings.check()
     queries = settings.queries_of(loaded)
-    if words and loaded.decoder is None:
-        notice(f"{loaded.model_id} has no decoder: the moments get no words.")
-        words = False
+    if words and loaded.decoder is None and loaded.phrases is None:
+        notice(f"{loaded.model_id} has neither decoder nor phrases: the moments get no words.")
     with ExitStack() as stack:
         folder = store or default_store()
         kept = MomentStore(folder, loaded.model_id, loaded.embedding_dim, Limits(0, 0, 0))
         stack.callback(kept.close)
         before = len(kept)
-        model = open_model(loaded, backend, PARTS if words else REQUIRED)
+        model = open_model(loaded, backend, list(loaded.graphs) if words else REQUIRED)
         stack.callback(model.close)
         file = stack.enter_context(StreamFile(export, model, queries)) if export else None
         bar = stack.enter_context(_Bar(sum(one.seconds for one in found)))
@@ -82,7 +82,7 @@ def index(
             settings,
             kept,
             robot or socket.gethostname(),
-            words,
+            own_speaker(model, notice) if words else None,
             file,
             bar.show,
             levels=(black, white),

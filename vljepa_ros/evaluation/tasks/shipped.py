@@ -19,6 +19,7 @@ from vljepa_ros.perception.settings import Settings
 from vljepa_ros.recordings import offline
 from vljepa_ros.recordings.video import VideoSource
 from vljepa_ros.tabletop import language
+from vljepa_ros.words.speaker import Speaker, YDecoder
 
 UNIFORM_RATE = 1.0  # decodes per second that selective decoding is compared with
 FOUND_WITHIN = 0.25  # s, one step: a change that the gate moves farther counts as lost
@@ -60,18 +61,22 @@ def judge(
 
 
 def speak(
-    model: Runtime, video: Path, settings: Settings
+    model: Runtime, video: Path, settings: Settings, speaker: Speaker | None = None
 ) -> tuple[list[Step], list[tuple[Step, str]]]:
     """Run a video as the nodes would: all steps, and the steps that changed with what was said.
 
-    Nothing is said of what the bundle does not know.
+    `speaker`: who puts it into words; None: the bundle's Y-decoder. Nothing is said of what the
+    bundle does not know.
     """
+    speaker = speaker or YDecoder(model)
     perceiver = Perceiver(model, ["camera"], settings)
     steps, said = [], []
     for step in offline.run(VideoSource(str(video)), perceiver):
         steps.append(step)
         if step.change is not None and not model.bundle.is_unfamiliar(step.familiarity):
-            said.append((step, model.decode(step.embedding)))
+            words = speaker.say(step.embedding)
+            if not words.doubt:
+                said.append((step, words.text))
     return steps, said
 
 

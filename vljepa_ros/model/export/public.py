@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, VJEPA2Model
 
+from vljepa_ros.bundle.locate import shipped_phrases
 from vljepa_ros.bundle.manifest import sha256_of
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.text import TextTokenizer
@@ -29,6 +30,7 @@ from ..networks import VLJepa, XEncoder
 from .bundle import export_bundle
 
 PAD = "<|finetune_right_pad_id|>"  # Llama 3's reserved token 128004
+PHRASES = "phrases.txt"
 SENTENCES = ("a man is cooking", "two dogs run across a field and jump over a small stream")
 # Where a folder's README does not say it.
 LICENCES = {
@@ -102,8 +104,9 @@ def load_open_vljepa(checkpoint: Path, x_encoder: Path, llama: Path, gemma: Path
 def export_public(public: Public, out: Path, version: str, storage: str = "fp16") -> Path:
     """Write the bundle of a public model into `out` and return it.
 
-    Its thresholds are guesses until they are calibrated, and the manifest says so. `storage`: how
-    weights are kept, fp16, bf16 or fp32.
+    Its thresholds are guesses until they are calibrated, and the manifest says so. It has no
+    Y-decoder, and says the shipped phrases of everyday events. `storage`: how weights are kept,
+    fp16, bf16 or fp32.
     """
     config = public.model.config
     vision = config.x_encoder_config
@@ -113,6 +116,7 @@ def export_public(public: Public, out: Path, version: str, storage: str = "fp16"
         "name": "open-vljepa",
         "version": version,
         "preprocess": {"resize": "shorter_side", "crop": "centre", "resample": "bilinear"},
+        "phrases": {"file": PHRASES},
         "temperature": public.temperature,
         "thresholds": {"gate": 1.5, "change": 0.25, "watch": 0.3},
         "change": {"candidate": 2, "min_segment": 2, "hysteresis": 0.8},
@@ -127,6 +131,7 @@ def export_public(public: Public, out: Path, version: str, storage: str = "fp16"
         files = {name: Path(folder) / name for name in public.tokenizers}
         for name, tokenizer in public.tokenizers.items():
             tokenizer.save(str(files[name]))
+        files[PHRASES] = shipped_phrases("events")
         texts = TextTokenizer(files["y_tokenizer.json"], config.text_length)(SENTENCES)
         return export_bundle(
             public.model, out, manifest, {**files, **public.licence_files}, clips, texts, storage

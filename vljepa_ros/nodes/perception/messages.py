@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 from vljepa_ros.inference.runtime import Runtime
@@ -31,8 +34,11 @@ def embedding_message(
     )
 
 
-def change_message(step: Step, change: Change, model_id: str, stream_id: int = 0) -> SemanticChange:
-    """The change that a step detected."""
+def change_message(
+    step: Step, change: Change, model_id: str, stream_id: int = 0,
+    key_frames: Sequence[CompressedImage] = (),
+) -> SemanticChange:  # fmt: skip
+    """The change that a step detected, and pictures of it."""
     return SemanticChange(
         header=Header(stamp=to_time(step.stamp_ns), frame_id=step.frame_id),
         camera=step.camera,
@@ -46,6 +52,7 @@ def change_message(step: Step, change: Change, model_id: str, stream_id: int = 0
         embedding=floats(step.embedding),
         stream_id=stream_id,
         familiarity=step.familiarity,
+        key_frames=list(key_frames),
     )
 
 

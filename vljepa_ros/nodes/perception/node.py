@@ -25,6 +25,7 @@ from vljepa_ros.ros.parameters import Spec, overrides
 from . import overlay
 from .announcer import Announcer
 from .health import CameraHealth, Health, stage_status
+from .key_frames import KeyFrames
 from .labels import StandingLabels
 from .messages import change_message, embedding_message
 from .parameters import COMMON, camera_specs, check_names, levels, settings
@@ -43,6 +44,7 @@ class PerceptionNode(ModelNode):
         self._announcer = Announcer(self, self.stream)
         self._health = Health(self.stream)
         self._labels = StandingLabels(self, self.stream)
+        self._key_frames = KeyFrames()
         self._words: dict[str, str] = {}  # the last ones, by camera
         self._thumbnails: dict[str, Any] = {}
         super().__init__("perception", **options)
@@ -70,6 +72,7 @@ class PerceptionNode(ModelNode):
             levels(values, name)
         self._labels.check(values)
         self.stream.load(values)
+        self._key_frames.count = values["change_frames"]
 
     def setup(self) -> None:
         """Publishers and cameras; say which model this is."""
@@ -141,6 +144,7 @@ class PerceptionNode(ModelNode):
         if self.stream.perceiver is not None:
             self.stream.configure(values)
             self._labels.apply(values)
+            self._key_frames.count = values["change_frames"]
 
     def statuses(self) -> list[Status]:
         """A line for each camera while active, for each engine, and for the stages."""
@@ -163,13 +167,16 @@ class PerceptionNode(ModelNode):
         perceiver, stages = self.stream.perceiver, self.stream.stages
         assert perceiver is not None
         self._send_thumbnails(steps, seen)
+        self._key_frames.keep(steps, {name: one.picture for name, one in seen.items()})
         started = time.monotonic()
         model_id, stream_id = perceiver.bundle.model_id, self.stream.id
         for step in steps:
             now_ns = self.get_clock().now().nanoseconds
             self._embeddings.publish(embedding_message(step, model_id, now_ns, stream_id))
             if step.change is not None:
-                self._changes.publish(change_message(step, step.change, model_id, stream_id))
+                pictures = self._key_frames.of(step, step.change)
+                message = change_message(step, step.change, model_id, stream_id, pictures)
+                self._changes.publish(message)
         published = stages.lap("publish", started)
         engines = stages.engines()
         for one in seen.values():

@@ -36,6 +36,8 @@ COMMON = (
          live=True),
     Spec("label_template", "", "Sentence around each label, with {} where it goes; empty: the "
          "bundle's.", live=True),
+    Spec("change_frames", 0, "Pictures of the new segment that a change carries, for a decoder "
+         "that shows them to a VLM; 0: none.", live=True, low=0, high=4),
     Spec("max_gap", 3.0, "Seconds without a frame after which a stream begins anew.",
          live=True, low=0.01, high=86400),
 )  # fmt: skip

@@ -70,7 +70,7 @@ class Questions:
             if candidates:
                 response.answer = request.candidates[int(answer.scores.argmax())]
             else:
-                response.answer = await self._in_words(answer.embedding)
+                response.answer = await self._in_words(answer.camera, answer.embedding)
         except VLJepaError as error:
             return self._refuse(response, error)
         response.success = True
@@ -110,7 +110,7 @@ class Questions:
             raise outcome
         return outcome
 
-    async def _in_words(self, embedding: np.ndarray) -> str:
+    async def _in_words(self, camera: str, embedding: np.ndarray) -> str:
         """The text of a predicted embedding, from the decoder node."""
         name = self._node.resolve_service_name(self._decoder.srv_name)
         if not self._decoder.service_is_ready():
@@ -120,7 +120,9 @@ class Questions:
             )
         model = self._stream.model
         assert model is not None
-        request = Decode.Request(model_id=model.bundle.model_id, embedding=floats(embedding))
+        request = Decode.Request(
+            model_id=model.bundle.model_id, embedding=floats(embedding), camera=camera
+        )
         decoded = await self._node.response(self._decoder, request, DECODE_SECONDS)
         if decoded is None:
             raise QuestionError(

@@ -52,7 +52,7 @@ export class Live {
     const words = unfamiliar(step?.familiarity) ? undefined : stream.words.at(-1);
     const stands = words !== undefined && words.segment === step?.segment;
     find("now").textContent = words?.text ?? "";
-    find("now-about").textContent = unfamiliar(step?.familiarity) ? "the model does not know what it sees" : words ? `${stands ? "since " : ""}${clock(words.start)} · ${fixed(words.confidence)}` : "";
+    find("now-about").textContent = unfamiliar(step?.familiarity) ? "the model does not know what it sees" : words ? `${stands ? "since " : ""}${clock(words.start)} · ${fixed(words.confidence)}${words.source ? ` · ${words.source}` : ""}` : "";
     const lines = stream.words.slice(-SAID).reverse().map((said) =>
       make("li", "", make("time", "", clock(said.start)), make("span", "", said.text),
         make("span", "confidence", fixed(said.confidence))));

@@ -5,7 +5,7 @@ const SECONDS = 600;
 class Stream {
   steps = []; // {stamp, score, segment, reused}
   changes = []; // {segment, start, score, stamp}
-  words = []; // {segment, start, text, confidence, stamp}
+  words = []; // {segment, start, text, confidence, source, stamp}
 
   add(kind, event) {
     const last = this.steps.at(-1);

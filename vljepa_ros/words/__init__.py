@@ -1,0 +1,1 @@
+"""An embedding, or the pictures of a change, into words."""
