@@ -88,6 +88,38 @@ def test_a_frozen_picture_is_encoded_again_at_the_greatest_age(model: Runtime) -
     assert sum(s.change is not None for s in steps) == 1
 
 
+def noisy(perceiver: Perceiver, start: int, height: int = 48, frames: int = 40) -> int:
+    """A still scene before a camera that is lighter or darker by up to 7 levels; the encodes."""
+    before = perceiver.counters("camera").encodes
+    for number in range(frames):
+        picture = image((120, 120, 120), height) + np.uint8(number * 5 % 8)
+        stamp = start + number * SECOND // 4
+        if perceiver.due("camera", stamp).due and perceiver.take("camera", stamp, "", picture):
+            perceiver.step(["camera"])
+    return perceiver.counters("camera").encodes - before
+
+
+def test_a_camera_s_noise_is_learnt_and_kept_until_it_is_another_camera(model: Runtime) -> None:
+    perceiver = perceive(model, Settings(gate_max_age=1e4))
+    assert perceiver.noise("camera") is None
+    assert noisy(perceiver, START) > 8
+    assert perceiver.noise("camera") == 7
+    assert noisy(perceiver, START + 10 * SECOND) <= 1
+    assert noisy(perceiver, START + 100 * SECOND) == 1  # a gap: the stream begins anew
+    assert perceiver.noise("camera") == 7
+    assert noisy(perceiver, START + 110 * SECOND, height=96, frames=8) == 8
+    assert perceiver.noise("camera") is None
+
+
+@pytest.mark.parametrize("threshold", [0.0, 3.0])
+def test_a_threshold_that_is_set_is_not_learnt(model: Runtime, threshold: float) -> None:
+    perceiver = perceive(model, Settings(gate_max_age=1e4, gate_threshold=threshold))
+    noisy(perceiver, START)
+    assert noisy(perceiver, START + 10 * SECOND) > 30
+    perceiver.configure(Settings(gate_max_age=1e4))  # and it goes on with what is known by now
+    assert noisy(perceiver, START + 20 * SECOND) <= 1
+
+
 def test_another_picture_is_another_segment(model: Runtime) -> None:
     steps = feed(perceive(model, ONCE), [RED] * 20 + [BLUE] * 20)
     changes = [s.change for s in steps if s.change]

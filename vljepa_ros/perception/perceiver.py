@@ -138,6 +138,7 @@ class _Camera:
     seen: Seen | None = None
     latest: Step | None = None  # of the first standing query
     newest_ns: int = 0  # stamp of the last frame taken
+    shape: tuple[int, ...] = ()  # of its image
     jumps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=JUMPS))
 
 
@@ -173,6 +174,11 @@ class Perceiver:
     def counters(self, camera: str) -> Counters:
         """The camera's counters, live."""
         return self._cameras[camera].counters
+
+    def noise(self, camera: str) -> float | None:
+        """What the camera's gate has learnt, grey levels: the median block's; None before that."""
+        level = self._cameras[camera].chunks.gate.noise.level
+        return None if level is None else float(np.median(level))
 
     def seen(self, camera: str) -> Seen | None:
         """The visual tokens of the camera's last step; None before the stream's first."""
@@ -230,8 +236,8 @@ class Perceiver:
             image, self.bundle.clip.image_size, self.bundle.resample, self.bundle.resize
         )
         started = self.stages.lap("resize", started)
-        verdict = state.window.push(stamp_ns, picture, block_means(picture))
-        self.stages.lap("window", started)
+        means = block_means(picture)
+        verdict = state.window.push(stamp_ns, picture, means)
         if not verdict.due:
             return False
         state.counters.taken += 1
@@ -239,7 +245,12 @@ class Perceiver:
         if verdict is Verdict.RESTARTED:
             state.jumps_ns.append(stamp_ns - state.newest_ns)
             self._restart(state)
-        state.newest_ns = stamp_ns
+        noise = state.chunks.gate.noise
+        if image.shape != state.shape:  # another camera, or another mode of it
+            noise.forget()
+        noise.feed(stamp_ns, means)
+        self.stages.lap("window", started)
+        state.newest_ns, state.shape = stamp_ns, image.shape
         if not state.window.full:
             return False
         rate = state.rate_mhz
@@ -315,6 +326,7 @@ class Perceiver:
             state.window.configure(intake, max_gap_ns)
             threshold = settings.gate_threshold
             gate = state.chunks.gate
+            gate.learns = threshold is None
             gate.threshold = bundle.thresholds.gate if threshold is None else threshold
             gate.max_age_ns = round(settings.gate_max_age * 1e9)
             for query in queries:
@@ -325,9 +337,10 @@ class Perceiver:
         self._settings = settings
 
     def _restart(self, state: _Camera) -> None:
-        """Leave nothing of the stream so far, but for the ids and sequences."""
+        """Leave nothing of the stream so far, but for the ids, the sequences and the noise."""
         state.counters.restarts += 1
         state.chunks.forget()
+        state.chunks.gate.noise.restart()
         state.stepped = state.seen = state.latest = None
         for stream in state.streams.values():
             stream.restart()

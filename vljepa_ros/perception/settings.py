@@ -24,9 +24,10 @@ class Settings:
 
     `rate`: steps per second, and `rates` the same for single cameras. `queries`: the standing
     questions; empty: the bundle's default. `gate_threshold`: grey levels 0..255, 0 turns the gate
-    off. `gate_max_age`, `max_gap`: seconds. `change_threshold`: a Ward cost. `candidate`,
-    `min_segment`: in steps at the bundle's sample rate; they and the Ward cost keep their meaning
-    in time when `rate` is another. `hysteresis`: 0.01..1.
+    off; None: learnt from each camera's noise, from the bundle's up. `gate_max_age`, `max_gap`:
+    seconds. `change_threshold`: a Ward cost. `candidate`, `min_segment`: in steps at the bundle's
+    sample rate; they and the Ward cost keep their meaning in time when `rate` is another.
+    `hysteresis`: 0.01..1.
     """
 
     rate: float | None = None

@@ -77,6 +77,7 @@ class Health:
     def _status(self, perceiver: Perceiver, camera: Camera) -> Status:
         counters, latest = perceiver.counters(camera.name), perceiver.latest(camera.name)
         steps = counters.encodes + counters.reused
+        noise = perceiver.noise(camera.name)
         into, out = self._meters.setdefault(camera.name, (Rate(), Rate()))
         self._rates[camera.name] = (into.update(camera.received), out.update(steps))
         status = Status(f"camera {camera.name}")
@@ -93,6 +94,8 @@ class Health:
             "late frames": counters.late,
             "encodes": counters.encodes,
             "encodes skipped": counters.reused,
+            "encodes skipped (%)": 100 * counters.reused / max(steps, 1),
+            "noise (grey levels)": "not learnt yet" if noise is None else noise,
             "changes": counters.changes,
             "familiarity": latest.familiarity if latest is not None else UNKNOWN,
             "restarts": counters.restarts,

@@ -20,7 +20,8 @@ COMMON = (
     Spec("queries", [""], "Standing questions; none: the bundle's default. A bundle "
          "without a query takes none.", live=True),
     Spec("gate_threshold", -1.0, "Novelty gate: grey levels (0..255) of a block mean that are new; "
-         "0: everything is new; -1: the bundle's.", live=True, low=-1, high=255),
+         "0: everything is; -1: learnt from each camera's noise, and never under the bundle's.",
+         live=True, low=-1, high=255),
     Spec("gate_max_age", 10.0, "Seconds after which a clip is encoded although nothing is new.",
          live=True, low=0, high=86400),
     Spec("change_threshold", 0.0, "Change detector: Ward cost that equals a change score of 1; "
