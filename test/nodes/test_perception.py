@@ -423,12 +423,23 @@ def test_overlay_only_while_somebody_subscribes(
     assert not np.array_equal(picture, noise(91))
 
 
+def test_diagnostics_tell_the_noise_that_the_gate_has_learnt(camera: Stream, probe: Probe) -> None:
+    name, key, unknown = "perception: camera camera", "noise (grey levels)", "not learnt yet"
+    for _ in range(16):
+        camera.step(noise(94))
+    probe.wait_for_health(name, lambda v: v[key] != unknown and 0 <= float(v[key]) < 255)
+    camera.step(np.zeros((24, 32, 3), np.uint8))  # another camera
+    probe.wait_for_health(name, lambda v: v[key] == unknown)
+
+
 def test_diagnostics(camera: Stream, probe: Probe) -> None:
     camera.step(noise(95))
     values = _fresh(probe, "camera")
     for key in ("rate in (Hz)", "rate out (Hz)", "frame age (s)", "dropped", "encodes skipped"):
         assert float(values[key]) == float(values[key])  # a number
     assert int(values["steps"]) == int(values["encodes"]) + int(values["encodes skipped"])
+    skipped = 100 * int(values["encodes skipped"]) / int(values["steps"])
+    assert float(values["encodes skipped (%)"]) == pytest.approx(skipped, abs=1e-3)
     for name in ("perception: engine x_encoder", "perception: engine predictor"):
         engine = probe.values(name)
         assert (engine["backend"], engine["precision"]) == ("onnxruntime-cpu", "fp32")
