@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundles import make_bundle
 
 from vljepa_ros.bench import contenders as bench_contender
 from vljepa_ros.bench import engines as bench_engines
 from vljepa_ros.bench import flop as bench_flop
-from vljepa_ros.bench.contender import STEP
+from vljepa_ros.bench.contender import ANEW, STEP
 from vljepa_ros.bench.contenders import Bench, EngineContender, Stream, cosines
 from vljepa_ros.bench.footprint import Footprint
 from vljepa_ros.bench.machine import describe, machine
@@ -62,6 +63,46 @@ def test_engines_are_measured_whole(tiny_bundle: Path) -> None:
     assert list(growth["cameras"]) == ["1", "2", "3", "4", "6", "8"]
     assert list(growth["queries"]) == list(growth["queries, predictor"])
     assert list(growth["queries"]) == ["1", "2", "4", "8", "16", "32"]
+
+
+@pytest.mark.parametrize(("chunk", "query"), [(1, False), (2, True)])
+def test_a_chunk_is_measured_beside_the_whole_clip(tmp_path: Path, chunk: int, query: bool) -> None:
+    found = report(
+        "engines", "--bundle", make_bundle(tmp_path, chunk=chunk, query=query, frames=8),
+        "--backend", "onnxruntime-cpu", "--precision", "auto", "--no-peers", "--steps", "20",
+        "--rounds", "2",
+    )  # fmt: skip
+    (row,) = found["engines"].values()
+    assert list(row["tasks"]) == [*PARTS, STEP, ANEW]
+    assert all(task["cosine"] == pytest.approx(1.0, abs=1e-6) for task in row["tasks"].values())
+    step, anew = (row["tasks"][name] for name in (STEP, ANEW))
+    assert step["times_faster_than"] == {ANEW: pytest.approx(anew["p50_ms"] / step["p50_ms"])}
+    (growth,) = found["growth"].values()
+    assert list(growth) == (["cameras", "queries", "queries, predictor"] if query else ["cameras"])
+
+
+def test_a_step_of_chunks_runs_one_chunk_and_predicts_the_whole_clip(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path, chunk=2, query=False, frames=8))
+    engines = EngineContender(bundle, "onnxruntime-cpu", "fp32", 1, lambda *_: None)
+    encoded, predicted = [], []
+    encode, predict = engines.encode, engines.predict
+
+    def noted(clips: Any) -> Any:
+        encoded.append([len(chunk) for chunk in clips])
+        return encode(clips)
+
+    def asked(tokens: Any, *words: np.ndarray) -> np.ndarray:
+        predicted.append([row.shape for row in tokens])
+        return predict(tokens, *words)
+
+    engines.encode, engines.predict = noted, asked  # type: ignore[method-assign]
+    timed = Bench(engines, bundle)
+    assert len(timed.time(STEP, cameras=3, queries=1, steps=4)) == 4
+    assert encoded == [[2] * 12] + [[2] * 3] * 6  # the first clips, then a chunk of each camera
+    assert set(map(tuple, predicted)) == {((64, 16),) * 3}
+    encoded.clear()
+    timed.time(ANEW, cameras=1, queries=1, steps=4)
+    assert encoded == [[2] * 4] * 6
 
 
 def test_what_cannot_run_is_named_with_its_reason(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 STEP = "x_encoder + predictor"
+ANEW = "x_encoder, whole clip + predictor"  # where a step encodes less: what it would be else
 
 Clips = list[list[np.ndarray]]
 
@@ -21,11 +22,14 @@ class Contender(Protocol):
     notes: list[str]
 
     def encode(self, clips: Clips) -> Any:
-        """Visual tokens of clips of uint8 pictures; they may stay on the device."""
+        """Visual tokens of chunks of uint8 pictures; they may stay on the device."""
         ...
 
     def predict(self, tokens: Any, *query: np.ndarray) -> np.ndarray:
-        """Embeddings `[B, Q, E]` of what `encode` returned; `query`: ids and mask, or nothing."""
+        """Embeddings `[B, Q, E]` of what `encode` returned; `query`: ids and mask, or nothing.
+
+        Where clips have several chunks, of a list of each clip's tokens.
+        """
         ...
 
     def embed_text(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -13,7 +13,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from vljepa_ros.bundle.spec import PARTS, Bundle, load_bundle
 from vljepa_ros.errors import EngineError, VLJepaError
 from vljepa_ros.inference.backends import open_engine
 from vljepa_ros.inference.engine import Engine
+from vljepa_ros.inference.tensors import Joined
 from vljepa_ros.inference.text import TextTokenizer
 
-from .contender import STEP, Clips, Contender
+from .contender import ANEW, STEP, Clips, Contender
 from .machine import memory_of
 
 WARM = 2  # untimed steps before each burst: another contender has had the caches in between
@@ -43,6 +45,7 @@ class EngineContender:
         self.parts: dict[str, str] = {}
         self.notes: list[str] = []
         self._engines: dict[str, Engine] = {}
+        self._unasked = bundle.query is None
         for name in PARTS:
             if name not in bundle.graphs:
                 continue
@@ -61,6 +64,8 @@ class EngineContender:
         """The largest batch of clips and number of queries that a step takes, where bounded."""
         engines = (self._engines.get("x_encoder"), self._engines.get("predictor"))
         bounds = [engine.most for engine in engines if engine is not None]
+        if self._unasked:
+            bounds.append({"Q": 1})
         return {k: min(b[k] for b in bounds if k in b) for k in {k for b in bounds for k in b}}
 
     def encode(self, clips: Clips) -> Any:
@@ -70,7 +75,7 @@ class EngineContender:
         return np.asarray(tokens)
 
     def predict(self, tokens: Any, *query: np.ndarray) -> np.ndarray:
-        rows = [tokens[row] for row in range(len(tokens))]
+        rows = tokens if isinstance(tokens, list) else rows_of(tokens)
         asked = dict(zip(QUERY, query))
         return self._engines["predictor"].run(visual_tokens=rows, **asked)["embedding"]
 
@@ -84,6 +89,11 @@ class EngineContender:
         """Release the engines."""
         for engine in self._engines.values():
             engine.close()
+
+
+def rows_of(tokens: Any) -> list[Any]:
+    """What `encode` returned, chunk by chunk."""
+    return [tokens[row] for row in range(len(tokens))]
 
 
 class Stream:
@@ -126,20 +136,55 @@ class Bench:
         texts = TextTokenizer(bundle.y_encoder.tokenizer, bundle.y_encoder.length)
         self._text = texts([bundle.y_encoder.prompt.replace("{}", "a cube falls")])
         self._streams: dict[int, Stream] = {}
+        self._kept: dict[int, deque[list[Any]]] = {}  # chunks' tokens of each camera, oldest first
 
     def tasks(self) -> list[str]:
         """What can be timed."""
         parts = list(self._contender.parts)
-        return [*parts, STEP] if {"x_encoder", "predictor"} <= set(parts) else parts
+        if not {"x_encoder", "predictor"} <= set(parts):
+            return parts
+        return [*parts, STEP] if self._bundle.clip.chunks == 1 else [*parts, STEP, ANEW]
+
+    def _encode(self, clips: Clips) -> Any:
+        """The tokens of the newest chunk of each clip: of the whole clip where it is one."""
+        return self._contender.encode([clip[-self._bundle.clip.chunk :] for clip in clips])
+
+    def _encode_anew(self, clips: Clips) -> Any:
+        """The tokens of each clip, every chunk of it encoded."""
+        spec = self._bundle.clip
+        if spec.chunks == 1:
+            return self._contender.encode(clips)
+        starts = range(0, spec.frames, spec.chunk)
+        chunks = [clip[k : k + spec.chunk] for clip in clips for k in starts]
+        most = getattr(self._contender, "most", {}).get("B", len(chunks))
+        rows = [
+            row
+            for first in range(0, len(chunks), most)
+            for row in rows_of(self._contender.encode(chunks[first : first + most]))
+        ]
+        return [Joined(rows[k : k + spec.chunks]) for k in range(0, len(rows), spec.chunks)]
+
+    def _step(self, clips: Clips, query: Sequence[np.ndarray]) -> np.ndarray:
+        """What a step of a running stream does: the other chunks were encoded before."""
+        if self._bundle.clip.chunks == 1:
+            return self._contender.predict(self._encode(clips), *query)
+        kept = self._kept.get(len(clips))
+        if kept is None:
+            anew = self._encode_anew(clips)
+            chunks = zip(*(joined.parts for joined in anew), strict=True)
+            kept = self._kept[len(clips)] = deque(map(list, chunks), self._bundle.clip.chunks)
+        kept.append(rows_of(self._encode(clips)))
+        tokens = [Joined(parts) for parts in zip(*kept, strict=True)]
+        return self._contender.predict(tokens, *query)
 
     def answers(self) -> dict[str, np.ndarray]:
         """What each part gives, by the name of the task, for the same inputs each time."""
         contender, found = self._contender, dict[str, np.ndarray]()
         for task in self.tasks():
             if task == "x_encoder":
-                found[task] = contender.fetch(contender.encode(Stream(self._bundle, 1).advance()))
-            elif task == STEP:
-                tokens = contender.encode(Stream(self._bundle, 1).advance())
+                found[task] = contender.fetch(self._encode(Stream(self._bundle, 1).advance()))
+            elif task in (STEP, ANEW):
+                tokens = self._encode_anew(Stream(self._bundle, 1).advance())
                 found[task] = contender.predict(tokens, *self._query)
             else:
                 found[task] = self._part(task)
@@ -150,14 +195,16 @@ class Bench:
         query = [np.repeat(array, queries, axis=0) for array in self._query]
         stream = self._streams.setdefault(cameras, Stream(self._bundle, cameras))
         contender, durations = self._contender, list[float]()
-        tokens = contender.encode(stream.advance()) if task == "predictor" else None
+        tokens = self._encode_anew(stream.advance()) if task == "predictor" else None
         for step in range(WARM + steps):
             clips = stream.advance()
             began = time.monotonic()
             if task == "x_encoder":
-                contender.fetch(contender.encode(clips))
+                contender.fetch(self._encode(clips))
             elif task == STEP:
-                contender.predict(contender.encode(clips), *query)
+                self._step(clips, query)
+            elif task == ANEW:
+                contender.predict(self._encode_anew(clips), *query)
             elif task == "predictor":
                 contender.predict(tokens, *query)
             else:

@@ -28,7 +28,7 @@ from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.backends import BACKENDS, backends
 from vljepa_ros.inference.engine import PRECISIONS
 
-from .contender import STEP
+from .contender import ANEW, STEP
 from .contenders import Bench, EngineContender
 from .machine import describe, device_memory_of, machine
 
@@ -212,10 +212,11 @@ def _measure(rows: list[Row], steps: int, rounds: int, bar: Progress) -> None:
 def _growth(row: Row, steps: int, rounds: int, bar: Progress) -> dict[str, dict[str, float]]:
     """Median milliseconds of a step by cameras, and of a step and the predictor by queries."""
     most = row.said["most"]
+    asked = [n for n in QUERIES if n <= most.get("Q", n)] if most.get("Q") != 1 else []
     wanted = [
         *(("cameras", STEP, n, 1) for n in CAMERAS if n <= most.get("B", n)),
-        *(("queries", STEP, 1, n) for n in QUERIES if n <= most.get("Q", n)),
-        *(("queries, predictor", "predictor", 1, n) for n in QUERIES if n <= most.get("Q", n)),
+        *(("queries", STEP, 1, n) for n in asked),
+        *(("queries, predictor", "predictor", 1, n) for n in asked),
     ]
     durations: dict[tuple[str, int], list[float]] = {}
     turns = bar.add_task("cameras and queries", total=rounds)
@@ -241,6 +242,8 @@ def _figures(row: Row, rows: list[Row]) -> dict[str, Any]:
             for peer in rows
             if peer.name in PEERS.values() and task in peer.durations
         }
+        if task == STEP and ANEW in row.durations:
+            ratios[ANEW] = float(np.median(row.durations[ANEW])) * 1e3 / p50
         tasks[task] = {
             "p50_ms": float(p50), "p90_ms": float(p90), "p99_ms": float(p99),
             "per_second": len(durations) / sum(durations), "steps": len(durations),
@@ -255,7 +258,9 @@ def _figures(row: Row, rows: list[Row]) -> dict[str, Any]:
 
 def _print(report: dict[str, Any]) -> None:
     rows = report["engines"]
-    peers = [name for name in PEERS.values() if name in rows]
+    known = {name for row in rows.values() for task in row["tasks"].values()
+             for name in task["times_faster_than"]}  # fmt: skip
+    peers = [name for name in (*PEERS.values(), ANEW) if name in known]
     for task in dict.fromkeys(task for row in rows.values() for task in row["tasks"]):
         table = Table(title=task, title_justify="left")
         headings = ("contender", "runs in", "p50 (ms)", "p90", "p99", "per s", "cosine")
@@ -266,7 +271,7 @@ def _print(report: dict[str, Any]) -> None:
             if task not in row["tasks"]:
                 continue
             found = row["tasks"][task]
-            parts = dict.fromkeys(row["runs"][part] for part in task.split(" + "))
+            parts = dict.fromkeys(row["runs"][p.split(",")[0]] for p in task.split(" + "))
             faster, cosine = found["times_faster_than"], found["cosine"]
             table.add_row(
                 name, " + ".join(parts), *(f"{found[p]:.2f}" for p in ("p50_ms", "p90_ms",
@@ -282,7 +287,9 @@ def _print(report: dict[str, Any]) -> None:
     console.print(
         "One clip and one query a step, frames as uint8 pictures of which one is new, the query "
         "without padding where the graph can do without; the same for all. ×: how many times "
-        "faster than a peer. Cosine: the least to the base graphs, in fp32 on the CPU."
+        "faster than a peer. Cosine: the least to the base graphs, in fp32 on the CPU. Where a "
+        "bundle encodes its clips in chunks, a step encodes the newest one, as in a stream that "
+        f"runs; '{ANEW}' encodes all, and × says how many times faster a step is."
     )
     for name, reason in report["not_measured"].items():
         console.print(f"{name}: not measured. {reason}")
