@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rclpy.node import Node
-
 from vljepa_ros.msg import SemanticChange
 from vljepa_ros.ros.diagnostics import WARN, Status
+from vljepa_ros.ros.lifecycle import ModelNode
 from vljepa_ros.words.asker import Answer, Asker, SupersededError
 from vljepa_ros.words.vlm import Endpoint
 
@@ -35,7 +34,7 @@ class VlmWords:
 
     def __init__(
         self,
-        node: Node,
+        node: ModelNode,
         say: Callable[[Answer[SemanticChange], str], None],
         instead: Callable[[SemanticChange], None],
     ) -> None:
@@ -73,9 +72,10 @@ class VlmWords:
             return False
         pictures = [bytes(one.data) for one in change.key_frames[-self._frames :]]
         if not pictures:
+            if not self.counts["without pictures"]:
+                self._node.get_logger().warning(WITHOUT)
             self.counts["without pictures"] += 1
             self._problem = WITHOUT
-            self._warn(WITHOUT)
             return False
         if self._asker is None:
             self._asker = Asker(self._on_answer)
@@ -122,6 +122,7 @@ class VlmWords:
 
     def _warn(self, sentence: str) -> None:
         """Warn, not too often."""
-        self._node.get_logger().warning(
-            sentence, throttle_duration_sec=THROTTLE, throttle_time_source_type="STEADY_TIME"
+        node = self._node
+        node.get_logger().warning(
+            sentence, throttle_duration_sec=THROTTLE, throttle_time_source_type=node.steady
         )
