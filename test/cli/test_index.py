@@ -134,6 +134,21 @@ def test_moments_are_the_segments_of_every_camera(bundle: Path, bags: Path, tmp_
         assert re.search(r"17\.9 s of recordings in [\d.]+ s, [\d.]+ x", output)
 
 
+def test_a_bundle_of_chunks_without_a_query_is_indexed_and_is_asked_nothing(
+    bags: Path, tmp_path: Path
+) -> None:
+    unasked = make_bundle(tmp_path / "unasked", query=False, chunk=2, thresholds=THRESHOLDS)
+    said = index(unasked, tmp_path / "store", bags / "mcap", "--export", tmp_path / "out.mcap")
+    kept = moments(tmp_path / "store")
+    _, steps = steps_of(unasked, bags / "mcap", CAMERAS)
+    assert len(kept) == sum(step.change is not None for step in steps) > 6
+    assert {moment.query for moment in kept} == {""} and all(moment.text for moment in kept)
+    assert f"{len(kept)} moments" in said
+    result = run(unasked, tmp_path / "other", bags / "mcap", "--query", "what is red?")
+    assert result.exit_code == 1 and not (tmp_path / "other").exists()
+    assert "'queries' must be empty" in " ".join(str(result.exception or result.output).split())
+
+
 def test_indexing_again_adds_nothing_and_forgets_nothing(
     bundle: Path, bags: Path, tmp_path: Path
 ) -> None:

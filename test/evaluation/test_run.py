@@ -137,6 +137,12 @@ def test_a_stream_has_the_embeddings_of_its_clips(tiny_bundle: Path, data: Path)
     assert fresh.any() and not fresh.all()
 
 
+def test_a_bundle_that_is_asked_nothing_is_not_asked(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "unasked", query=False)
+    with pytest.raises(VLJepaError, match="is asked nothing, and this evaluation asks questions"):
+        run.evaluate(folder, tmp_path, EXTENT)
+
+
 def test_without_training_episodes_it_says_what_to_run(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(VLJepaError, match="vljepa data --split train"):
         run.evaluate(tiny_bundle, tmp_path, EXTENT)

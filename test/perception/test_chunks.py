@@ -19,7 +19,9 @@ from vljepa_ros.errors import EngineError
 from vljepa_ros.inference.runtime import Clips, Runtime
 from vljepa_ros.inference.tensors import Joined, Tensor
 from vljepa_ros.perception.perceiver import Perceiver, Step
-from vljepa_ros.perception.settings import Settings
+from vljepa_ros.perception.question_queue import Answer, Question, QuestionQueue
+from vljepa_ros.perception.settings import Settings, SettingsError
+from vljepa_ros.perception.texts import softmax
 from vljepa_ros.perception.window import Clip, Window, millihertz
 
 SECOND = 10**9
@@ -331,3 +333,32 @@ def test_at_the_clip_s_own_rate_chunks_make_the_same_clips(
     ]
     whole = [list(chunks[0].stamps_ns) for chunks in windows(FRAMES, stamps, rate)]
     assert apart == whole
+
+
+# ------------------------------------------------------- bundles that are asked nothing
+
+
+def test_a_bundle_without_a_query_has_one_stream_and_refuses_questions(tmp_path: Path) -> None:
+    model = opened(tmp_path, 1, query=False)
+    perceiver = perceive(model)
+    steps = feed(perceiver, stream(range(12)))
+    assert len(steps) == 5 and {step.query for step in steps} == {""}
+    assert perceiver.first(steps) == steps
+    asked = Settings(queries=["what is happening?"])
+    with pytest.raises(SettingsError, match=r"'queries' must be empty: tiny-1\.0\.0#.*nothing"):
+        perceive(model, asked)
+    with pytest.raises(SettingsError, match="'queries' must be empty"):
+        perceiver.configure(asked)
+    assert perceiver.settings is UNGATED
+    assert feed(perceiver, stream(range(12, 13), start=START + 3 * SECOND))[0].query == ""
+    outcomes: list[object] = []
+    queue = QuestionQueue(perceiver)
+    queue.put(Question("camera", "", ("a cube", "a ball"), outcomes.append))
+    list(queue.answer())
+    (answer,) = outcomes
+    assert isinstance(answer, Answer)
+    latest = perceiver.latest("camera")
+    assert latest is not None
+    np.testing.assert_allclose(answer.embedding, latest.embedding, atol=1e-6)
+    cosines = model.embed_text(["a cube", "a ball"]) @ latest.embedding
+    np.testing.assert_allclose(answer.scores, softmax(cosines, 0.07), atol=1e-5)
