@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import make_bundle
 
 pytest.importorskip("openvino", reason="openvino is not installed: pip install openvino")
 
@@ -16,6 +17,7 @@ from vljepa_ros.inference import openvino
 from vljepa_ros.inference.backends import backends, open_engine
 from vljepa_ros.inference.openvino import KEPT, OFTEN, OpenVinoEngine
 from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.inference.tensors import Joined
 
 PARTS = ("x_encoder", "predictor", "y_encoder", "y_decoder")
 QUERIES = ["What is happening?", "What colour is the cube?"]
@@ -146,3 +148,19 @@ def test_inputs_are_checked(tiny_bundle: Path) -> None:
     engine = OpenVinoEngine(load_bundle(tiny_bundle, verify=False).graphs["y_encoder"], 1)
     with pytest.raises(EngineError, match="must be int64"):
         engine.run(ids=np.zeros((1, 16), np.int32), mask=np.ones((1, 16), np.int64))
+
+
+def test_chunks_are_joined_as_onnxruntime_joins_them(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path, chunk=1, query=False, frames=8), verify=False)
+    random = np.random.default_rng(0)
+    found = []
+    for backend in ("openvino", "onnxruntime-cpu"):
+        model = Runtime(bundle, backend, threads=1, parts=PARTS[:2])
+        kept = model.encode_keeping(random.integers(0, 256, (8, 1, 32, 32, 3), np.uint8))
+        for _ in range(2 * OFTEN):  # also where the sizes have a model of their own
+            kept = [*kept[1:], *model.encode_keeping(np.full((1, 1, 32, 32, 3), 99, np.uint8))]
+            found.append(model.predict([Joined(kept), Joined(kept[::-1])], [""]))
+        random = np.random.default_rng(0)
+        model.close()
+    half = len(found) // 2
+    np.testing.assert_allclose(found[:half], found[half:], atol=1e-4)
