@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from vljepa_ros.bundle.spec import Bundle
 from vljepa_ros.errors import EngineError
 from vljepa_ros.inference.tensors import stacked
-from vljepa_ros.model.networks import IMAGENET_DEVIATION, IMAGENET_MEAN, VLJepa
-from vljepa_ros.model.restore import restore
+from vljepa_ros.model.networks import IMAGENET_DEVIATION, IMAGENET_MEAN, VLJepa, XEncoder
+from vljepa_ros.model.restore import restore, restore_networks
 
 from .contender import Clips
 
@@ -33,29 +34,25 @@ def open_contender(kind: str, bundle: Bundle, threads: int) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "saccadic" and find_spec("saccade") is None:
         raise EngineError("saccadic is not installed: pip install --no-deps saccadic PyYAML.")
-    model = restore(bundle.path)
     if kind == "saccadic":
-        return Saccadic(model, device)
-    return Torch(model, device, compiled=kind == "compile")
+        return Saccadic(restore(bundle.path), device)
+    return Torch(restore_networks(bundle.path), device, compiled=kind == "compile")
 
 
 class Torch:
     """The networks as `vljepa_ros.model` has them, eager or through torch.compile."""
 
-    def __init__(self, model: VLJepa, device: str, *, compiled: bool = False) -> None:
+    def __init__(
+        self, networks: dict[str, nn.Module], device: str, *, compiled: bool = False
+    ) -> None:
         self.notes: list[str] = []
         self._device = torch.device(device)
         precision = "fp16 autocast" if device == "cuda" else "fp32"
-        model.x_encoder.encoder.config._attn_implementation = ATTENTION[device]
-        model = model.eval().to(self._device)
-        networks = {
-            "x_encoder": model.x_encoder, "predictor": model.predictor,
-            "y_encoder": model.y_encoder, "y_decoder": model.y_decoder,
-        }  # fmt: skip
+        if isinstance(networks["x_encoder"], XEncoder):
+            networks["x_encoder"].encoder.config._attn_implementation = ATTENTION[device]
+        moved = {name: network.to(self._device) for name, network in networks.items()}
         self._networks: dict[str, Any] = {
-            name: torch.compile(network) if compiled else network
-            for name, network in networks.items()
-            if network is not None
+            name: torch.compile(network) if compiled else network for name, network in moved.items()
         }
         self.parts = dict.fromkeys(self._networks, f"{precision}, {device}")
 

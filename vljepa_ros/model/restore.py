@@ -6,6 +6,7 @@ on random inputs in ONNX Runtime; a bundle for which that does not hold is refus
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vljepa_ros.bundle.spec import Bundle, load_bundle
 from vljepa_ros.errors import BundleError
 from vljepa_ros.inference.backends import open_engine
 
+from . import everyday
 from .config import CONFIG, VLJepaConfig
 from .fused import FusedPredictor, FusedXEncoder, fused
 from .networks import VLJepa
@@ -41,68 +43,93 @@ def restore(folder: Path) -> VLJepa:
     Matrices were stored as fp16 and word tables as int8, so they are not those of the training,
     but those of the bundle. Raises RestoreError, and BundleError for an altered file.
     """
+    model, _ = _restored(folder)
+    if model is None:
+        raise RestoreError(
+            f"{folder} is of public networks, and no VL-JEPA that could be trained on; start from "
+            "a bundle or a training of this package."
+        )
+    return model
+
+
+def restore_networks(folder: Path) -> dict[str, nn.Module]:
+    """The networks of any bundle that says how they are made, by the names of their graphs.
+
+    As `restore` has them. Raises RestoreError, and BundleError for an altered file.
+    """
+    return _restored(folder)[1]
+
+
+def _restored(folder: Path) -> tuple[VLJepa | None, dict[str, nn.Module]]:
     bundle = load_bundle(folder)
     if not (folder / CONFIG).is_file():
         raise RestoreError(
             f"{folder} does not say how its networks are made: it holds no {CONFIG}; export it "
             "again with this version of vljepa_ros, or start from the folder of its training."
         )
-    config = VLJepaConfig.from_json_file(str(folder / CONFIG))
-    model = VLJepa(config).eval()
-    networks: dict[str, nn.Module] = {
-        "x_encoder": model.x_encoder, "predictor": model.predictor, "y_encoder": model.y_encoder,
-    }  # fmt: skip
-    if model.y_decoder is not None:
-        networks["y_decoder"] = model.y_decoder
-    inputs = _inputs(config, bundle)
+    described = json.loads((folder / CONFIG).read_text("utf-8"))
+    model, vocabulary = None, described["y_encoder_config"]["vocab_size"]
+    if described["model_type"] == everyday.MODEL_TYPE:
+        networks = everyday.networks(described)
+        inputs = _clip_inputs(bundle, vocabulary)
+    else:
+        config = VLJepaConfig.from_json_file(str(folder / CONFIG))
+        model = VLJepa(config).eval()
+        networks = dict(model.named_children())
+        inputs = {**_clip_inputs(bundle, vocabulary), **_query_inputs(config, bundle)}
     for name, network in networks.items():
         if name not in bundle.graphs:
             raise RestoreError(f"{folder} has no graph '{name}', and its {CONFIG} asks for one.")
         spec = bundle.graphs[name]
         _load(network, spec.path, inputs[name])
         _compare(network, spec, inputs[name])
-    return model
+    return model, networks
 
 
-def _inputs(config: VLJepaConfig, bundle: Bundle) -> dict[str, Inputs]:
-    """Random inputs of every network, the same each time."""
-    generator = torch.Generator().manual_seed(0)
-    clip = bundle.clip
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
-    def ids(rows: int, length: int, vocabulary: int) -> Tensor:
-        return torch.randint(3, vocabulary, (rows, length), generator=generator)
 
-    def mask(length: int) -> Tensor:
-        return (torch.arange(length)[None] < torch.tensor([[length // 2], [length]])).long()
+def _ids(rows: int, length: int, vocabulary: int) -> Tensor:
+    return torch.randint(3, vocabulary, (rows, length), generator=_generator())
 
+
+def _mask(length: int) -> Tensor:
+    return (torch.arange(length)[None] < torch.tensor([[length // 2], [length]])).long()
+
+
+def _clip_inputs(bundle: Bundle, vocabulary: int) -> dict[str, Inputs]:
+    """Random inputs of the networks that every bundle has, the same each time."""
+    clip, text, tokens = bundle.clip, bundle.y_encoder.length, bundle.graphs["predictor"].inputs
+    size = (2, clip.chunk, clip.image_size, clip.image_size, 3)
+    visual = (2, *(int(size) for size in tokens["visual_tokens"].shape[1:]))
+    frames = torch.randint(0, 256, size, generator=_generator(), dtype=torch.uint8)
+    return {
+        "x_encoder": {"frames": frames},
+        "predictor": {"visual_tokens": torch.randn(visual, generator=_generator())},
+        "y_encoder": {"ids": _ids(2, text, vocabulary), "mask": _mask(text)},
+    }
+
+
+def _query_inputs(config: VLJepaConfig, bundle: Bundle) -> dict[str, Inputs]:
+    """Those of a predictor that is asked, and of a Y-decoder."""
     if bundle.query is None:
         raise RestoreError(
             f"{bundle.path} has no query, and its {CONFIG} makes a predictor that is asked; export "
             "it again with this version of vljepa_ros."
         )
-    query, text = bundle.query.length, bundle.y_encoder.length
-    size = (2, clip.frames, clip.image_size, clip.image_size, 3)
-    width = config.x_encoder_config.hidden_size
-    inputs: dict[str, Inputs] = {
-        "x_encoder": {
-            "frames": torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
-        },
-        "predictor": {
-            "visual_tokens": torch.randn(2, config.visual_tokens, width, generator=generator),
-            "query_ids": ids(2, query, config.predictor_config.vocab_size),
-            "query_mask": mask(query),
-        },
-        "y_encoder": {
-            "ids": ids(2, text, config.y_encoder_config.vocab_size), "mask": mask(text)
-        },
-    }  # fmt: skip
+    visual = _clip_inputs(bundle, 4)["predictor"]
+    query = bundle.query.length
+    asked = {"query_ids": _ids(2, query, config.predictor_config.vocab_size),
+             "query_mask": _mask(query)}  # fmt: skip
+    inputs = {"predictor": {**visual, **asked}}
     if bundle.decoder is not None:
         decoder = bundle.decoder
         past = (2 * decoder.layers, 2, decoder.heads, 3, decoder.head_dim)
         inputs["y_decoder"] = {
-            "embedding": torch.randn(2, bundle.embedding_dim, generator=generator),
-            "ids": ids(2, 1, config.y_decoder_config.vocab_size),
-            "past": torch.randn(past, generator=generator),
+            "embedding": torch.randn(2, bundle.embedding_dim, generator=_generator()),
+            "ids": _ids(2, 1, config.y_decoder_config.vocab_size),
+            "past": torch.randn(past, generator=_generator()),
         }
     return inputs
 
@@ -192,16 +219,13 @@ def _matrices(
     graph: onnx.GraphProto, stored: dict[str, np.ndarray], named: set[str]
 ) -> Iterator[np.ndarray]:
     """The nameless matrices of a graph as torch has them `[out, in]`, in the order of their use."""
-    source = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
     for node in graph.node:
         if node.op_type not in ("MatMul", "Gemm"):
             continue
-        name = source.get(node.input[1], node.input[1])
-        if name not in stored or name in named:
-            continue
-        matrix = stored[name].astype(np.float32)
-        flipped = any(a.name == "transB" and a.i for a in node.attribute)
-        yield matrix if flipped else matrix.T
+        for name, matrix in _by_name(stored, node.input[1]):
+            if name not in named:
+                flipped = any(a.name == "transB" and a.i for a in node.attribute)
+                yield matrix if flipped else matrix.T
 
 
 def _compare(network: nn.Module, spec: GraphSpec, inputs: Inputs) -> None:

@@ -23,6 +23,7 @@ class Start(str, Enum):
     clip = "clip"
     siglip = "siglip"
     hf = "hf"
+    everyday = "everyday"
 
 
 class Storage(str, Enum):
@@ -39,7 +40,8 @@ STREAM = typer.Option(None, help="A held-out stream to judge the bundle on.")
 FROM = typer.Option(
     Start.training, "--from",
     help="A finished training; the public Open-VLJEPA checkpoint; a public two-tower model (clip, "
-    "siglip); or V-JEPA 2 (hf): a start for a training, its predictor untrained.",
+    "siglip); V-JEPA 2 (hf): a start for a training, its predictor untrained; or the packages that "
+    "the bundle `everyday` is made of.",
 )  # fmt: skip
 CHECKPOINT = typer.Option("", help="best.pt of Open-VLJEPA, or the Hub id that holds it.")
 X_ENCODER = typer.Option("", help="Folder or Hub id of V-JEPA 2 (facebook/vjepa2-vitl-fpc64-256).")
@@ -86,6 +88,8 @@ def export(
         _towers(source.value, model, made, version, precision.value)
     elif source is Start.hf:
         _start(x_encoder, made)
+    elif source is Start.everyday:
+        _everyday(made, version, precision.value)
     elif run is None:
         raise VLJepaError("Say which training to export: vljepa export RUN OUT.")
     else:
@@ -157,6 +161,13 @@ def _towers(kind: str, model: str, out: Path, version: str, storage: str) -> Non
     loaded = towers.load_towers(kind, towers.find_towers(model))
     name = Path(model.split("@")[0]).name or kind
     console.print(f"bundle: {towers.export_towers(loaded, out, name, version, storage)}")
+
+
+def _everyday(out: Path, version: str, storage: str) -> None:
+    with needing("export"):
+        from vljepa_ros.model.export.everyday import export_everyday
+
+    console.print(f"bundle: {export_everyday(out, version, storage)}")
 
 
 def _start(x_encoder: str, out: Path) -> None:

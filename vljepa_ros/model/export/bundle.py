@@ -69,13 +69,14 @@ def export_bundle(
 def export_networks(
     networks: Mapping[str, nn.Module], folder: Path, manifest: Mapping[str, Any],
     files: Mapping[str, Path], clips: np.ndarray, texts: tuple[np.ndarray, np.ndarray],
-    query: Inputs, storage: str = "fp16",
+    query: Inputs, storage: str | Mapping[str, str] = "fp16",
 ) -> Path:  # fmt: skip
     """`export_bundle` of networks by the names of their graphs, with a manifest that is complete.
 
     It lacks only 'graphs', 'tolerance' and the names of `files`. Where it says `clip.chunk`, the
     X-encoder takes uint8 `[B, chunk, S, S, 3]`. `query`: the predictor's inputs beside the visual
     tokens, `query_ids` and `query_mask`; empty where the manifest has no section 'query'.
+    `storage`: of all graphs, or by their names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = dict(manifest)
@@ -97,9 +98,8 @@ def export_networks(
         samples["y_decoder"] = _y_decoder_inputs(decoder, written)
     graphs, earned = {}, {}
     for name, network in networks.items():
-        spec, earned[name] = export_graph(
-            name, network, samples[name], folder, storage=storage
-        )  # fmt: skip
+        kept = storage if isinstance(storage, str) else storage[name]
+        spec, earned[name] = export_graph(name, network, samples[name], folder, storage=kept)
         graphs[name] = _manifest_entry(spec)
         profile = default_profile(name, spec.inputs, _longest(manifest))
         graphs[name]["profile"] = {size: list(bounds) for size, bounds in profile.items()}

@@ -4,9 +4,10 @@ Invariant: a variant that is written differs from its base graph by no more than
 the embeddings that come out in the end.
 
 Only the inputs and weights of linear layers are quantised, never residual additions or attention
-itself. Scales are fixed, from real clips: scales that are taken anew in every run would make a
-camera's embedding depend on the others in its batch. Activations are symmetric and per tensor,
-weights per output column, so that TensorRT takes the same files as ONNX Runtime.
+itself; of convolutional networks, all between the first convolution and the last. Scales are fixed,
+from real clips (those of convolutions: see `convolutions`): scales that are taken anew in every run
+would make a camera's embedding depend on the others in its batch. Activations are symmetric and per
+tensor, weights per output column, so that TensorRT takes the same files as ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,17 @@ from vljepa_ros.inference.backends import open_engine
 from vljepa_ros.inference.engine import Engine
 from vljepa_ros.inference.text import TextTokenizer
 
+from .convolutions import Spreads, activation_scales
 from .fp8 import write_fp8
 from .storage import INLINE, store_small
 
 log = logging.getLogger(__name__)
 
 CPU = "onnxruntime-cpu"
+LINEAR = ["Gemm", "MatMul"]
+CONVOLUTIONAL = ["Conv", "Clip", "Add"]
 COSINE = 0.995  # least, of an embedding to that of the base graphs
+CONVOLUTIONS_COSINE = 0.95  # likewise; what loses most is what is like nothing that was trained on
 Sample = dict[str, np.ndarray]
 
 
@@ -51,6 +57,17 @@ def add_int8(folder: Path, clips: np.ndarray, queries: Sequence[str]) -> dict[st
     return _add(folder, clips, queries, "int8", _write)
 
 
+def add_int8_convolutions(
+    folder: Path, clips: np.ndarray, queries: Sequence[str], spreads: Spreads
+) -> dict[str, float]:
+    """`add_int8` of an X-encoder of convolutions, with scales that follow from `spreads`.
+
+    `clips` are only compared. Weights are per channel, the predictor stays as it is.
+    """
+    write = partial(_write_convolutions, spreads)
+    return _add(folder, clips, queries, "int8", write, CONVOLUTIONS_COSINE)
+
+
 def add_fp8(folder: Path, clips: np.ndarray, queries: Sequence[str]) -> dict[str, float]:
     """Add fp8 variants, which GPUs from compute capability 8.9 on run: as `add_int8`, of any size.
 
@@ -62,7 +79,7 @@ def add_fp8(folder: Path, clips: np.ndarray, queries: Sequence[str]) -> dict[str
 
 def _add(
     folder: Path, clips: np.ndarray, queries: Sequence[str], precision: str,
-    write: Callable[[GraphSpec, list[Sample]], Path | None],
+    write: Callable[[GraphSpec, list[Sample]], Path | None], least: float = COSINE,
 ) -> dict[str, float]:  # fmt: skip
     bundle = load_bundle(folder)
     graphs = {name: bundle.graphs[name] for name in ("x_encoder", "predictor")}
@@ -81,7 +98,7 @@ def _add(
         variant = _opened(graph, path, precision)
         cosine = min(_cosines({**engines, name: variant}, samples, wanted))
         variant.close()
-        if cosine >= COSINE:
+        if cosine >= least:
             found[name] = round(cosine, 4)
         else:
             for file in (path, path.with_suffix(".data")):
@@ -151,28 +168,51 @@ def _write_fp8(graph: GraphSpec, samples: list[Sample]) -> Path:
 def _write(graph: GraphSpec, samples: list[Sample]) -> Path | None:
     """Write the int8 variant of a graph beside it; None where the graph is too large for it."""
     proto = _widened(graph.path)
-    notes = {note.key: note.value for note in proto.metadata_props}
     if proto.ByteSize() > INLINE:
         log.warning("no int8 %s: with its weights in fp32 it is above 1 GB", graph.name)
         return None
     linear = list(_linear(proto.graph))
     others = {tuple(t.dims) for t in proto.graph.initializer} - {size for _, size in linear}
+    options = {
+        "ActivationSymmetric": True, "WeightSymmetric": True,
+        "OpTypesToExcludeOutputQuantization": LINEAR,
+    }  # fmt: skip
+    path = _quantised(
+        graph, proto, samples, LINEAR, [name for name, _ in linear], QuantType.QInt8, options
+    )
+    store_small(path, sizes=others)
+    return path
+
+
+def _write_convolutions(spreads: Spreads, graph: GraphSpec, samples: list[Sample]) -> Path | None:
+    """Write the int8 variant of a graph with convolutions beside it; None where it has none."""
+    proto = _widened(graph.path)
+    nodes = [node.name for node in proto.graph.node if node.op_type in CONVOLUTIONAL]
+    if not any(node.op_type == "Conv" for node in proto.graph.node):
+        return None
+    options = {"TensorQuantOverrides": activation_scales(proto.graph, spreads)}
+    return _quantised(
+        graph, proto, samples[:1], CONVOLUTIONAL, nodes, QuantType.QUInt8, options
+    )  # fmt: skip
+
+
+def _quantised(
+    graph: GraphSpec, proto: onnx.ModelProto, samples: list[Sample], operators: list[str],
+    nodes: list[str], activations: QuantType, options: dict[str, Any],
+) -> Path:  # fmt: skip
+    """Write `proto` with some nodes in int8 as the variant of `graph`."""
+    notes = {note.key: note.value for note in proto.metadata_props}
     path = _path(graph, "int8")
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / path.name
         quantize_static(
             proto, made, _Samples(samples), quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Gemm", "MatMul"], nodes_to_quantize=[name for name, _ in linear],
-            per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-            extra_options={
-                "ActivationSymmetric": True, "WeightSymmetric": True,
-                "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
-            },
+            op_types_to_quantize=operators, nodes_to_quantize=nodes, per_channel=True,
+            activation_type=activations, weight_type=QuantType.QInt8, extra_options=options,
         )  # fmt: skip
         quantised = onnx.load(made)
         helper.set_model_props(quantised, {**notes, "precision": "int8"})
         onnx.save(quantised, path)
-    store_small(path, sizes=others)
     return path
 
 

@@ -23,7 +23,7 @@ COMPRESSED = 10_000  # numbers in a tensor from which small storage is worth it
 INLINE = 1 << 30  # bytes of weights beyond which they leave the graph's file; protobuf ends at 2 GB
 STORAGE = {
     "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16),
-    "fp32": np.dtype(np.float32),
+    "fp32": np.dtype(np.float32), "int8": np.dtype(np.int8),
 }  # fmt: skip
 
 
@@ -33,7 +33,8 @@ def store_small(
 ) -> None:  # fmt: skip
     """Keep the matrices of a graph as fp16 or bf16, its tables as int8 with a float scale a row.
 
-    `storage` is one of STORAGE; with fp32, matrices and tables stay as they are. With `but`, all
+    `storage` is one of STORAGE; with fp32, matrices and tables stay as they are, with int8 matrices
+    are kept as tables are. With `but`, all
     matrices except that one (or its transpose) go to a file of their own, `<graph>.data`: as long
     as they are frozen it stays the same, and a new release of the bundle adds nothing for it to a
     repository. The matrices of a graph with more than INLINE bytes of them go there in any case.
@@ -57,7 +58,7 @@ def store_small(
             if kind == np.float32:
                 small = _tensor_of(weights, name)
                 kept[name] = [small]
-            elif name in tables:
+            elif name in tables or kind == np.int8:
                 scale = np.maximum(np.abs(weights).max(axis=1, keepdims=True), 1e-12) / 127
                 small = _tensor_of(np.round(weights / scale).astype(np.int8), f"{name}_int8")
                 kept[name] = [small, _tensor_of(scale, f"{name}_scale")]
