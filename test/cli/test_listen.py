@@ -124,6 +124,8 @@ def test_utterances_and_changes_as_they_come(node: Node, listen: Callable[..., L
     )  # fmt: skip
     said = "7.000  front  segment 3  says  the cube [red] falls  (0.75, 12 ms)"
     assert listener.next_line() == said
+    utterances.publish(Utterance(camera="front", text="a hand", source="phrases"))
+    assert listener.next_line().endswith("  says  a hand  (0.00, 0 ms, phrases)")
 
 
 def test_other_namespaces_are_found(node: Node, listen: Callable[..., Listen]) -> None:

@@ -263,6 +263,19 @@ def test_the_view_counts_what_was_saved() -> None:
     assert max(len(line) for line in text.splitlines()) <= 60
 
 
+def test_the_view_counts_what_a_vlm_was_spared() -> None:
+    view = StreamView({"front": CameraView()})
+    for k in range(41):
+        view.cameras["front"].step(100 * SECOND + k * SECOND // 4, 99 * SECOND, 0.5)
+    view.say(Said(1.0, "front", "what?", "a cube falls", 0.9, "decoder"))
+    assert "VLM" not in view.saved()
+    view.say(Said(2.0, "front", "what?", "A hand.", 0.9, "vlm"))
+    assert view.saved().endswith("82 % saved; a VLM spoke 1 times instead of 11.")
+    console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(view.summary())
+    assert "vlm" in console.export_text()
+
+
 def test_bar_and_sparkline() -> None:
     assert bar(0.0).plain.count("█") == 0
     assert bar(99.0).plain.count("█") == bar(1.5).plain.count("█")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.bundle.spec import PhrasesSpec, load_bundle
 from vljepa_ros.evaluation.tasks.agents import judge_agents
-from vljepa_ros.evaluation.tasks.shipped import judge_stream
+from vljepa_ros.evaluation.tasks.shipped import judge, judge_stream
 from vljepa_ros.inference import ort
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.verify import verify_bundle
@@ -18,6 +19,8 @@ from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.recordings import offline
 from vljepa_ros.recordings.video import VideoSource
+from vljepa_ros.tabletop import language
+from vljepa_ros.words.bank import Bank, Phrases
 
 ROOT = Path(__file__).parents[2]
 VIDEO = ROOT / "videos" / "tabletop.mp4"
@@ -67,6 +70,39 @@ def test_it_speaks_less_than_half_as_often_as_uniform_decoding(judged: dict) -> 
 
 def test_most_sentences_name_an_event_that_holds(judged: dict) -> None:
     assert judged["kind_right"] > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a busy machine embeds the sentences for minutes
+def test_phrases_name_what_happens_as_often_as_the_y_decoder(
+    model: Runtime, steps: list[Step], judged: dict
+) -> None:
+    """Within 3 points: no sentence fewer, of 28."""
+    texts = list(language.canonical())
+    phrases = Phrases(Bank(texts, model.embed_text(texts)), PhrasesSpec(VIDEO))
+    events = json.loads(VIDEO.with_suffix(".json").read_text())["events"]
+    found = []
+    for step in steps:
+        if step.change is None or model.bundle.is_unfamiliar(step.familiarity):
+            continue
+        text = phrases.say(step.embedding).text
+        start, at = map(offline.seconds, (step.change.segment_start_ns, step.stamp_ns))
+        found.append(judge(text, start, at, events)[1:])
+    kind, right = np.mean(found, axis=0)
+    assert kind >= judged["kind_right"] - 0.03
+    assert right >= judged["right"] - 0.03
+
+
+def test_a_vlm_would_be_asked_a_third_as_often_as_once_a_second_and_never_in_quiet(
+    steps: list[Step],
+) -> None:
+    known = json.loads(VIDEO.with_suffix(".json").read_text())
+    still = [(e["start"], e["end"]) for e in known["events"] if e["kind"] == "still"]
+    changes = [step for step in steps if step.change is not None]
+    assert 0 < len(changes) <= known["seconds"] / 3
+    for step in changes[1:]:  # the first opens the stream
+        first, last = map(offline.seconds, (step.window_start_ns, step.stamp_ns))
+        assert not any(start <= first and last < end for start, end in still), last
 
 
 def test_the_manifest_carries_these_very_figures(judged: dict) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from vljepa_ros.bundle.spec import PhrasesSpec
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.runtime import TEXT_PIECE, Runtime
-from vljepa_ros.perception.texts import QuestionError, checked_text
+from vljepa_ros.perception.texts import MOST_CHARACTERS, QuestionError, checked_text
 
 from .speaker import Said
 
@@ -61,10 +61,13 @@ def read_phrases(path: Path) -> PhraseFile:
         raise PhrasesError(f"{path} is not UTF-8 (byte {error.start}); convert it.") from error
     phrases: dict[str, None] = {}
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
+        plain = " ".join(line.split())
+        if not plain or plain.startswith("#"):
             continue
         try:
-            phrases[checked_text("phrase", line)] = None
+            if len(plain) > MOST_CHARACTERS or not plain.isprintable():  # which is seldom
+                plain = checked_text("phrase", line)
+            phrases[plain] = None
         except QuestionError as error:
             raise PhrasesError(f"{path}, line {number}: {error}") from error
     if not phrases:
@@ -82,12 +85,14 @@ class Bank:
 
     def __init__(self, phrases: Sequence[str], embeddings: np.ndarray) -> None:
         self.phrases = phrases
-        rows = np.asarray(embeddings, np.float32)
-        self._mean = rows.mean(0)
-        apart = rows - self._mean
-        self._lengths = np.maximum(np.linalg.norm(apart, axis=1), 1e-6)
-        # Side by side, not one after the other: so BLAS reads them at twice the speed.
-        self._apart = np.ascontiguousarray((apart / self._lengths[:, None]).T)
+        # Side by side, not one after the other: so BLAS reads them at twice the speed. In place, as
+        # they may be many.
+        apart = np.array(embeddings.T, np.float32, order="C")
+        self._mean = apart.mean(1)
+        apart -= self._mean[:, None]
+        self._lengths = np.maximum(np.sqrt(np.einsum("ij,ij->j", apart, apart)), 1e-6)
+        apart /= self._lengths
+        self._apart = apart
 
     def __len__(self) -> int:
         return len(self.phrases)

@@ -142,6 +142,8 @@ def own_speaker(model: Runtime, tell: Callable[[str], None]) -> Speaker | None:
 
 def _bank(files: Sequence[PhraseFile], embedded: dict[str, np.ndarray]) -> Bank:
     """The phrases of some files as one bank, each phrase once."""
+    if len(files) == 1:
+        return Bank(files[0].phrases, embedded[files[0].sha256])
     phrases = [phrase for file in files for phrase in file.phrases]
     rows = np.concatenate([embedded[file.sha256] for file in files])
     first = {phrase: k for k, phrase in reversed(list(enumerate(phrases)))}
