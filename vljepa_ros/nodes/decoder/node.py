@@ -33,6 +33,7 @@ from .parameters import WORDS, check, speaks
 from .vlm import VlmWords
 
 QUEUE = 64  # changes
+SOURCES = ("decoder", "phrases", "vlm")
 UNIT = 0.01  # that the length of an embedding may differ from 1, as half precision makes it
 
 
@@ -368,7 +369,8 @@ class DecoderNode(ModelNode):
     def _words_status(self, model: Runtime) -> Status:
         """Who speaks, and how often whose words were said."""
         who = "vlm" if self.vlm.endpoint is not None else speaks(self._settings, model)
-        words = Status("words", values={"words": who, **self.sources})
+        words = Status("words", values={"words": who, "phrases": 0})
+        words.values |= {f"said by {name}": self.sources[name] for name in SOURCES}
         choice, progress = self._banks.choice, self._banks.progress
         if choice is not None:
             words.values["phrases"] = choice.phrases
