@@ -258,13 +258,14 @@ def _figures(row: Row, rows: list[Row]) -> dict[str, Any]:
 
 def _print(report: dict[str, Any]) -> None:
     rows = report["engines"]
-    known = {name for row in rows.values() for task in row["tasks"].values()
-             for name in task["times_faster_than"]}  # fmt: skip
-    peers = [name for name in (*PEERS.values(), ANEW) if name in known]
+    shown = {**{name: name for name in PEERS.values() if name in rows}, ANEW: "whole clip"}
     for task in dict.fromkeys(task for row in rows.values() for task in row["tasks"]):
         table = Table(title=task, title_justify="left")
+        known = {peer for row in rows.values() if task in row["tasks"]
+                 for peer in row["tasks"][task]["times_faster_than"]}  # fmt: skip
+        peers = [peer for peer in shown if peer in known]
         headings = ("contender", "runs in", "p50 (ms)", "p90", "p99", "per s", "cosine")
-        for heading in (*headings, *(f"× {peer}" for peer in peers)):
+        for heading in (*headings, *(f"× {shown[peer]}" for peer in peers)):
             left = heading in headings[:2]
             table.add_column(heading, justify="left" if left else "right")
         for name, row in rows.items():
@@ -289,7 +290,7 @@ def _print(report: dict[str, Any]) -> None:
         "without padding where the graph can do without; the same for all. ×: how many times "
         "faster than a peer. Cosine: the least to the base graphs, in fp32 on the CPU. Where a "
         "bundle encodes its clips in chunks, a step encodes the newest one, as in a stream that "
-        f"runs; '{ANEW}' encodes all, and × says how many times faster a step is."
+        f"runs, and '{ANEW}' encodes all."
     )
     for name, reason in report["not_measured"].items():
         console.print(f"{name}: not measured. {reason}")
