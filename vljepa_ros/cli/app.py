@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "index": ("memory.index", "index"),
     "recall": ("memory.recall", "recall"),
     "memory": ("memory.memory", "app"),
+    "calibrate": ("calibrate", "calibrate"),
     "doctor": ("doctor", "doctor"),
     "bundle": ("bundle", "app"),
     "engines": ("engines", "app"),

@@ -49,7 +49,7 @@ def ask(
     if as_json:
         _print_json(
             answer=answer.answer, scores=_scored(scores), stamp=_seconds(answer.stamp),
-            familiarity=round(answer.familiarity, 4),
+            **_familiarity(answer.familiarity),
         )  # fmt: skip
     elif candidates:
         _print_scores(sorted(scores, key=lambda pair: -pair[1]))
@@ -74,7 +74,7 @@ def classify(
     if as_json:
         _print_json(
             scores=_scored(scores), stamp=_seconds(found.stamp),
-            familiarity=round(found.familiarity, 4),
+            **_familiarity(found.familiarity),
         )  # fmt: skip
     else:
         _print_scores(scores)
@@ -106,7 +106,7 @@ def watch(
         _print_json(
             text=text, camera=moment.camera, score=round(moment.score, 4),
             segment_id=moment.segment_id, start=_seconds(moment.start), end=_seconds(moment.end),
-            familiarity=round(moment.familiarity, 4),
+            **_familiarity(moment.familiarity),
         )  # fmt: skip
     else:
         at = clock(to_ns(moment.end))
@@ -149,6 +149,11 @@ class _Score:
 
 def _scored(scores: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     return [{"text": text, "score": round(score, 4)} for text, score in scores]
+
+
+def _familiarity(value: float) -> dict[str, float]:
+    """For JSON; nothing where the model cannot tell."""
+    return {"familiarity": round(value, 4)} if value >= 0 else {}
 
 
 def _print_scores(scores: Sequence[tuple[str, float]]) -> None:

@@ -149,9 +149,10 @@ def _table(found: Sequence[Found]) -> Table:
 def _plain(found: Found) -> dict[str, Any]:
     """A moment as JSON has it; times in seconds since 1970."""
     moment = found.moment
+    familiar = {"familiarity": round(moment.familiarity, 4)} if moment.familiarity >= 0 else {}
     return {
         "id": moment.id, "robot": moment.robot, "camera": moment.camera, "query": moment.query,
         "segment_id": moment.segment_id, "start": moment.start_ns / 1e9, "end": moment.end_ns / 1e9,
         "text": moment.text, "score": round(found.score, 4), "pinned": moment.pinned,
-        "familiarity": round(moment.familiarity, 4),
+        **familiar,
     }  # fmt: skip

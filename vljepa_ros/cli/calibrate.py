@@ -1,0 +1,262 @@
+"""`vljepa calibrate`: a bundle for the robot's own camera, from footage without labels.
+
+Invariant: the bundle that is given stays as it is; the one that is written appears whole, or not.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from vljepa_ros.console import console, notice
+from vljepa_ros.errors import VLJepaError
+
+from .times import finite
+
+if TYPE_CHECKING:
+    from vljepa_ros.bundle.spec import Bundle
+    from vljepa_ros.inference.runtime import Runtime
+    from vljepa_ros.recordings.calibration import Footage, Run, Source
+
+BUNDLE = typer.Argument(..., help="A folder, a shipped bundle's name, or a Hub id.")
+SOURCES = typer.Argument(None, help="Bags (folders, .db3, .mcap), videos, folders of images.")
+OUT = typer.Option(..., "--out", help="The folder of the calibrated bundle; it must not exist.")
+TOPIC = typer.Option(None, help="An image topic of the bags, or with --live; again for more.")
+RATE = typer.Option(
+    None, "--changes-per-minute", min=0.01, callback=finite,
+    help="The rate of changes that is wanted; else where the rate's curve has its knee.",
+)  # fmt: skip
+LIVE = typer.Option(
+    None, "--live", min=20.0, callback=finite,
+    help="Look at --topic of the running graph for so many seconds.",
+)  # fmt: skip
+NEVER = typer.Option(None, help="A file of conditions that do not hold, one a line, for watches.")
+PICTURE = typer.Option(None, help="The timeline (PNG) that is drawn. Default: OUT.png.")
+
+
+def calibrate(
+    bundle: str = BUNDLE,
+    sources: list[Path] = SOURCES,
+    out: Path = OUT,
+    changes_per_minute: float | None = RATE,
+    live: float | None = LIVE,
+    topic: list[str] = TOPIC,
+    never: Path | None = NEVER,
+    picture: Path | None = PICTURE,
+    backend: str = typer.Option("auto", help="What runs the engines: auto, onnxruntime-cpu, ..."),
+) -> None:
+    """Set a bundle's thresholds, and what is familiar to it, by footage of the robot's camera."""
+    from vljepa_ros.bundle.locate import find_bundle
+    from vljepa_ros.bundle.spec import REQUIRED, load_bundle
+    from vljepa_ros.recordings import calibration
+
+    from .models import open_model
+
+    if out.exists():
+        raise VLJepaError(f"{out} is there already; give the calibrated bundle another name.")
+    old = load_bundle(find_bundle(bundle))
+    conditions = _conditions(never) if never else calibration.NEVER
+    footage = [*_recordings(sources or [], topic or [])]
+    if live:
+        from .live.footage import record
+
+        footage += record(old, topic or [], live)
+    if not footage:
+        raise VLJepaError("Say what to calibrate on: vljepa calibrate BUNDLE VIDEO... --out OUT.")
+    model = open_model(old, backend, REQUIRED)
+    try:
+        with _Bar() as bar:
+            seen = [one for source in footage for one in calibration.observe(model, source, bar)]
+            calibration.check(seen)
+            before = calibration.run(model, footage, bar)
+        found = _find(model, seen, changes_per_minute, conditions)
+        found["calibration"] |= {"footage": [source.name for source in footage]}
+        new = _write(old, found, out)
+    finally:
+        model.close()
+    model = open_model(new, backend, REQUIRED)
+    try:
+        with _Bar() as bar:
+            after = calibration.run(model, footage, bar)
+    finally:
+        model.close()
+    _report(old, new, before, after, found["calibration"])
+    _draw(new, seen, picture or out.parent / f"{out.name}.png")
+    console.print(f"{new.model_id} in {out}")
+
+
+def _recordings(paths: Sequence[Path], topics: Sequence[str]) -> list[Source]:
+    from vljepa_ros.perception.images import FULL_RANGE
+    from vljepa_ros.recordings.calibration import Source
+    from vljepa_ros.recordings.indexing import find_recordings
+    from vljepa_ros.recordings.left_out import LeftOut
+    from vljepa_ros.stamps import SECOND_NS
+
+    found = []
+    for path in paths:
+        recordings, refused = find_recordings([path], topics, [], SECOND_NS)
+        if refused:
+            raise refused[0]
+        (one,) = recordings
+        frames = partial(one.frames, LeftOut(), FULL_RANGE)
+        found.append(Source(path.name, tuple(one.cameras.values()), frames))
+    return found
+
+
+def _conditions(file: Path) -> tuple[str, ...]:
+    from vljepa_ros.perception.texts import checked_texts
+
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VLJepaError(f"{file} cannot be read: {error}.") from error
+    found = checked_texts("condition", [line for line in lines if line.strip()])
+    if not found:
+        raise VLJepaError(f"{file} holds no conditions; write one a line.")
+    return found
+
+
+def _find(
+    model: Runtime, seen: Sequence[Footage], rate: float | None, never: Sequence[str]
+) -> dict[str, Any]:
+    """What the footage says: `thresholds`, `familiarity` with its threshold, and `calibration`."""
+    from vljepa_ros.inference.familiarity import THRESHOLD
+    from vljepa_ros.recordings import calibration
+
+    old, notes = model.bundle, []
+    judged = "calibration" in old.evaluation  # its thresholds were found where the truth is known
+    change, watch = old.thresholds.change, old.thresholds.watch
+    if rate is not None or not judged:
+        curve = calibration.change_curve(model, seen)
+        change = calibration.at_knee(*curve) if rate is None else calibration.at_rate(*curve, rate)
+    if not judged:
+        watch = calibration.watch_threshold(model, seen, never)
+    else:
+        notes.append("watch" + (", change" if rate is None else "") + ": kept, as they were found "
+                     "on streams whose truth is known")  # fmt: skip
+    fitted, known_from = None, old.familiarity_threshold
+    if old.familiarity is not None and not old.calibration.get("familiarity"):
+        known_from = calibration.adapted(known_from, seen)
+    else:
+        fitted, known_from = calibration.fit_familiarity(seen), THRESHOLD
+        if fitted is None:
+            notes.append("familiarity: too little footage to fit it to; some minutes are needed")
+    steps = sum(len(footage.steps) for footage in seen)
+    return {
+        "thresholds": {
+            "gate": calibration.gate_noise(seen), "change": float(f"{change:.4g}"),
+            "watch": round(watch, 3),
+        },
+        "fitted": fitted,
+        "known_from": known_from,
+        "calibration": {
+            "seconds": round(60 * sum(footage.minutes for footage in seen), 1),
+            "steps": steps,
+            "changes_per_minute": rate if rate is not None else "kept" if judged else "knee",
+            **({"familiarity": "of this footage"} if fitted is not None else {}),
+            "before": dict(vars(old.thresholds)),
+            **({"notes": notes} if notes else {}),
+        },
+    }  # fmt: skip
+
+
+def _write(old: Bundle, found: dict[str, Any], out: Path) -> Bundle:
+    """A copy of the bundle with what was found; there whole, or not at all."""
+    from vljepa_ros.bundle.manifest import read_manifest, write_manifest
+    from vljepa_ros.bundle.spec import load_bundle
+    from vljepa_ros.inference.familiarity import add_familiarity
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        copy = Path(scratch) / out.name
+        shutil.copytree(old.path, copy)
+        manifest, _ = read_manifest(copy)
+        manifest["thresholds"] |= found["thresholds"]
+        manifest["calibration"] = found["calibration"]
+        if "familiarity" in manifest:
+            manifest["familiarity"]["threshold"] = found["known_from"]
+        write_manifest(copy, manifest)
+        if found["fitted"] is not None:
+            add_familiarity(copy, found["fitted"], found["known_from"])
+        load_bundle(copy)
+        copy.rename(out)
+    return load_bundle(out)
+
+
+def _report(old: Bundle, new: Bundle, before: Run, after: Run, about: dict[str, Any]) -> None:
+    """Before and after, in lines."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for name, (one, other) in {
+        "gate (grey levels)": (old.thresholds.gate, new.thresholds.gate),
+        "change (Ward cost)": (old.thresholds.change, new.thresholds.change),
+        "watch (cosine)": (old.thresholds.watch, new.thresholds.watch),
+        "familiar from": (old.familiarity_threshold, new.familiarity_threshold),
+    }.items():
+        table.add_row(name, _number(one), _number(other))
+    table.add_row("encodes passed over", f"{before.passed_over:.0%}", f"{after.passed_over:.0%}")
+    table.add_row("changes a minute", f"{before.changes_per_minute:.1f}",
+                  f"{after.changes_per_minute:.1f}")  # fmt: skip
+    table.add_row("not familiar", _share(old, before), _share(new, after))
+    console.print(table)
+    for note in about.get("notes", ()):
+        notice(f"{note}.")
+    if new.familiarity is not None and after.unfamiliar > 0.5:
+        notice("Most of this footage is not what the bundle was made for: it says nothing of it.")
+
+
+def _number(value: float) -> str:
+    return "-" if value < 0 else f"{value:.4g}"
+
+
+def _share(bundle: Bundle, run: Run) -> str:
+    return "cannot tell" if bundle.familiarity is None else f"{run.unfamiliar:.0%}"
+
+
+def _draw(bundle: Bundle, seen: Sequence[Footage], picture: Path) -> None:
+    try:
+        from vljepa_ros.evaluation.footage import draw_footage
+    except ImportError as error:
+        notice(f"No timeline is drawn without '{error.name}': pip install {error.name}.")
+        return
+    change = bundle.change
+    parts = (bundle.thresholds.change, change.candidate, change.min_segment, change.hysteresis)
+    draw_footage(seen, parts, bundle.familiarity_threshold, picture)
+    console.print(f"timeline: {picture}")
+
+
+class _Bar:
+    """How much footage is done, on stderr."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True),
+            transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=None)
+        self._steps, self._began = 0, time.monotonic()
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, frame: Any) -> None:
+        """A frame had its steps."""
+        self._steps += 1
+        rate = self._steps / max(1e-3, time.monotonic() - self._began)
+        self._bar.update(self._task, description=f"{self._steps} steps, {rate:.0f} a second")

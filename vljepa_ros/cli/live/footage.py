@@ -1,0 +1,97 @@
+"""Footage of the running graph, for `vljepa calibrate --live`.
+
+Invariant: it only subscribes, takes the frames that the perception node takes, and ends: when it
+has its seconds of frames, by their stamps, with a sentence where a camera sends nothing, or soon
+after SIGINT or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from vljepa_ros.bundle.spec import Bundle
+from vljepa_ros.console import notice
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.inference.preprocess import prepare
+from vljepa_ros.perception.images import FULL_RANGE
+from vljepa_ros.perception.window import Sampler, Verdict, millihertz
+from vljepa_ros.recordings.calibration import Source
+from vljepa_ros.recordings.indexing import camera_of
+from vljepa_ros.recordings.offline import RecordedFrame
+from vljepa_ros.ros.process import Signals, init_ros, needs_ros, set_fastdds
+
+SPIN = 0.05  # seconds until a signal is seen
+MAX_GAP_NS = 3 * 10**9
+
+
+def record(bundle: Bundle, topics: Sequence[str], seconds: float) -> list[Source]:
+    """What cameras show for so many seconds, a source for each of the image `topics`.
+
+    Frames are kept as the clips of `bundle` have them. VLJepaError where a camera sends nothing.
+    """
+    if not topics:
+        raise VLJepaError("Name the camera's topic: --live 60 --topic front/image_raw.")
+    set_fastdds()
+    signals, stopped = Signals(), threading.Event()
+    try:
+        import rclpy
+
+        from vljepa_ros.nodes.perception.cameras import Camera
+    except ImportError as error:
+        raise needs_ros("calibrate --live", error) from error
+    init_ros([])
+    signals.on_stop(stopped.set)
+    node = rclpy.create_node("vljepa_calibrate", start_parameter_services=False)
+    rate, span = millihertz(bundle.clip.sample_rate), bundle.clip.span_ns
+    samplers = {topic: Sampler(rate, span, MAX_GAP_NS) for topic in topics}
+    kept: dict[str, list[RecordedFrame]] = {topic: [] for topic in topics}
+
+    def due(topic: str, _: str, stamp_ns: int) -> Verdict:
+        return samplers[topic].offer(stamp_ns)
+
+    def idle() -> None:
+        """Nobody is to be woken."""
+
+    cameras = {
+        topic: Camera(
+            node, camera_of(topic), topic,
+            "compressed" if topic.endswith("/compressed") else "raw", FULL_RANGE,
+            partial(due, topic), idle,
+        )
+        for topic in topics
+    }  # fmt: skip
+    notice(f"Looking at {', '.join(topics)} for {seconds:g} s; Ctrl-C ends it.")
+    try:
+        for camera in cameras.values():
+            camera.open()
+        wanted = seconds * bundle.clip.sample_rate  # frames; a clock that stands still adds none
+        while min(map(len, kept.values())) < wanted and not stopped.is_set():
+            rclpy.spin_once(node, timeout_sec=SPIN)
+            for topic, camera in cameras.items():
+                frame = camera.take()
+                picture = None if frame is None else camera.picture(frame)
+                if frame is not None and picture is not None:
+                    square = prepare(
+                        picture, bundle.clip.image_size, bundle.resample, bundle.resize
+                    )
+                    stamp = frame.stamp_ns
+                    kept[topic].append(
+                        RecordedFrame(camera.name, stamp, "", stamp, partial(np.asarray, square))
+                    )
+                if silence := camera.look():
+                    raise VLJepaError(f"Camera '{camera.name}': {silence}")
+    finally:
+        for camera in cameras.values():
+            camera.close()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    if stopped.is_set():
+        raise VLJepaError("Stopped before the footage was whole.")
+    return [
+        Source(f"{topic}, live", (cameras[topic].name,), partial(iter, kept[topic]))
+        for topic in topics
+    ]
