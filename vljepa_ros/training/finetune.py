@@ -80,7 +80,8 @@ def finetune(
     lines = read_lines(file, model.config.default_query, problems)
     recordings = Recordings(file, lines, clip_of(model.config), problems)
     learnt, held = split(lines, recipe.seed)
-    _begin(out, file, base, recipe)
+    begin(out, file, base.about, recipe)
+    _keep_networks(out, base)
     for sentence in recordings.left_out:
         say(sentence)
     say(summary(recordings, learnt, held))
@@ -214,10 +215,13 @@ class LearntPairs(DecoderPairs):
         self.meant = stage.canonical
 
 
-def _begin(out: Path, file: Path, base: Base, recipe: FineTuneRecipe) -> None:
-    """Lay the folder out, or find that it goes on with the same lines and recipe."""
+def begin(out: Path, file: Path, about: dict[str, Any], recipe: Any) -> None:
+    """Lay the folder out, or find that it goes on with the same lines, start and recipe.
+
+    `about`: what is kept of the start, `from` among it; `recipe`: a dataclass.
+    """
     said = {
-        **asdict(recipe), "from": base.about["from"], "recordings": file.name,
+        **asdict(recipe), "from": about["from"], "recordings": file.name,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
     }  # fmt: skip
     kept = out / RECIPE
@@ -228,7 +232,11 @@ def _begin(out: Path, file: Path, base: Base, recipe: FineTuneRecipe) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(said, indent=2) + "\n")
-    (out / BASE).write_text(json.dumps(base.about, indent=2) + "\n")
+    (out / BASE).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _keep_networks(out: Path, base: Base) -> None:
+    """Keep configuration and tokenizers of what is trained."""
     base.model.config.to_json_file(str(out / CONFIG), use_diff=False)
     for name, path in (("tokenizer.json", base.tokenizer), ("y_tokenizer.json", base.y_tokenizer)):
         if path.resolve() != (out / name).resolve():

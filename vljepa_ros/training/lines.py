@@ -51,10 +51,11 @@ class Line:
 
 
 def read_lines(
-    file: Path, default_query: str, problems: dict[int, str] | None = None
+    file: Path, default_query: str | None, problems: dict[int, str] | None = None
 ) -> list[Line]:
     """The lines of a JSONL file; paths in it are relative to its folder.
 
+    `default_query` None: the model is asked nothing; the lines then have the query "".
     `problems` takes what is wrong with which line, for `refuse`; without it that is raised at once.
     Raises RecordingsError.
     """
@@ -101,7 +102,7 @@ class _Topics:
         return self.known[path]
 
 
-def _line(number: int, row: str, folder: Path, default_query: str, topics: _Topics) -> Line:
+def _line(number: int, row: str, folder: Path, default_query: str | None, topics: _Topics) -> Line:
     values = _values(row)
     if ("video" in values) == ("bag" in values):
         raise RecordingsError("give either 'video' or 'bag'.")
@@ -119,10 +120,12 @@ def _line(number: int, row: str, folder: Path, default_query: str, topics: _Topi
             f"'start' ({start:g}) must be 0 or more and below 'end' ({end:g}); both are seconds "
             "from the start of the recording, which lasts less than a year."
         )
-    query = values.get("query", default_query).strip()
+    if default_query is None and "query" in values:
+        raise RecordingsError("'query' is given to a model that is asked nothing; take it away.")
+    query = values.get("query", default_query or "").strip()
     answer = " ".join(values["answer"].split())
     for key, text in (("query", query), ("answer", answer)):
-        if not text:
+        if not text and (key, default_query) != ("query", None):
             raise RecordingsError(f"'{key}' is empty; say it in words.")
     return Line(number, Source(path, topic), start, end, query, answer)
 

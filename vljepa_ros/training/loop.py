@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_model, save_model
+from torch import nn
 
 from vljepa_ros.model.networks import VLJepa
 
@@ -68,7 +69,7 @@ def finished(model: VLJepa, folder: Path) -> bool:
 
 
 @rank_zero_only
-def save(model: VLJepa, folder: Path) -> None:
+def save(model: nn.Module, folder: Path) -> None:
     """Keep the weights, whole or not at all: they say that a stage, or all, is finished."""
     part = folder / f".{WEIGHTS}"
     save_model(model, str(part))

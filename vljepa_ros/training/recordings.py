@@ -50,8 +50,9 @@ class Frames:
 class Recordings:
     """All lines with their frames in memory.
 
-    `problems`: what is known to be wrong with other lines of `file`. Raises RecordingsError with
-    these and with every line whose clips cannot be cut.
+    `problems`: what is known to be wrong with other lines of `file`; `resample` and `resize`: how
+    the model wants its pictures (`prepare`). Raises RecordingsError with every line that is wrong
+    or whose clips cannot be cut.
     """
 
     def __init__(
@@ -60,8 +61,11 @@ class Recordings:
         lines: Sequence[Line],
         clip: ClipSpec,
         problems: Mapping[int, str] | None = None,
+        resample: str = "area",
+        resize: str = "shorter_side",
     ) -> None:
         self.lines, self.clip = list(lines), clip
+        self.resample, self.resize = resample, resize
         self.rate = FINER * clip.sample_rate  # of the grid
         self.span = clip.span_ns / 1e9
         self.frames: dict[Source, Frames] = {}
@@ -100,7 +104,7 @@ class Recordings:
                 frames.row[wanted] = len(frames.pictures)
                 wanted = next(needed, None)
             if wanted != before and shown is not None:
-                frames.pictures.append(prepare(shown, self.clip.image_size))
+                frames.pictures.append(self._prepared(shown))
 
         video = None if source.topic else VideoSource(source.path, tell=left_out.say)
         for at, picture in (
@@ -122,9 +126,12 @@ class Recordings:
         self.left_out += left_out.sentences()
         return frames, times, seconds
 
+    def _prepared(self, picture: np.ndarray) -> np.ndarray:
+        return prepare(picture, self.clip.image_size, self.resample, self.resize)
+
     def _needed(self, lines: Iterable[Line]) -> Iterator[int]:
         """The grid times of all clips of `lines`, rising."""
-        spans = [(self._grid(newest[0])[0], newest[-1]) for newest in map(self.newest, lines)]
+        spans = [(self.grid(newest[0])[0], newest[-1]) for newest in map(self.newest, lines)]
         following = 0
         for first, last in sorted(spans):
             yield from range(max(first, following), last + 1)
@@ -140,14 +147,14 @@ class Recordings:
         last = math.floor(line.end * self.rate + 1e-6)
         return range(min(math.ceil(first * self.rate - 1e-6), last), last + 1)
 
-    def _grid(self, newest: int) -> list[int]:
+    def grid(self, newest: int) -> list[int]:
         """The grid times of a clip's frames; what would lie before the start is the start."""
         return [max(0, newest - FINER * back) for back in range(self.clip.frames)][::-1]
 
     def cut(self, line: Line, newest: int) -> np.ndarray:
         """The clip of `line` that ends at grid time `newest`: uint8 `[T, S, S, 3]`."""
         frames = self.frames[line.source]
-        return np.stack([frames.pictures[frames.row[k]] for k in self._grid(newest)])
+        return np.stack([frames.pictures[frames.row[k]] for k in self.grid(newest)])
 
     def looks(self, line: Line) -> list[int]:
         """The few grid times, spread over `line`, by which it is judged."""

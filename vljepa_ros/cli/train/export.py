@@ -119,8 +119,12 @@ def _training(
         from vljepa_ros.training.finetune import is_finetuned
         from vljepa_ros.training.finetune_export import export_finetuned
         from vljepa_ros.training.release import release
+        from vljepa_ros.training.site.export import export_site
+        from vljepa_ros.training.site.learn import is_site
 
-    if is_finetuned(run):
+    if is_site(run):
+        evaluation = export_site(run, out, version, storage)
+    elif is_finetuned(run):
         evaluation = export_finetuned(run, out, version, storage, fp8)
     else:
         data = folder or store.default_root()

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from vljepa_ros.console import console
-from vljepa_ros.errors import needing
+from vljepa_ros.errors import VLJepaError, needing
 
 from ..times import finite
 
@@ -105,9 +105,15 @@ def _finetune(
     recordings: Path, base: str, out: Path, steps: int, seed: int, size: int | None
 ) -> None:
     from vljepa_ros.training.finetune import FineTuneRecipe, finetune
+    from vljepa_ros.training.site.learn import SiteRecipe, is_of_images, learn
 
-    recipe = FineTuneRecipe(steps=steps, seed=seed, image_size=size)
-    made = finetune(recordings, base, out, recipe, console.print)
+    if is_of_images(base):
+        if size is not None:
+            raise VLJepaError(f"{base} takes pictures of one size, as it is; leave out --size.")
+        made = learn(recordings, base, out, SiteRecipe(steps=steps, seed=seed), console.print)
+    else:
+        recipe = FineTuneRecipe(steps=steps, seed=seed, image_size=size)
+        made = finetune(recordings, base, out, recipe, console.print)
     console.print(f"fine-tuned: {made}\nnext: vljepa export {made} BUNDLE")
 
 

@@ -99,10 +99,9 @@ def export_networks(
     graphs, earned = {}, {}
     for name, network in networks.items():
         kept = storage if isinstance(storage, str) else storage[name]
-        spec, earned[name] = export_graph(name, network, samples[name], folder, storage=kept)
-        graphs[name] = _manifest_entry(spec)
-        profile = default_profile(name, spec.inputs, _longest(manifest))
-        graphs[name]["profile"] = {size: list(bounds) for size, bounds in profile.items()}
+        graphs[name], earned[name] = export_section(
+            name, network, samples[name], folder, _longest(manifest), kept
+        )  # fmt: skip
     for name, source in files.items():
         shutil.copyfile(source, folder / name)
     manifest["graphs"] = graphs
@@ -132,6 +131,21 @@ def _dynamic(name: str, inputs: Inputs) -> dict[str, dict[int, Any]]:
     if name == "y_decoder":
         return {"embedding": {0: BATCH}, "ids": {0: BATCH}, "past": {1: BATCH, 3: PAST}}
     return {key: {0: BATCH} for key in inputs}
+
+
+def export_section(
+    name: str, network: nn.Module, inputs: Inputs, folder: Path, longest: dict[str, int],
+    storage: str = "fp16",
+) -> tuple[dict[str, Any], dict[str, float]]:  # fmt: skip
+    """`export_graph`, as the graph's section of the manifest; its figures.
+
+    `longest`: the largest value of each open size that counts tokens (`read_graph`).
+    """
+    spec, earned = export_graph(name, network, inputs, folder, storage=storage)
+    section = _manifest_entry(spec)
+    profile = default_profile(name, spec.inputs, longest)
+    section["profile"] = {size: list(bounds) for size, bounds in profile.items()}
+    return section, earned
 
 
 def export_graph(
