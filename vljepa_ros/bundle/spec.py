@@ -111,8 +111,8 @@ class PhrasesSpec:
 class Thresholds:
     """Calibrated thresholds.
 
-    `gate`: grey levels 0..255 of a block mean that count as new; `change`: the Ward cost at which
-    `change_score` is 1.0; `watch`: the cosine at which a standing condition holds.
+    `gate`: the fewest grey levels 0..255 of a block mean that count as new; `change`: the Ward cost
+    at which `change_score` is 1.0; `watch`: the cosine at which a standing condition holds.
     """
 
     gate: float
