@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
 
-from bundles import make_bundle
+from bundles import make_bundle, with_phrases
 from graph import domain, noise, wait
 from rich.console import Console
 from terminals import open_terminal
@@ -63,6 +63,19 @@ def test_a_video_ends_with_a_summary(bundle: Path, folder: Path) -> None:
     assert "front" in run.stdout
     assert "decodes where uniform decoding at 1 Hz takes" in run.stdout
     assert "\x1b" not in run.stdout  # no terminal, no control codes
+    assert "Traceback" not in run.stderr
+
+
+def test_a_bundle_without_decoder_says_its_phrases(tmp_path: Path, folder: Path) -> None:
+    bundle = make_bundle(tmp_path / "mute", decoder=False)
+    with_phrases(bundle, ["a cube falls", "a ball rolls"])
+    run = subprocess.run(
+        [*COMMAND, "--no-tui", "--bundle", str(bundle), "--video", str(folder)],
+        env={**environment(), "XDG_CACHE_HOME": str(tmp_path)}, cwd=tempfile.gettempdir(),
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"a (cube falls|ball rolls)\W.*phrases", run.stdout), run.stdout
     assert "Traceback" not in run.stderr
 
 
