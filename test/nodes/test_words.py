@@ -138,6 +138,9 @@ def test_switching_words_while_running_loses_no_change(
         node.probe.wait_for_health("decoder: changes", settled)
     assert len(node.probe.utterances) == len({one.segment_id for one in node.probe.utterances})
     assert {one.source for one in node.probe.utterances} == {"decoder", "phrases"}
+    assert node.probe.set("decoder", words="none").successful
+    assert "'words' of /decoder is none; set it to auto" in node.decode("a ball rolls").message
+    assert node.probe.set("decoder", words="auto").successful
     last = node.said("a ball rolls")
     assert last.source == "decoder"
 

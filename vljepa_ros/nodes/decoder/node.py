@@ -292,18 +292,22 @@ class DecoderNode(ModelNode):
         embedding = _checked(model, model_id or model.bundle.model_id, embedding)
         speaker = self._speaker(model, camera)
         if speaker is None:
-            raise VLJepaError(
-                "Nothing is put into words: the parameter 'words' of "
-                f"{self.get_fully_qualified_name()} is {self._settings['words']}, and "
-                + ("the phrases are still being embedded; ask again later."
-                   if not self._can_speak(model) else "there is no bank of phrases for it.")
-            )  # fmt: skip
+            raise VLJepaError(f"Nothing is put into words: {self._why_mute(model)}")
         said = speaker.say(embedding)
         if not said.doubt:
             return said
         if self._settings["unfamiliar"]:
             return replace(said, text=self._settings["unfamiliar"])
         raise VLJepaError(f"Nothing that is known fits: {said.doubt}")
+
+    def _why_mute(self, model: Runtime) -> str:
+        """Why nobody speaks, and what to do."""
+        if not self._can_speak(model):
+            return "the phrases are still being embedded; ask again later."
+        name = self.get_fully_qualified_name()
+        if self._settings["words"] == "none":
+            return f"the parameter 'words' of {name} is none; set it to auto."
+        return f"there is no bank of phrases for it; name one by the parameter 'phrases' of {name}."
 
     def _running(self) -> Runtime:
         """The engines that run now; VLJepaError where there are none."""
