@@ -57,8 +57,14 @@ def play(bundle: Path, folder: Path) -> tuple[list[Any], int]:
     return probe.of("camera"), received
 
 
-def test_live_is_what_offline_is(folder: Path, tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "tiny", thresholds={"gate": 3.0, "change": 0.05, "watch": 0.5})
+@pytest.mark.parametrize(("chunk", "query"), [(None, True), (2, True), (1, False)])
+def test_live_is_what_offline_is(
+    folder: Path, tmp_path: Path, chunk: int | None, query: bool
+) -> None:
+    bundle = make_bundle(
+        tmp_path / "tiny", chunk=chunk, query=query,
+        thresholds={"gate": 3.0, "change": 0.05, "watch": 0.5},
+    )  # fmt: skip
     for _ in range(3):  # images are best effort: a busy system may lose one
         live, received = play(bundle, folder)
         if received == 32:
