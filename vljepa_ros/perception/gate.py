@@ -22,6 +22,7 @@ RATE_MHZ = 4000  # of the frames that noise is learnt from
 SPAN = 8  # of them in a range: 2 s
 KEPT = 80  # ranges: 20 s
 FIRST = 8  # ranges until something is known
+EVERY = 4  # ranges, from one time that the level is taken from them to the next
 QUIET = 0.35  # of the ranges are of a still scene, however busy it is
 FACTOR = 4.0  # thresholds are that many ranges
 MOST = 12.0  # grey levels; more is never noise
@@ -76,7 +77,7 @@ class CameraNoise:
             self._ranges = np.zeros((ranges.size, KEPT), np.float32)
         self._ranges[:, self._count % KEPT] = ranges.ravel()
         self._count += 1
-        if self._count >= FIRST:
+        if self._count >= FIRST and self._count % EVERY == 0:
             known = min(self._count, KEPT)
             still = np.sort(self._ranges[:, :known])[:, int(QUIET * known)]
             self.level = cv2.dilate(still.reshape(ranges.shape), np.ones((3, 3), np.uint8))
