@@ -24,7 +24,7 @@ LATERALS = {9: 64, 5: 32, 2: 24}  # channels of the pyramid's levels, by the blo
 HEAD = 96  # channels within a head
 KEYPOINTS, SEEN = 17, 3  # keypoints there are, and the surest ones that count
 SIDE = 160  # pixels of the picture that is looked at; a multiple of 32
-EVIDENCE, SLOPE = 1.2, 10.0  # evidence that is a score of 0.5, and how steep the score is there
+EVIDENCE, SLOPE = 1.1, 10.0  # evidence that is a score of 0.5, and how steep the score is there
 NETWORK = "StatefulPartitionedCall/center_net_mobile_net_v2fpn_feature_extractor/model_1"
 HEADS = {
     "centres": ("StatefulPartitionedCall/center_0", "separable_conv2d_3", "conv2d_4"),
