@@ -10,7 +10,7 @@ import pytest
 import torch
 from networks import scramble
 from safetensors.torch import load_file
-from transformers import VJEPA2Config, VJEPA2Model
+from transformers import Dinov2Config, Dinov2Model, VJEPA2Config, VJEPA2Model
 from typer.testing import CliRunner
 
 from vljepa_ros.cli.app import app
@@ -75,3 +75,35 @@ def test_the_start_says_what_is_not_trained(folders: tuple[Path, Path], model: V
     assert recipe["x_encoder"] == {"from": "vision", "licence": "mit"}
     vision = model.config.x_encoder_config
     assert (vision.frames_per_clip, model.config.sample_rate) == (8, 4.0)
+
+
+def test_an_image_encoder_is_a_start(tmp_path: Path):
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7
+    )
+    scramble(Dinov2Model(config)).save_pretrained(tmp_path / "dinov2")
+    processor = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (tmp_path / "dinov2" / "preprocessor_config.json").write_text(json.dumps(processor))
+    given = ["--x-encoder", str(tmp_path / "dinov2"), "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, ["export", "--from", "hf", *given], catch_exceptions=False)
+    assert done.exit_code == 0
+    model = load_checkpoint(tmp_path / "run")
+    assert (model.config.chunk, model.config.visual_merge, model.config.visual_tokens) == (
+        1,
+        2,
+        128,
+    )
+    clips = np.random.default_rng(0).integers(0, 256, (1, 8, 28, 28, 3), dtype=np.uint8)
+    pixels = (clips[0] / 255.0 - processor["image_mean"]) / processor["image_std"]
+    with torch.inference_mode():
+        wanted = Dinov2Model.from_pretrained(tmp_path / "dinov2").eval()(
+            torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()
+        )
+        got = model.x_encoder(torch.from_numpy(clips))
+        ids, mask = torch.full((2, 5), 7), torch.ones(2, 5, dtype=torch.int64)
+        answers = model.predictor(got, ids, mask)
+    tokens = wanted.last_hidden_state[:, 1:].reshape(got.shape)  # all but the class
+    torch.testing.assert_close(got, tokens, atol=1e-5, rtol=0)
+    assert answers.shape == (1, 2, model.config.embedding_dim)
+    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert recipe["x_encoder"] == {"from": "dinov2", "licence": "not said by its model card"}

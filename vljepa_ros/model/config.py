@@ -25,16 +25,16 @@ CONFIG = "config.json"
 class VLJepaConfig(PreTrainedConfig):
     """A VL-JEPA (arXiv 2512.10942, section 3): X-encoder, predictor, Y-encoder and Y-decoder.
 
-    `x_encoder_config` also carries the clip: `frames_per_clip` frames of `crop_size` pixels in
-    tubelets of `tubelet_size`; `sample_rate` is in frames per second. `visual_merge` joins that
-    many by that many neighbouring visual tokens of a tubelet before the predictor (1: none).
-    `y_decoder_config` None: the model has no Y-decoder. `query_length` and `text_length` are in
-    tokens; shorter texts are padded.
+    `x_encoder_config` is of V-JEPA 2 or of an image encoder (`images.KINDS`). It also carries the
+    clip: `frames_per_clip` frames of `crop_size` pixels in tubelets of `tubelet_size`;
+    `sample_rate` is in frames per second. `visual_merge` joins that many by that many neighbouring
+    visual tokens of a tubelet before the predictor (1: none). `y_decoder_config` None: the model
+    has no Y-decoder. `query_length` and `text_length` are in tokens; shorter texts are padded.
     """
 
     model_type = "vl_jepa"
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "x_encoder_config": SubConfigSpec(config_class=VJEPA2Config),
+        "x_encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="vjepa2"),
         "predictor_config": SubConfigSpec(config_class=LlamaConfig),
         "y_encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
         "y_decoder_config": SubConfigSpec(config_class=LlamaConfig, optional=True),
@@ -51,6 +51,12 @@ class VLJepaConfig(PreTrainedConfig):
     text_length: int = 64
     default_query: str = "What is happening?"
     text_prompt: str = "{}"
+
+    @property
+    def chunk(self) -> int:
+        """Frames that the X-encoder looks at together: the clip's, or 1 of an image encoder."""
+        vision = self.x_encoder_config
+        return vision.frames_per_clip if vision.model_type == "vjepa2" else 1
 
     @property
     def visual_tokens(self) -> int:

@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import (
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder, VJEPA2RopeAttention
 
 from .config import VLJepaConfig
+from .images import KINDS, ImageEncoder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -269,7 +270,9 @@ class VLJepa(nn.Module):
     def __init__(self, config: VLJepaConfig):
         super().__init__()
         self.config = config
-        self.x_encoder = XEncoder(config)
+        vision = config.x_encoder_config
+        images = vision.model_type in KINDS
+        self.x_encoder = ImageEncoder(vision, ATTENTION) if images else XEncoder(config)
         self.predictor = Predictor(config)
         self.y_encoder = YEncoder(config)
         self.y_decoder = YDecoder(config) if config.y_decoder_config is not None else None

@@ -28,7 +28,7 @@ from .fused import FusedPredictor, FusedXEncoder, fused
 from .networks import VLJepa
 
 DIFFERENCE = 1e-3  # most, in parts of an output's largest number
-UNUSED = "model.pooler."  # of BERT: a graph does not hold it
+UNUSED = ("model.pooler.", "encoder.embeddings.mask_token")  # of BERT and DINO: no graph has them
 
 Inputs = dict[str, Tensor]
 

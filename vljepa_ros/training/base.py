@@ -74,6 +74,9 @@ def resized(model: VLJepa, size: int | None) -> VLJepa:
     if size in (None, model.config.x_encoder_config.crop_size):
         return model
     config = copy.deepcopy(model.config)
+    kind, own = config.x_encoder_config.model_type, config.x_encoder_config.crop_size
+    if kind != "vjepa2":
+        raise VLJepaError(f"the pictures of a {kind} stay {own} pixels a side; leave the size out.")
     block = config.x_encoder_config.patch_size * config.visual_merge
     if size < block or size % block:
         raise VLJepaError(f"clips cannot be {size} pixels a side: give a multiple of {block}.")

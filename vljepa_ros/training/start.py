@@ -1,4 +1,4 @@
-"""A start for a training of one's own: a public V-JEPA 2 encoder under an untrained predictor.
+"""A start for a training of one's own: a public encoder under an untrained predictor.
 
 Invariant: the folder that is made is laid out like a finished training, so whatever loads one can
 go on from it, and its `recipe.json` says that only the encoders are trained.
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_model
 from transformers import BertConfig, LlamaConfig
 
 from vljepa_ros.model.config import VLJepaConfig
+from vljepa_ros.model.export.images import image_config, load_image_encoder
 from vljepa_ros.model.export.public import (
     LICENCES,
     licence_of,
@@ -22,6 +23,7 @@ from vljepa_ros.model.export.public import (
     load_x_encoder,
     read_config,
 )
+from vljepa_ros.model.images import KINDS, ImageEncoder
 from vljepa_ros.model.networks import VLJepa
 
 from .base import WEIGHTS
@@ -31,14 +33,17 @@ from .texts import BEGIN, END, PAD, sentence_encoder_folder
 def start(x_encoder: Path, out: Path, seed: int = 0) -> Path:
     """Write a start for a training into `out` and return it.
 
-    X-encoder: the V-JEPA 2 model in `x_encoder`, on clips of 8 frames at 4 Hz. Y-encoder:
-    all-MiniLM-L6-v2. The predictor, the Y-encoder's head and the Y-decoder are random; queries and
-    answers share MiniLM's word pieces, which cover English. Raises PublicError.
+    X-encoder: the V-JEPA 2 model or image encoder in `x_encoder`, on clips of 8 frames at 4 Hz.
+    Y-encoder: all-MiniLM-L6-v2. The predictor, the Y-encoder's head and the Y-decoder are random;
+    queries and answers share MiniLM's word pieces, which cover English. Raises PublicError.
     """
     torch.manual_seed(seed)
     minilm = sentence_encoder_folder()
     model = VLJepa(_config(x_encoder, minilm))
-    load_x_encoder(model.x_encoder, x_encoder)
+    if isinstance(model.x_encoder, ImageEncoder):
+        load_image_encoder(model.x_encoder, x_encoder)
+    else:
+        load_x_encoder(model.x_encoder, x_encoder)
     state = load_file(minilm / "model.safetensors")
     state.pop("embeddings.position_ids", None)  # 0, 1, 2, …: not a weight
     load_named(model.y_encoder.model, state, minilm)
@@ -50,7 +55,7 @@ def start(x_encoder: Path, out: Path, seed: int = 0) -> Path:
         "steps": 0,
         "x_encoder": {
             "from": x_encoder.name,
-            "licence": licence_of(x_encoder, LICENCES["x_encoder"]),
+            "licence": licence_of(x_encoder, _licence(model)),
         },
         "untrained": ["predictor", "y_encoder.projector", "y_decoder"],
     }
@@ -59,9 +64,18 @@ def start(x_encoder: Path, out: Path, seed: int = 0) -> Path:
     return out
 
 
+def _licence(model: VLJepa) -> str:
+    """Of an encoder whose model card says none."""
+    images = isinstance(model.x_encoder, ImageEncoder)
+    return "not said by its model card" if images else LICENCES["x_encoder"]
+
+
 def _config(x_encoder: Path, minilm: Path) -> VLJepaConfig:
-    vision = read_config(x_encoder, "vjepa2")
+    vision = read_config(x_encoder, "vjepa2", "siglip", *KINDS)
+    if vision.model_type != "vjepa2":
+        vision = image_config(x_encoder)
     vision.frames_per_clip = 8
+    even = vision.crop_size // vision.patch_size % 2 == 0
     text = BertConfig.from_pretrained(minilm)
     blocks = {
         "vocab_size": text.vocab_size, "hidden_size": 384, "intermediate_size": 1024,
@@ -73,6 +87,6 @@ def _config(x_encoder: Path, minilm: Path) -> VLJepaConfig:
         predictor_config=LlamaConfig(**blocks, max_position_embeddings=2048),
         y_encoder_config=text,
         y_decoder_config=LlamaConfig(**blocks, max_position_embeddings=64),
-        visual_merge=2,
+        visual_merge=2 if even else 1,
         query_length=32,
     )

@@ -40,11 +40,14 @@ STREAM = typer.Option(None, help="A held-out stream to judge the bundle on.")
 FROM = typer.Option(
     Start.training, "--from",
     help="A finished training; the public Open-VLJEPA checkpoint; a public two-tower model (clip, "
-    "siglip); V-JEPA 2 (hf): a start for a training, its predictor untrained; or the packages that "
-    "the bundle `everyday` is made of.",
+    "siglip); a public encoder (hf): a start for a training, its predictor untrained; or the "
+    "packages that the bundle `everyday` is made of.",
 )  # fmt: skip
 CHECKPOINT = typer.Option("", help="best.pt of Open-VLJEPA, or the Hub id that holds it.")
-X_ENCODER = typer.Option("", help="Folder or Hub id of V-JEPA 2 (facebook/vjepa2-vitl-fpc64-256).")
+X_ENCODER = typer.Option(
+    "", help="Folder or Hub id of V-JEPA 2 (facebook/vjepa2-vitl-fpc64-256); with hf also of "
+    "DINOv2, DINOv3, SigLIP or EfficientNet.",
+)  # fmt: skip
 LLAMA = typer.Option("", help="Folder or Hub id of meta-llama/Llama-3.2-1B; no weights needed.")
 GEMMA = typer.Option("", help="Folder or Hub id of google/embeddinggemma-300m; likewise.")
 MODEL = typer.Option(

@@ -318,6 +318,8 @@ def _geometry(config: VLJepaConfig) -> dict[str, Any]:
         },
         "templates": {"classify": "{}"},
     }  # fmt: skip
+    if config.chunk != vision.frames_per_clip:
+        sections["clip"]["chunk"] = config.chunk
     if decoder is not None:
         sections["decoder"] = {
             "length": 32, "tokenizer": "tokenizer.json", "begin": decoder.bos_token_id,

@@ -74,6 +74,7 @@ def load_open_vljepa(checkpoint: Path, x_encoder: Path, llama: Path, gemma: Path
     if not recipe["predictor"].get("disable_causal_mask", True):
         raise PublicError(f"{checkpoint} was trained with a causal mask, which is not supported.")
     model = VLJepa(_open_vljepa_config(recipe, x_encoder, llama, gemma))
+    assert isinstance(model.x_encoder, XEncoder)  # by its configuration
     load_x_encoder(model.x_encoder, x_encoder)
     trained = nn.ModuleDict({"predictor": model.predictor, "y_encoder": model.y_encoder})
     load_named(trained, content["model_state_dict"], checkpoint)

@@ -7,10 +7,8 @@ transformers' ids. What is missing or of another class is one sentence.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +24,10 @@ from vljepa_ros.inference.text import TextTokenizer
 from ..towers import ImageTower, NewestMean, TextTower
 from . import public, spiece
 from .bundle import export_networks
+from .processors import colours_of, processor_of, section_of
 
 FRAMES, RATE = 8, 4.0  # a clip of 1.75 s
 CLASSES = {"clip": CLIPModel, "siglip": SiglipModel}
-RESAMPLE = {2: "pil_bilinear", 3: "bicubic"}  # Pillow's numbers
 TOKENIZER = "tokenizer.json"
 TEMPLATES = {"clip": "a photo of {}.", "siglip": "This is a photo of {}."}
 FILES = (*public.DESCRIPTION_FILES, "merges.txt")
@@ -77,7 +75,7 @@ def load_towers(kind: str, folder: Path) -> Towers:
             f"{folder} holds no weights of its model: {public.line(error)}"
         ) from error
     public.refuse(folder, found["missing_keys"], found["unexpected_keys"], [])
-    processor, tokenizer = _processor(folder), _tokenizer(kind, folder)
+    processor, tokenizer = processor_of(folder), _tokenizer(kind, folder)
     words = config.text_config.vocab_size
     if tokenizer.get_vocab_size() > words:
         raise public.PublicError(
@@ -86,8 +84,8 @@ def load_towers(kind: str, folder: Path) -> Towers:
         )
     return Towers(
         kind, folder, model.eval().requires_grad_(False),
-        _preprocess(folder, processor, config.vision_config.image_size),
-        _colours(folder, processor, "image_mean"), _colours(folder, processor, "image_std"),
+        section_of(folder, processor, config.vision_config.image_size),
+        colours_of(folder, processor, "image_mean"), colours_of(folder, processor, "image_std"),
         tokenizer, tokenizer.padding["pad_id"],  # type: ignore[index]  # both kinds have one
     )  # fmt: skip
 
@@ -176,60 +174,6 @@ def _config(kind: str, folder: Path) -> Any:
             "are square; take another one."
         )
     return config
-
-
-def _processor(folder: Path) -> dict[str, Any]:
-    """What the folder says of how pictures are prepared; transformers 5 nests it in a processor."""
-    for name, key in (("preprocessor_config.json", None), ("processor_config.json",
-                                                           "image_processor")):  # fmt: skip
-        if (folder / name).is_file():
-            try:
-                found = json.loads((folder / name).read_text("utf-8"))
-                found = found if key is None else found[key]
-            except (KeyError, TypeError, ValueError) as error:
-                raise public.PublicError(
-                    f"{folder / name} describes no image processor: {public.line(error)}"
-                ) from error
-            if isinstance(found, dict):
-                return found
-    raise public.PublicError(
-        f"{folder} holds no processor (preprocessor_config.json), which says how pictures are "
-        "prepared; fetch it from where the weights are."
-    )
-
-
-def _preprocess(folder: Path, processor: Mapping[str, Any], image_size: int) -> dict[str, str]:
-    """The manifest's section of a processor whose pictures come out with `image_size` pixels."""
-    size, crop = processor.get("size"), processor.get("crop_size")
-    shorter = size.get("shortest_edge") if isinstance(size, dict) else size
-    if processor.get("do_center_crop") and shorter is not None:
-        sides = {shorter, *(crop.values() if isinstance(crop, dict) else [crop])}
-        section = {"resize": "shorter_side", "crop": "centre"}
-    else:
-        sides = {size.get("height"), size.get("width")} if isinstance(size, dict) else {size}
-        section = {"resize": "squash"}
-    if sides != {image_size}:
-        raise public.PublicError(
-            f"The processor in {folder} makes pictures of another size (size {size}, crop_size "
-            f"{crop}) than its model takes, {image_size} pixels a side; both must be the model's."
-        )
-    resample = processor.get("resample", 3)
-    if resample not in RESAMPLE:
-        raise public.PublicError(
-            f"The processor in {folder} resizes with Pillow's filter {resample}, and a bundle can "
-            "with 2 (bilinear) and 3 (bicubic)."
-        )
-    return {**section, "resample": RESAMPLE[resample]}
-
-
-def _colours(folder: Path, processor: Mapping[str, Any], key: str) -> tuple[float, ...]:
-    values = processor.get(key)
-    if not isinstance(values, list) or len(values) != 3:
-        raise public.PublicError(
-            f"The processor in {folder} does not say '{key}' for three colours, but {values}; "
-            "fetch it anew from where the weights are."
-        )
-    return tuple(float(value) for value in values)
 
 
 def _tokenizer(kind: str, folder: Path) -> Tokenizer:
