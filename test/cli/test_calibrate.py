@@ -20,7 +20,9 @@ from vljepa_ros.inference.verify import verify_bundle
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without a decoder, as public bundles are."""
-    return make_bundle(tmp_path_factory.mktemp("calibrate") / "tiny", decoder=False)
+    source = {"weights": "random", "thresholds": "not calibrated"}
+    folder = tmp_path_factory.mktemp("calibrate") / "tiny"
+    return make_bundle(folder, decoder=False, source=source)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,7 @@ def test_the_bundle_is_whole_and_says_what_it_was_calibrated_on(
     assert about["footage"] == [footage.name]
     assert about["seconds"] == pytest.approx(39, abs=0.5)
     assert about["changes_per_minute"] == "knee"
+    assert "not calibrated" not in new.source["thresholds"]
     assert about["before"] == vars(old.thresholds)
     assert {key for key in read_manifest(out)[0] if key not in read_manifest(bundle)[0]} == {
         "calibration", "familiarity",

@@ -182,6 +182,8 @@ def _write(old: Bundle, found: dict[str, Any], out: Path) -> Bundle:
         manifest, _ = read_manifest(copy)
         manifest["thresholds"] |= found["thresholds"]
         manifest["calibration"] = found["calibration"]
+        if "thresholds" in manifest.get("source", {}):  # that they were guesses
+            manifest["source"]["thresholds"] = "calibrated on footage: see 'calibration'"
         if "familiarity" in manifest:
             manifest["familiarity"]["threshold"] = found["known_from"]
         write_manifest(copy, manifest)
