@@ -19,6 +19,7 @@ from transformers import BertConfig, BertModel
 
 from .convolutional import Block, Convolution
 from .networks import masked_mean
+from .people import PersonScore
 
 # (repeats, kernel, stride, expansion, channels) of the stages of EfficientNet-B0 and Lite0.
 STAGES = (
@@ -30,6 +31,7 @@ MEAN, DEVIATION = 127.0, 128.0  # grey levels
 BEST = 10  # classes that are summed
 NONE = 8.5  # evidence for none of the classes, as a classifier has it that tells such pictures
 SOFTLY = 0.1  # how surely it is said that nobody is there
+SHARPLY = 30.0  # slope of who is there over the share of the clip in which somebody is seen
 MODEL_TYPE = "everyday"
 
 
@@ -112,7 +114,8 @@ class ConSE(nn.Module):
         least = chances.topk(BEST, dim=-1).values[:, -1:]
         meaning = (chances * (chances >= least)) @ self.words
         if self.people is not None:
-            somebody = visual_tokens[..., HEAD].mean(1)[:, None]
+            share = visual_tokens[..., HEAD].mean(1)[:, None]
+            somebody = torch.sigmoid(SHARPLY * (share - 0.5))
             alone = (1 - SOFTLY) * meaning + SOFTLY * self.people[1]
             meaning = somebody * self.people[0] + (1 - somebody) * alone
         left = (1 - (meaning * meaning).sum(-1, keepdim=True)).clamp(min=0).sqrt()
@@ -134,13 +137,14 @@ class Sentences(nn.Module):
 def networks(config: Mapping[str, Any]) -> dict[str, nn.Module]:
     """The networks of a bundle by the names of their graphs, untrained, in eval mode.
 
-    `config`: `classes`, and `y_encoder_config` of BERT.
+    `config`: `classes`, `people` (whether people are looked for), and `y_encoder_config` of BERT.
     """
     text = BertConfig.from_dict({**config["y_encoder_config"], "attn_implementation": "eager"})
     words = torch.zeros(config["classes"], text.hidden_size)
+    people = torch.zeros(2, text.hidden_size) if config["people"] else None
     made = {
-        "x_encoder": Eyes(),
-        "predictor": ConSE(words, torch.zeros(text.hidden_size)),
+        "x_encoder": Eyes(PersonScore() if config["people"] else None),
+        "predictor": ConSE(words, torch.zeros(text.hidden_size), people),
         "y_encoder": Sentences(text),
     }
     return {name: network.eval() for name, network in made.items()}

