@@ -33,7 +33,7 @@ OUT = typer.Option(..., "--out", help="The folder of the calibrated bundle; it m
 TOPIC = typer.Option(None, help="An image topic of the bags, or with --live; again for more.")
 RATE = typer.Option(
     None, "--changes-per-minute", min=0.01, callback=finite,
-    help="The rate of changes that is wanted; else where the rate's curve has its knee.",
+    help="The rate of changes that is wanted; else right of the knee of the rate's curve.",
 )  # fmt: skip
 LIVE = typer.Option(
     None, "--live", min=20.0, callback=finite,

@@ -28,6 +28,7 @@ SMALL = 96  # pixels: the height of the pictures that are kept
 FACTOR = 2.2  # times what noise ranges over in 2 s is more than it does to any block of a clip
 LEAST = 1.0  # grey levels; below is no camera's noise
 MOST_CHANGES = 60 / 2.85  # a minute: the paper's saving against 1 Hz
+FLAT, ALIKE = 2.0, 0.9  # a curve is flat where it keeps that share over that factor of thresholds
 THRESHOLDS = 48  # that the change detector is tried with
 PIECE = 10.0  # seconds of footage that are fitted to, and as many that are held out
 FIRED_NEVER = 0.05  # at most, of the conditions that do not hold, in a minute
@@ -195,16 +196,21 @@ def at_rate(thresholds: np.ndarray, rates: np.ndarray, wanted: float) -> float:
 
 
 def at_knee(thresholds: np.ndarray, rates: np.ndarray) -> float:
-    """Where the curve of rates bends: farthest below the line from its first to its last point.
+    """The middle of where the curve of rates is flat, right of its knee.
 
-    Left of it every wobble is a change, right of it even what happens is none. Where the curve has
-    no bend, as many as `MOST_CHANGES` are right.
+    Left of it every wobble is a change, right of it even what happens is none. Where it is flat
+    nowhere, or higher than that, the lowest threshold with at most `MOST_CHANGES`.
     """
     if rates.max() <= 0:
         raise CalibrationError("Nothing changes in the footage; give some in which things happen.")
-    across = np.linspace(0, 1, len(rates))
-    knee = float(thresholds[int(np.argmax(1 - across - rates / rates.max()))])
-    return max(knee, at_rate(thresholds, rates, MOST_CHANGES))
+    most = at_rate(thresholds, rates, MOST_CHANGES)
+    best, flat = FLAT, most
+    for first, rate in enumerate(rates):
+        alike = np.flatnonzero((rates > 0) & (rates >= ALIKE * rate))
+        width = thresholds[alike[-1]] / thresholds[first] if len(alike) else 0.0
+        if width > best and thresholds[first] >= most:
+            best, flat = width, np.sqrt(thresholds[first] * thresholds[alike[-1]])
+    return float(flat)
 
 
 def watch_threshold(
