@@ -17,6 +17,7 @@ from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.trt.numerics import moving_discs
 from vljepa_ros.model.everyday import BEST, HEAD, NONE, SHARPLY, SOFTLY
 from vljepa_ros.model.export import everyday as exported
+from vljepa_ros.model.people import EVIDENCE, SLOPE
 from vljepa_ros.words.bank import read_phrases
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,18 @@ def test_pictures_are_named(model: Runtime, picture: str, named: tuple[str, ...]
 def test_nobody_is_where_nobody_is(model: Runtime):
     somebody, nobody = model.embed_text(exported.PEOPLE) @ _seen(model, "cat")
     assert nobody > somebody
+
+
+def test_how_surely_somebody_is_seen_is_what_the_public_network_sees(model: Runtime):
+    """Its evidence for a small person is what TensorFlow.js 4.22 found in the public graph."""
+    picture = cv2.cvtColor(cv2.imread(str(PICTURES / "astronaut.jpg")), cv2.COLOR_BGR2RGB)
+    frame = np.full((1, 1, 224, 224, 3), 128, np.uint8)
+    frame[0, 0, 56:168, 56:168] = cv2.resize(
+        prepare(picture, 224, "area"), (112, 112), interpolation=cv2.INTER_AREA
+    )
+    engine = open_engine(BUNDLE.graphs["x_encoder"], "onnxruntime-cpu", threads=1, precision="fp32")
+    score = float(engine.run(frames=frame)["visual_tokens"][0, 0, HEAD])
+    assert np.log(score / (1 - score)) / SLOPE + EVIDENCE == pytest.approx(1.3729, abs=2e-3)
 
 
 def test_int8_says_what_the_base_graph_says():
