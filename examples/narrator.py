@@ -1,7 +1,7 @@
 """A narrator that keeps a log: what was said when, and the answer to a question about it.
 
-    vljepa up --video videos/tabletop.mp4               # in one shell
-    python examples/narrator.py                         # in another; it writes narrative.jsonl
+    vljepa up --video videos/tabletop.mp4 --bundle tabletop  # in one shell
+    python examples/narrator.py                              # in another; it writes narrative.jsonl
 
 Each utterance becomes a line of JSON, with the times of the images: when the new meaning began, and
 when the question was answered.

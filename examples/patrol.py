@@ -1,7 +1,7 @@
 """A patrol that stops when a condition holds, asks why, and goes on.
 
-    vljepa up --video videos/tabletop.mp4 --loop        # in one shell
-    python examples/patrol.py                           # in another
+    vljepa up --video videos/tabletop.mp4 --bundle tabletop --loop    # in one shell
+    python examples/patrol.py                                           # in another
 
 It drives (geometry_msgs/Twist on `cmd_vel`) until what the camera sees meets the parameter
 `condition`; then it stands, logs the answers to its questions, and drives on after `pause` seconds.

@@ -12,6 +12,7 @@ from vljepa_ros.errors import BundleError
 
 from .manifest import MANIFEST
 
+DEFAULT = "everyday"  # what a real camera meets; `tabletop` knows a small world
 HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import typer
 
+from vljepa_ros.bundle.locate import DEFAULT
 from vljepa_ros.console import console
 from vljepa_ros.errors import VLJepaError
 
@@ -16,7 +17,7 @@ STYLES = {WORKS: "green", NOTE: "yellow", BROKEN: "red"}
 
 
 def doctor(
-    bundle: str = typer.Option("tabletop", help="The model bundle to check."),
+    bundle: str = typer.Option(DEFAULT, help="The model bundle to check."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead."),
 ) -> None:
     """Check this machine; exit code 1 if the robot could not run on it."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
+from vljepa_ros.bundle.locate import DEFAULT
 from vljepa_ros.console import console, notice
 from vljepa_ros.errors import EngineError
 
@@ -37,7 +38,7 @@ INSPECT = typer.Option(None, help="Write what the library made of each graph to 
 
 @app.command()
 def build(
-    bundle: str = typer.Option("tabletop", help="A folder, a shipped bundle's name, or a Hub id."),
+    bundle: str = typer.Option(DEFAULT, help="A folder, a shipped bundle's name, or a Hub id."),
     backend: str = typer.Option("auto", help="tensorrt or tensorrt_rtx; auto: what is here."),
     precision: str = typer.Option("auto", help="fp16, bf16, fp32, int8 or fp8; auto: fp16."),
     part: list[str] = PART,

@@ -25,6 +25,7 @@ from rclpy.qos import QoSProfile
 from rclpy.service import Service
 from rclpy.task import Future
 
+from vljepa_ros.bundle.locate import DEFAULT
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.backends import BACKENDS
 from vljepa_ros.inference.engine import PRECISIONS
@@ -35,7 +36,7 @@ from .parameters import ParameterError, Spec, declare, unknown, values
 from .worker import Worker
 
 AUTOSTART = Spec("autostart", True, "Configure and activate the node when it starts.")
-BUNDLE = Spec("bundle", "tabletop", "Model bundle: a folder, a shipped name, or a Hub id.")
+BUNDLE = Spec("bundle", DEFAULT, "Model bundle: a folder, a shipped name, or a Hub id.")
 BACKEND = Spec("backend", "auto", "What runs the engines.", choices=("auto", *BACKENDS))
 PRECISION = Spec(
     "precision", "auto", "Precision of the engines; auto: the fastest that the bundle vouches for.",

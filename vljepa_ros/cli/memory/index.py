@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vljepa_ros.bundle.locate import DEFAULT
 from vljepa_ros.console import console, notice
 from vljepa_ros.errors import VLJepaError
 
@@ -32,7 +33,7 @@ def index(
     topic: list[str] = TOPIC,
     camera: list[str] = CAMERA,
     store: Path | None = STORE,
-    bundle: str = typer.Option("tabletop", help="Model bundle: a folder, a name, or a Hub id."),
+    bundle: str = typer.Option(DEFAULT, help="Model bundle: a folder, a name, or a Hub id."),
     backend: str = typer.Option("auto", help="What runs the engines: auto, onnxruntime-cpu, ..."),
     query: list[str] = QUERY,
     robot: str = typer.Option("", help="The robot that recorded them. Default: this host."),

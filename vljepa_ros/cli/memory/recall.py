@@ -15,6 +15,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from vljepa_ros.bundle.locate import DEFAULT
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.console import console, notice
 from vljepa_ros.errors import VLJepaError
@@ -33,7 +34,7 @@ API_KEY = "QDRANT_API_KEY"  # environment variable
 def recall(
     text: str = typer.Argument(..., help='What to look for, e.g. "the red cube falls".'),
     store: Path | None = STORE,
-    bundle: str = typer.Option("tabletop", help="The bundle that the moments were made with."),
+    bundle: str = typer.Option(DEFAULT, help="The bundle that the moments were made with."),
     backend: str = typer.Option("auto", help="What runs its Y-encoder."),
     camera: list[str] = CAMERA,
     after: str = typer.Option("", help="Not over before: seconds since 1970, or ISO 8601."),
