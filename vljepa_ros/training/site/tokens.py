@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,10 +72,12 @@ def keep_tokens(
         made = [_encoded(model, recordings.frames[source], rng) for source in sources]
         part = out / f".{KEPT}"
         with open(part, "wb") as writing:
-            np.savez(writing, **{str(k): tokens for k, tokens in enumerate(made)})
+            np.savez(writing, *made)
         part.replace(file)
     with np.load(file) as kept:
-        return KeptTokens(recordings, {source: kept[str(k)] for k, source in enumerate(sources)})
+        return KeptTokens(
+            recordings, {source: kept[f"arr_{k}"] for k, source in enumerate(sources)}
+        )
 
 
 def _encoded(model: Runtime, frames: Frames, rng: np.random.Generator) -> np.ndarray:
@@ -83,11 +86,11 @@ def _encoded(model: Runtime, frames: Frames, rng: np.random.Generator) -> np.nda
     for _ in range(VIEWS - 1):
         view = View(np.eye(2) * rng.uniform(*ZOOM), rng.uniform(-SHIFT, SHIFT, 2))
         seed = int(rng.integers(2**31))  # all pictures in one light
-        views.append(_encode(model, frames.pictures, lambda p, v=view, s=seed: _seen(p, v, s)))
+        views.append(_encode(model, frames.pictures, partial(_seen, view, seed)))
     return np.stack(views)
 
 
-def _seen(picture: np.ndarray, view: View, seed: int) -> np.ndarray:
+def _seen(view: View, seed: int, picture: np.ndarray) -> np.ndarray:
     return augment(view.picture(picture)[None], np.random.default_rng(seed))[0]
 
 
