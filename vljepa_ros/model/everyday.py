@@ -31,6 +31,7 @@ MEAN, DEVIATION = 127.0, 128.0  # grey levels
 BEST = 10  # classes that are summed
 NONE = 8.5  # evidence for none of the classes, as a classifier has it that tells such pictures
 SOFTLY = 0.1  # how surely it is said that nobody is there
+CLEARLY = 0.8  # how surely it is said that somebody is there, beside the classes
 SHARPLY = 30.0  # slope of who is there over the share of the clip in which somebody is seen
 MODEL_TYPE = "everyday"
 
@@ -99,7 +100,8 @@ class ConSE(nn.Module):
     probability.
 
     `people` `[2, D]`: what somebody and nobody mean, where the tokens tell of people. Somebody is
-    all that counts where somebody is; nobody is said softly, so that anything else is said first.
+    added to the classes as one of which nothing is in doubt; nobody is said softly, so that
+    anything else is said first.
     """
 
     def __init__(self, words: Tensor, unsure: Tensor, people: Tensor | None = None):
@@ -116,8 +118,8 @@ class ConSE(nn.Module):
         if self.people is not None:
             share = visual_tokens[..., HEAD].mean(1)[:, None]
             somebody = torch.sigmoid(SHARPLY * (share - 0.5))
-            alone = (1 - SOFTLY) * meaning + SOFTLY * self.people[1]
-            meaning = somebody * self.people[0] + (1 - somebody) * alone
+            meaning = (1 - SOFTLY) * meaning + SOFTLY * (1 - somebody) * self.people[1]
+            meaning = meaning + CLEARLY * somebody * self.people[0]
         left = (1 - (meaning * meaning).sum(-1, keepdim=True)).clamp(min=0).sqrt()
         return F.normalize(meaning + left * self.unsure, dim=-1)[:, None]
 

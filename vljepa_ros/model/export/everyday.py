@@ -62,6 +62,9 @@ class Class:
         return bare(self.said)
 
 
+PERSON = Class("n00007846", PEOPLE[0], ("somebody", "someone", "a human", "a man", "a woman"), ())
+
+
 def bare(said: str) -> str:
     """A phrase without its article."""
     return re.sub(r"^an? ", "", said)
@@ -187,12 +190,13 @@ def export_everyday(out: Path, people: Path | None, version: str, storage: str =
     tokenizer = TextTokenizer(folder / "tokenizer.json", LENGTH)
     said = phrases(classes)
     texts = list(dict.fromkeys(
-        [*said, *map(bare, said), *(other for one in classes for other in one.others)]
+        [*said, *map(bare, said), *PERSON.others,
+         *(other for one in classes for other in one.others)]
     ))  # fmt: skip
     rows = embed(sentences, tokenizer, texts)
-    somebody, nobody = embed(sentences, tokenizer, PEOPLE)
-    vectors = class_vectors(classes, dict(zip(texts, rows, strict=True)))
-    known = {"words": _single(vectors), "unsure": _single(unsure_direction(rows))}
+    *vectors, somebody = class_vectors([*classes, PERSON], dict(zip(texts, rows, strict=True)))
+    (nobody,) = embed(sentences, tokenizer, PEOPLE[1:])
+    known = {"words": _single(np.stack(vectors)), "unsure": _single(unsure_direction(rows))}
     known |= {f"classes.{key}": state[f"_fc.{key}"] for key in ("weight", "bias")}
     if people is not None:
         known["people"] = _single(np.stack([somebody, nobody]))
