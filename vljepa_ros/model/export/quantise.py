@@ -54,7 +54,7 @@ def add_int8(folder: Path, clips: np.ndarray, queries: Sequence[str]) -> dict[st
     Returns each variant's least cosine of an embedding to that of the base graphs. A graph that is
     too large, or would differ by more than COSINE allows, gets no variant, and the log says so.
     """
-    return _add(folder, clips, queries, "int8", _write)
+    return _add(folder, clips, queries, "int8", _write, COSINE)
 
 
 def add_int8_convolutions(
@@ -74,12 +74,12 @@ def add_fp8(folder: Path, clips: np.ndarray, queries: Sequence[str]) -> dict[str
     What they lose is measured on the CPU, which computes their linear layers in fp32 on values that
     were rounded to fp8.
     """
-    return _add(folder, clips, queries, "fp8", _write_fp8)
+    return _add(folder, clips, queries, "fp8", _write_fp8, COSINE)
 
 
 def _add(
     folder: Path, clips: np.ndarray, queries: Sequence[str], precision: str,
-    write: Callable[[GraphSpec, list[Sample]], Path | None], least: float = COSINE,
+    write: Callable[[GraphSpec, list[Sample]], Path | None], least: float,
 ) -> dict[str, float]:  # fmt: skip
     bundle = load_bundle(folder)
     graphs = {name: bundle.graphs[name] for name in ("x_encoder", "predictor")}
