@@ -19,6 +19,7 @@ from vljepa_ros.inference.trt.numerics import moving_discs
 from vljepa_ros.model.everyday import BEST, HEAD, NONE, SOFTLY
 from vljepa_ros.model.export import everyday as exported
 from vljepa_ros.model.people import EVIDENCE, SLOPE
+from vljepa_ros.model.restore import restore_networks
 from vljepa_ros.words.bank import read_phrases
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,13 @@ def test_conse_in_the_graph_is_conse(model: Runtime):
         meaning = (1 - SOFTLY) * (chances[best] @ words[best]) + SOFTLY * nobody
         wanted = meaning + np.sqrt(max(0.0, 1 - meaning @ meaning)) * stored["unsure"]
         assert row @ wanted / np.linalg.norm(wanted) > 0.998  # the Y-encoder's matrices are int8
+
+
+def test_its_networks_are_those_of_its_graphs():
+    """`restore_networks` compares each with its graph; `vljepa bench engines` times them."""
+    networks = restore_networks(BUNDLE.path)
+    assert sorted(networks) == sorted(BUNDLE.graphs)
+    assert float(networks["predictor"].somebody.detach().norm()) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_the_manifest_says_where_everything_comes_from():

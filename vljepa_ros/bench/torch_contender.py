@@ -63,6 +63,8 @@ class Torch:
         return tokens.float().cpu().numpy()  # type: ignore[no-any-return]
 
     def predict(self, tokens: Any, *query: np.ndarray) -> np.ndarray:
+        if isinstance(tokens, list):  # of clips, in chunks
+            tokens = torch.stack([torch.cat(list(clip.parts)) for clip in tokens])
         return self.fetch(self._run("predictor", tokens, *query))
 
     def embed_text(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -108,18 +108,20 @@ class ConSE(nn.Module):
         super().__init__()
         self.classes = nn.Linear(HEAD, len(words))
         self.words, self.unsure = nn.Parameter(words), nn.Parameter(unsure)
-        self.people = None if people is None else nn.Parameter(people)
+        self.somebody = self.nobody = None
+        if people is not None:  # each by itself: the exporter would keep rows of one, nameless
+            self.somebody, self.nobody = (nn.Parameter(row.clone()) for row in people)
 
     def forward(self, visual_tokens: Tensor) -> Tensor:
         evidence = F.pad(self.classes(visual_tokens[..., :HEAD]), (0, 1), value=NONE)
         chances = evidence.softmax(-1)[..., :-1].mean(1)
         least = chances.topk(BEST, dim=-1).values[:, -1:]
         meaning = (chances * (chances >= least)) @ self.words
-        if self.people is not None:
+        if self.somebody is not None and self.nobody is not None:
             share = visual_tokens[..., HEAD].mean(1)[:, None]
             somebody = torch.sigmoid(SHARPLY * (share - 0.5))
-            meaning = (1 - SOFTLY) * meaning + SOFTLY * (1 - somebody) * self.people[1]
-            meaning = meaning + CLEARLY * somebody * self.people[0]
+            meaning = (1 - SOFTLY) * meaning + SOFTLY * (1 - somebody) * self.nobody
+            meaning = meaning + CLEARLY * somebody * self.somebody
         left = (1 - (meaning * meaning).sum(-1, keepdim=True)).clamp(min=0).sqrt()
         return F.normalize(meaning + left * self.unsure, dim=-1)[:, None]
 

@@ -199,7 +199,7 @@ def export_everyday(out: Path, people: Path | None, version: str, storage: str =
     known = {"words": _single(np.stack(vectors)), "unsure": _single(unsure_direction(rows))}
     known |= {f"classes.{key}": state[f"_fc.{key}"] for key in ("weight", "bias")}
     if people is not None:
-        known["people"] = _single(np.stack([somebody, nobody]))
+        known["somebody"], known["nobody"] = _single(somebody), _single(nobody)
     load_named(made["predictor"], known, weights)
     shape = (2, FRAMES, SIZE, SIZE, 3)
     clips = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
