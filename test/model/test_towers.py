@@ -260,7 +260,7 @@ def test_ids_are_those_of_transformers(folders: dict[str, Path], name: str, tmp_
 
 
 def test_siglips_ids_are_those_of_sentencepiece(folders: dict[str, Path]):
-    pytest.importorskip("sentencepiece", reason="what SigLIP's ids are compared with")
+    pytest.importorskip("sentencepiece", reason="sentencepiece, to compare with, is not installed")
     from transformers import SiglipTokenizer
 
     theirs = SiglipTokenizer(str(folders["siglip"] / "spiece.model"))
