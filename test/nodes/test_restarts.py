@@ -149,6 +149,7 @@ class Watcher:
             transport,
             FULL_RANGE,
             lambda name, stamp: Verdict.EARLY,
+            lambda name, stamp: None,
             lambda: None,
         )
         self.camera.open()

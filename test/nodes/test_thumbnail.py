@@ -41,7 +41,7 @@ def test_thumbnails_go_ahead_of_the_stream(
         monkeypatch.setattr(node._thumbnails["rear"], "publish", None)  # nobody subscribes
         for k in range(5):
             for camera in node.stream.cameras.values():
-                camera._on_image(image(noise(k), SECOND + k * SECOND // 4))
+                camera.take_in(image(noise(k), SECOND + k * SECOND // 4))
             assert node.worker is not None
             end = time.monotonic() + 30
             while any(camera.waiting for camera in node.stream.cameras.values()):

@@ -1,4 +1,4 @@
-"""The camera node: what it plays, how it ends, and that live is what offline is."""
+"""The camera node: what it plays and how it ends; and that live is what offline is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import itertools
 import time
 
 from bundles import make_bundle
-from graph import SECOND, NodeProcess, Probe, domain, noise
+from graph import SECOND, NodeProcess, Probe, Stream, domain, image, noise
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from video_files import numbers, write_video
@@ -24,7 +24,7 @@ from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.perceiver import Perceiver
 from vljepa_ros.perception.settings import Settings
-from vljepa_ros.recordings.offline import run
+from vljepa_ros.recordings.offline import RecordedFrame, perceive
 from vljepa_ros.recordings.video import VideoSource
 from vljepa_ros.stamps import to_ns
 
@@ -36,53 +36,61 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 32 images: 4 s at 8 Hz."""
     folder = tmp_path_factory.mktemp("images")
     for k in range(32):
-        cv2.imwrite(str(folder / f"{k}.png"), noise(k // 6)[..., ::-1])
+        cv2.imwrite(str(folder / f"{k}.png"), noise(k)[..., ::-1])
     return folder
 
 
-def play(bundle: Path, folder: Path) -> tuple[list[Any], int]:
-    """The embeddings of a live run, and how many of the frames reached the node."""
+def test_a_folder_is_played_from_a_whole_second(folder: Path) -> None:
+    """Images are best effort, so some may be missing; those that come are as they should be."""
     domain_id = domain()
-    perception = NodeProcess("perception_node", domain_id, bundle=bundle)
     probe = Probe(domain_id)
-    perception.wait_for_log("Active.")
+    seen: list[Any] = []
+    probe.node.create_subscription(Image, "camera/image_raw", seen.append, qos_profile_sensor_data)
     video = NodeProcess("video_node", domain_id, source=folder, rate=RATE, frame_id="lens")
-    probe.wait(lambda: video.process.poll() is not None, "the video to end")
+    probe.wait(lambda: video.process.poll() is not None and seen, "the video to end")
     assert video.process.returncode == 0
     assert "ended after 32 frames" in video.log
-    probe.wait_for_health("perception: camera camera", lambda v: int(v["frames"]) > 0)
-    received = int(probe.values("perception: camera camera")["frames"])
-    assert perception.end() == 0
+    pictures = [noise(k).tobytes() for k in range(32)]
+    begins = {to_ns(m.header.stamp) - round(n * SECOND / RATE)
+              for m in seen for n in [pictures.index(m.data.tobytes())]}  # fmt: skip
+    assert len(begins) == 1
+    assert begins.pop() % SECOND == 0
+    assert {m.header.frame_id for m in seen} == {"lens"}
     probe.close()
-    return probe.of("camera"), received
 
 
 @pytest.mark.parametrize(("chunk", "query"), [(None, True), (2, True), (1, False)])
-def test_live_is_what_offline_is(
-    folder: Path, tmp_path: Path, chunk: int | None, query: bool
-) -> None:
+def test_live_is_what_offline_is(tmp_path: Path, chunk: int | None, query: bool) -> None:
+    """Of a camera of 8 Hz that waits for every answer, so that no frame is lost."""
     bundle = make_bundle(
         tmp_path / "tiny", chunk=chunk, query=query,
         thresholds={"gate": 3.0, "change": 0.05, "watch": 0.5},
     )  # fmt: skip
-    for _ in range(3):  # images are best effort: a busy system may lose one
-        live, received = play(bundle, folder)
-        if received == 32:
-            break
-    assert received == 32
+    domain_id = domain()
+    perception = NodeProcess("perception_node", domain_id, bundle=bundle)
+    probe = Probe(domain_id)
+    perception.wait_for_log("Active.")
+    stream = Stream(probe, "camera", noise(0))  # which has sent its first picture at every tick
+    sent = [(stamp, noise(0)) for stamp in range(stream.begin, stream.now + 1, SECOND // 4)]
+    live: list[Any] = []
+    for k in range(1, 17):
+        live += stream.step(noise(k // 3))
+        sent += [(stream.now, noise(k // 3)), (stream.now + SECOND // 8, noise(99))]
+        stream.send(image(noise(99), stream.now + SECOND // 8))  # of a slot that has its frame
+    assert perception.end() == 0
+    probe.close()
 
-    first = to_ns(live[0].window_start)
-    assert first % SECOND == 0  # the video began on a whole second
+    frames = [RecordedFrame("camera", t, "optical", t, lambda p=p: p) for t, p in sent]  # type: ignore[misc]
     perceiver = Perceiver(Runtime(load_bundle(bundle)), ["camera"], Settings())
-    source = VideoSource(folder, RATE)
-    offline = list(run(source, perceiver, start_ns=first))
-    assert len(live) == len(offline) == 13
-    for message, step in zip(live, offline):
+    perceived = perceive(frames, perceiver, lambda frame, reason: pytest.fail(reason))
+    offline = [step for _, _, steps in perceived for step in steps][-len(live) :]
+    assert len(offline) == len(live) == 16
+    for message, step in zip(live, offline, strict=True):
         assert to_ns(message.header.stamp) == step.stamp_ns
         assert to_ns(message.window_start) == step.window_start_ns
         np.testing.assert_allclose(message.embedding, step.embedding, atol=1e-5)
-        assert message.header.frame_id == "lens"
-        assert message.sequence == step.sequence
+        assert message.header.frame_id == "optical"
+        assert message.sequence - live[0].sequence == step.sequence - offline[0].sequence
         assert message.segment_id == step.segment_id
         assert message.reused == step.reused
         assert message.change_score == pytest.approx(step.change_score, abs=1e-4)

@@ -221,3 +221,15 @@ def test_a_refused_frame_after_a_jump_back_leaves_its_slot_too() -> None:
     sampler.refuse(10 * SECOND)
     assert sampler.offer(10 * SECOND + 1) is Verdict.DUE
     assert sampler.offer(10 * SECOND + 2) is Verdict.EARLY
+
+
+def test_every_bad_frame_of_a_slot_costs_it_nothing() -> None:
+    """Not the first alone."""
+    sampler = Sampler(4000, SECOND, SECOND)
+    assert sampler.offer(SECOND) is Verdict.DUE
+    sampler.refuse(SECOND)
+    for k in (1, 2):
+        assert sampler.offer(SECOND + k) is Verdict.DUE
+        sampler.refuse(SECOND + k)
+    assert sampler.offer(SECOND + 3) is Verdict.DUE
+    assert sampler.offer(SECOND + 4) is Verdict.EARLY

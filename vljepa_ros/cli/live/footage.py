@@ -8,7 +8,7 @@ after SIGINT or SIGTERM.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -46,21 +46,12 @@ def record(bundle: Bundle, topics: Sequence[str], seconds: float) -> list[Source
     init_ros([])
     signals.on_stop(stopped.set)
     node = rclpy.create_node("vljepa_calibrate", start_parameter_services=False)
-    rate, span = millihertz(bundle.clip.sample_rate), bundle.clip.span_ns
-    samplers = {topic: Sampler(rate, span, MAX_GAP_NS) for topic in topics}
     kept: dict[str, list[RecordedFrame]] = {topic: [] for topic in topics}
-
-    def due(topic: str, _: str, stamp_ns: int) -> Verdict:
-        return samplers[topic].offer(stamp_ns)
-
-    def idle() -> None:
-        """Nobody is to be woken."""
-
     cameras = {
         topic: Camera(
             node, camera_of(topic), topic,
             "compressed" if topic.endswith("/compressed") else "raw", FULL_RANGE,
-            partial(due, topic), idle,
+            *_judges(bundle), lambda: None,  # nobody is to be woken
         )
         for topic in topics
     }  # fmt: skip
@@ -73,8 +64,9 @@ def record(bundle: Bundle, topics: Sequence[str], seconds: float) -> list[Source
             rclpy.spin_once(node, timeout_sec=SPIN)
             for topic, camera in cameras.items():
                 frame = camera.take()
-                picture = None if frame is None else camera.picture(frame)
-                if frame is not None and picture is not None:
+                decoded = None if frame is None else camera.decoded(frame)
+                if decoded is not None:
+                    frame, picture = decoded
                     square = prepare(
                         picture, bundle.clip.image_size, bundle.resample, bundle.resize
                     )
@@ -95,3 +87,11 @@ def record(bundle: Bundle, topics: Sequence[str], seconds: float) -> list[Source
         Source(f"{topic}, live", (cameras[topic].name,), partial(iter, kept[topic]))
         for topic in topics
     ]
+
+
+def _judges(
+    bundle: Bundle,
+) -> tuple[Callable[[str, int], Verdict], Callable[[str, int], None]]:
+    """What a camera is told of its frames: `due` where clips of `bundle` have it; `refuse`."""
+    sampler = Sampler(millihertz(bundle.clip.sample_rate), bundle.clip.span_ns, MAX_GAP_NS)
+    return lambda _, stamp_ns: sampler.offer(stamp_ns), lambda _, stamp_ns: sampler.refuse(stamp_ns)

@@ -60,8 +60,8 @@ class Frame:
 class Camera:
     """One camera's subscription, slot and counters.
 
-    `due(name, stamp_ns)` judges a stamp; `wake()` tells that the slot is full. `levels`: black and
-    white of 16-bit images.
+    `due(name, stamp_ns)` judges a stamp, `refuse(name, stamp_ns)` takes back that it was due;
+    `wake()` tells that the slot is full. `levels`: black and white of 16-bit images.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Camera:
         transport: str,
         levels: Levels,
         due: Callable[[str, int], Verdict],
+        refuse: Callable[[str, int], None],
         wake: Callable[[], None],
     ) -> None:
         self.name = name
@@ -88,11 +89,13 @@ class Camera:
         self.silence = ""  # why no frame comes; empty where frames come, or may be about to
         self._levels = levels
         self._due = due
+        self._refuse = refuse
         self._wake = wake
         self._node = node
         self._lock = threading.Lock()
         self._slot: Frame | None = None
-        self._spare: Frame | None = None  # the next one in the same slot of time
+        self._last_due: Frame | None = None  # in the slot, or taken
+        self._spare: Frame | None = None  # the next one in its slot of time
         self._subscription: Subscription | None = None
         self._reported: set[str] = set()
         self._size: tuple[int, int] | None = None
@@ -110,7 +113,7 @@ class Camera:
         self._reported.clear()
         self.silence = ""
         self._subscription = self._node.create_subscription(
-            self.type, self.topic, self._on_image, copy.copy(IMAGE_QOS),  # overrides go into it
+            self.type, self.topic, self.take_in, copy.copy(IMAGE_QOS),  # overrides go into it
             event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )  # fmt: skip
@@ -120,10 +123,11 @@ class Camera:
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
             self._subscription = None
-        self.take()
-        self.spare()
+        with self._lock:
+            self._slot = self._last_due = self._spare = None
 
-    def _on_image(self, message: Any) -> None:
+    def take_in(self, message: Any) -> None:
+        """The topic's callback: judge the stamp, and keep the frame where it may be used."""
         received = time.monotonic()
         if self._heard_ns is not None:
             self._period = received - self._heard
@@ -131,19 +135,18 @@ class Camera:
         self._heard_ns = self._node.get_clock().now().nanoseconds
         self.received += 1
         self.newest_ns = stamp_ns = to_ns(message.header.stamp)
-        verdict = self._due(self.name, stamp_ns)
-        if verdict is Verdict.INVALID:
-            self.reject("its images have a stamp of zero; the driver must stamp them.")
         frame = Frame(message, stamp_ns, received)
-        if not verdict.due:
-            if verdict is Verdict.EARLY:
-                with self._lock:
-                    self._spare = self._spare or frame
-            return
-        with self._lock:
-            self.dropped += self._slot is not None
-            self._slot, self._spare = frame, None
-        self._wake()
+        with self._lock:  # so that `_behind` comes before the verdict, or finds the frame
+            verdict = self._due(self.name, stamp_ns)
+            if verdict.due:
+                self.dropped += self._slot is not None
+                self._slot, self._last_due, self._spare = frame, frame, None
+            elif verdict is Verdict.EARLY:
+                self._spare = self._spare or frame
+        if verdict.due:
+            self._wake()
+        elif verdict is Verdict.INVALID:
+            self.reject("its images have a stamp of zero; the driver must stamp them.")
 
     def silent_for(self) -> float | None:
         """Seconds of the ROS clock since the last frame; None before the first since `open`.
@@ -234,13 +237,30 @@ class Camera:
             frame, self._slot = self._slot, None
         return frame
 
-    def spare(self) -> Frame | None:
-        """The frame behind the one taken last, in the same slot of time: where that one is bad."""
+    def decoded(self, due: Frame) -> tuple[Frame, np.ndarray] | None:
+        """The frame, or the next good one in its slot of time, and its picture.
+
+        RGB uint8 `[H, W, 3]`. None, reported, where none has come: the next that does takes the
+        slot.
+        """
+        frame: Frame | None = due
+        while frame is not None:
+            picture = self._picture(frame)
+            if picture is not None:
+                return frame, picture
+            frame = self._behind(due)
+        return None
+
+    def _behind(self, bad: Frame) -> Frame | None:
+        """The frame behind one that was due and is bad."""
         with self._lock:
+            if bad is not self._last_due:  # its slot of time is over
+                return None
+            self._refuse(self.name, bad.stamp_ns)
             frame, self._spare = self._spare, None
         return frame
 
-    def picture(self, frame: Frame) -> np.ndarray | None:
+    def _picture(self, frame: Frame) -> np.ndarray | None:
         """The frame as RGB uint8 `[H, W, 3]`; None, reported, where it cannot be decoded."""
         message = frame.message
         try:

@@ -98,7 +98,7 @@ class LiveStream:
             topic = values[f"{name}.topic"] or f"{name}/image_raw{suffix}"
             self.cameras[name] = Camera(
                 self._node, name, topic, transport, levels(values, name), perceiver.due,
-                worker.wake,
+                perceiver.refuse, worker.wake,
             )  # fmt: skip
 
     def start(self) -> None:
@@ -173,12 +173,10 @@ class LiveStream:
         self.stages.add("wait", started - frame.received)
         camera.age = (self._node.get_clock().now().nanoseconds - frame.stamp_ns) / 1e9
         self.stages.add("age", camera.age)
-        while (picture := camera.picture(frame)) is None:
-            perceiver.refuse(camera.name, frame.stamp_ns)
-            spare = camera.spare()
-            if spare is None:
-                return
-            frame = spare
+        decoded = camera.decoded(frame)
+        if decoded is None:
+            return
+        frame, picture = decoded
         self.stages.lap("decode", started)
         if perceiver.take(camera.name, frame.stamp_ns, frame.message.header.frame_id, picture):
             seen[camera.name] = DueFrame(frame, picture)
