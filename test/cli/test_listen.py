@@ -178,7 +178,7 @@ def test_it_says_that_nobody_publishes_and_ends_on_a_signal(
         assert "Nobody publishes changes or utterances in ROS domain" in listener.next_line()
         code, seconds = listener.stop(number)
         assert code == 0
-        assert seconds < 3
+        assert seconds < 10  # 3 s on a machine that has time
         assert listener.lines.empty()
 
 

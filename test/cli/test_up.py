@@ -131,8 +131,8 @@ def test_a_signal_ends_it_with_a_summary(bundle: Path, number: int) -> None:
         wait(lambda: "Active." in printed(), "the nodes to be active")
         began = time.monotonic()
         process.send_signal(number)
-        assert process.wait(10) == 0
-        assert time.monotonic() - began < 3.0
+        assert process.wait(20) == 0
+        assert time.monotonic() - began < 10.0  # 3 s on a machine that has time
         assert "Traceback" not in printed()
 
 

@@ -1,8 +1,8 @@
 """The camera of `vljepa bench node`: noisy rgb8 images from a process of its own.
 
 Usage: WIDTH HEIGHT FPS SECONDS CAMERA... Frame k of every camera has the stamp start + k / FPS, so
-that who receives them can tell how many were lost. The scene changes every few seconds, so that
-there is something for the decoder to say.
+that who receives them can tell how many were lost. The scene, one of the shipped video, changes
+every few seconds, so that there is something for the decoder to say.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ import sys
 import time
 from array import array
 
+import cv2
 import numpy as np
 import rclpy
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
+from vljepa_ros.bundle.locate import shared_folders
+from vljepa_ros.recordings.video import VideoSource
+
 PICTURES = 3  # of each scene
 SCENE = 4.0  # seconds until the other one comes
-SQUARES = (1, 8)  # of one colour, along each side of a scene
+SCENES = (21.0, 35.0)  # seconds of the video: what `tabletop` tells apart, and knows
+NOISE = 64  # grey levels
 
 
 def main() -> None:
@@ -31,17 +36,11 @@ def main() -> None:
         node.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
         for name in cameras
     ]
-    random = np.random.default_rng(0)
     messages = []
-    for squares in SQUARES:
-        colours = random.integers(0, 192, (squares, squares, 3), np.uint8)
-        rows, columns = (np.arange(n) * squares // n for n in (height, width))
-        picture = colours[rows][:, columns]
-        for _ in range(PICTURES):
-            message = Image(width=width, height=height, encoding="rgb8", step=3 * width)
-            noise = random.integers(0, 64, picture.shape, np.uint8)
-            message.data = array("B", (picture + noise).tobytes())
-            messages.append(message)
+    for picture in _pictures(width, height):
+        message = Image(width=width, height=height, encoding="rgb8", step=3 * width)
+        message.data = array("B", picture.tobytes())
+        messages.append(message)
     while any(publisher.get_subscription_count() == 0 for publisher in publishers):
         time.sleep(0.02)
     start = time.time_ns()
@@ -49,12 +48,25 @@ def main() -> None:
     while k / fps < seconds:
         stamp = start + round(k * 1e9 / fps)
         time.sleep(max(0.0, (stamp - time.time_ns()) / 1e9))
-        scene = int(k / fps / SCENE) % len(SQUARES)
+        scene = int(k / fps / SCENE) % len(SCENES)
         message = messages[scene * PICTURES + k % PICTURES]
         message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 1_000_000_000)
         for publisher in publishers:
             publisher.publish(message)
         k += 1
+
+
+def _pictures(width: int, height: int) -> list[np.ndarray]:
+    """`PICTURES` of each scene, uint8 `[height, width, 3]`, each with other noise."""
+    random = np.random.default_rng(0)
+    videos = (folder / "tabletop.mp4" for folder in shared_folders("videos"))
+    source = VideoSource(next(video for video in videos if video.is_file()))
+    found = [p for offset, p in source.frames() if offset / 1e9 in SCENES]
+    return [
+        (small * (256 - NOISE) // 256 + random.integers(0, NOISE, small.shape)).astype(np.uint8)
+        for small in (cv2.resize(p, (width, height)).astype(np.uint16) for p in found)
+        for _ in range(PICTURES)
+    ]
 
 
 if __name__ == "__main__":
