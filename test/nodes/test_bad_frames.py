@@ -135,7 +135,7 @@ def test_a_frame_that_comes_while_the_one_before_turns_out_bad(domain_id: int) -
         if verdict is Verdict.EARLY and not workers:  # and now the worker sees what it has
             workers.append(threading.Thread(target=lambda: found.append(camera.decoded(bad))))
             workers[0].start()
-            workers[0].join(0.2)  # which it must not finish before the verdict is heeded
+            workers[0].join(1.0)  # which it must not finish before the verdict is heeded
         return verdict
 
     def refuse(name: str, stamp: int) -> None:
