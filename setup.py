@@ -46,6 +46,7 @@ setup(
         "memory": requirements("memory"),
         "fleet": requirements("fleet"),
         "web": requirements("web"),
+        "data": requirements("data"),
         "openvino": ["openvino>=2025.0"],
         "tensorrt": ["tensorrt>=10.3,<12", "pycuda>=2024.1", "onnx>=1.16"],
         "tensorrt-rtx": ["tensorrt-rtx-cu13>=1.1,<2", "pycuda>=2024.1", "onnx>=1.16"],

@@ -83,7 +83,7 @@ def test_wheels_are_pinned_and_the_robot_needs_no_torch() -> None:
     assert set(pinned) <= listed, "a pin that nothing asks for"
     for name in ("ros", "ros-jazzy"):  # each with its own versions
         assert all("==" in line for line in packages(REQUIREMENTS / f"{name}.txt").values())
-    for name in ("robot", "memory", "web", "fleet", "build", "export", "train", "test"):
+    for name in ("robot", "memory", "web", "fleet", "data", "build", "export", "train", "test"):
         assert set(packages(REQUIREMENTS / f"{name}.txt")) <= set(pinned)
     assert "torch" not in packages(REQUIREMENTS / "robot.txt")
     assert pinned["torch"] == "torch==2.13.0"

@@ -82,6 +82,17 @@ def test_pictures_that_are_coded_out_of_order_come_in_order(tmp_path: Path, name
     assert frames(path) == (list(range(0, 2000, 100)), list(range(20)))
 
 
+@pytest.mark.parametrize("name", ["s.mp4", "s.mkv", "s.ts"])
+@pytest.mark.parametrize("start", [0, 1100, 1250, 2700])
+def test_a_stretch_begins_with_its_first_picture(tmp_path: Path, name: str, start: int) -> None:
+    """Also where the key frame before it is coded late, and pictures out of order."""
+    path = write_video(tmp_path / name, range(0, 3000, 100), options={"g": "12", "bf": "3"})
+    found = list(VideoFile(path).stretch(start / 1000 - 0.01, start / 1000 + 0.29))
+    first = -(-start // 100) * 100
+    assert [round(1000 * at) for at, _ in found] == [first, first + 100, first + 200]
+    assert numbers(picture() for _, picture in found) == [round(at * 10) for at, _ in found]
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "pixels"),
     [("dump.mjpeg", "mjpeg", "yuvj420p"), ("dump.h264", "libx264", "yuv420p")],

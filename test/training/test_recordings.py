@@ -21,7 +21,7 @@ from rosbags.typesys import Stores, get_typestore  # noqa: E402
 from vljepa_ros.bundle.spec import ClipSpec  # noqa: E402
 from vljepa_ros.recordings.bags import BagError, bag_info, bag_pictures  # noqa: E402
 from vljepa_ros.recordings.left_out import LeftOut  # noqa: E402
-from vljepa_ros.training.lines import Line, RecordingsError, Source, read_lines  # noqa: E402
+from vljepa_ros.training.lines import Line, RecordingsError, Source, read, read_lines  # noqa: E402
 from vljepa_ros.training.recordings import RecordedClips, Recordings, split  # noqa: E402
 
 CLIP = ClipSpec(frames=4, image_size=16, tubelet=2, sample_rate=4.0)  # spans 0.75 s
@@ -186,7 +186,7 @@ def test_an_empty_file_and_none(folder: Path):
 
 def load(folder: Path, *rows: dict[str, Any]) -> Recordings:
     file = jsonl(folder, *rows)
-    return Recordings(file, read_lines(file, QUERY), CLIP)
+    return Recordings(read(file, QUERY), CLIP)
 
 
 def test_what_only_reading_shows_is_said_too(folder: Path):
@@ -263,10 +263,9 @@ def test_all_that_is_wrong_is_said_in_one_pass(folder: Path):
         row(video=varying(folder), start=10, end=20), "{not json", row(end=1e7),
     ]  # fmt: skip
     file = jsonl(folder, row(), *bad, row())
-    problems: dict[int, str] = {}
-    lines = read_lines(file, QUERY, problems)
+    given = read(file, QUERY)
     with pytest.raises(RecordingsError) as refusal:
-        Recordings(file, lines, CLIP, problems)
+        Recordings(given, CLIP)
     said = str(refusal.value).split("\n")
     assert [line.split(":")[1] for line in said] == ["2", "3", "4", "5", "6", "7"]
 

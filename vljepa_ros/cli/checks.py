@@ -40,6 +40,7 @@ def run_checks(bundle: str) -> Iterator[Check]:
         yield _module(package, module, f"pip install {package}")
     yield _optional("qdrant-edge-py", "only needed by the memory node: pip install qdrant-edge-py")
     yield _optional("av", "only needed to read video files: pip install av")
+    yield _optional("pyarrow", "only needed to read LeRobot data sets: pip install pyarrow")
     yield _optional("rosbags", "only needed to index bags: pip install rosbags")
     yield _optional("qdrant-client", "only needed for a fleet's server: pip install qdrant-client")
     yield _optional("aiohttp", "only needed by the web node: pip install aiohttp")

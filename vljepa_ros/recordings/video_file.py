@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 OLDEST = 17  # PyAV; FFmpeg of before tells less of what is damaged, and converts 10 bits coarsely
 USUAL_RATE = 25  # pictures per second where a file gives neither times nor a rate
 CLOCK = 1000  # Hz: a "rate" from here on is the clock of a container that has no rate
+# To find a picture it is looked for earlier: a file is searched by times of decoding, which run
+# ahead by as many pictures as may be coded out of order.
+EARLY, REORDERED = 1.0, 16  # s, pictures
 SPLICE = 1  # s: where times step back by more, another recording was appended
 
 
@@ -84,6 +88,25 @@ class VideoFile:
                         f"out: {self.left_out}."
                     )
 
+    def stretch(self, start: float, end: float) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
+        """(seconds from the start of the file, picture) of every whole picture in between.
+
+        `picture()`: RGB uint8 `[H, W, 3]`. Nothing is told of what is missing.
+        """
+        with self._open() as (container, stream):
+            unit, first = stream.time_base or Fraction(0), stream.start_time or 0
+            early = max(EARLY, REORDERED / (self.fps or USUAL_RATE))
+            if start > early and unit:
+                container.seek(first + int((start - early) / unit), stream=stream)
+            for frame, picture in self._decoded(container, stream, _later):
+                if frame.pts is None:
+                    continue
+                at = float((frame.pts - first) * unit)
+                if at >= end:
+                    return
+                if at >= start:
+                    yield at, picture
+
     @contextmanager
     def _open(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         av = _pyav(self.path)
@@ -98,9 +121,15 @@ class VideoFile:
             yield container, stream  # type: ignore[misc]
 
     def _decoded(
-        self, container: InputContainer, stream: VideoStream
-    ) -> Iterator[tuple[VideoFrame, np.ndarray]]:
-        """The whole frames, with their pictures; `left_out` counts the others."""
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        made: Callable[[VideoFrame], Any] | None = None,
+    ) -> Iterator[tuple[VideoFrame, Any]]:
+        """The whole frames, with what is made of them; `left_out` counts the others.
+
+        `made`: by default the picture.
+        """
         import av
 
         # Threads within a picture only: of several pictures that are decoded at once, one that is
@@ -115,7 +144,7 @@ class VideoFile:
                     if frame.is_corrupt:
                         self.left_out += 1
                     else:
-                        yield frame, _picture(frame)
+                        yield frame, (made or _picture)(frame)
             except (av.FFmpegError, ValueError):
                 owed -= 1
                 self.left_out += 1
@@ -201,6 +230,11 @@ def _picture(frame: VideoFrame) -> np.ndarray:
     picture = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
     turns = round(frame.rotation / 90)
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+
+
+def _later(frame: VideoFrame) -> Callable[[], np.ndarray]:
+    """What makes its picture when it is called."""
+    return partial(_picture, frame)
 
 
 def _seconds(container: InputContainer, stream: VideoStream) -> float:

@@ -7,7 +7,6 @@ it is judged on, which were never learnt from). An interrupted one goes on where
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -29,7 +28,7 @@ from vljepa_ros.model.config import CONFIG, VLJepaConfig
 from vljepa_ros.tabletop.clips import collate
 
 from .base import BASE, RECIPE, WEIGHTS, Base, load_base, resized
-from .lines import Line, read_lines
+from .lines import WHOLE, Choice, Given, Line, read
 from .loop import LAST, finished, fit, make_trainer, save, seed_of
 from .recordings import RecordedClips, Recordings, item, meaning, split
 from .retrieval_stop import MONITOR, by_query, stop_on_retrieval
@@ -64,11 +63,13 @@ def finetune(
     out: Path,
     recipe: FineTuneRecipe,
     say: Callable[[str], None] = log.info,
+    choice: Choice = WHOLE,
 ) -> Path:
-    """Fine-tune the model that `source` means on the lines in `file`; returns the folder `out`.
+    """Fine-tune the model that `source` means on what `file` names; returns the folder `out`.
 
-    `say` is given what the user should read, line by line. Raises RecordingsError, BundleError, and
-    VLJepaError for a size that does not fit or another training in `out`.
+    `file`: of lines, or a LeRobot data set, of which `choice` says what is learnt. `say` is given
+    what the user should read, line by line. Raises RecordingsError, BundleError, and VLJepaError
+    for a data set that cannot be read, a size that does not fit or another training in `out`.
     """
     lightning.seed_everything(recipe.seed, verbose=False)
     base = load_base(source)
@@ -76,11 +77,11 @@ def finetune(
     base = replace(base, model=model)
     if model.y_decoder is None:
         raise VLJepaError(f"{source} has no Y-decoder, and fine-tuning teaches it new sentences.")
-    problems: dict[int, str] = {}
-    lines = read_lines(file, model.config.default_query, problems)
-    recordings = Recordings(file, lines, clip_of(model.config), problems)
+    given = read(file, model.config.default_query, choice)
+    recordings = Recordings(given, clip_of(model.config))
+    lines = recordings.lines
     learnt, held = split(lines, recipe.seed)
-    begin(out, file, base.about, recipe)
+    begin(out, given, base.about, recipe)
     _keep_networks(out, base)
     for sentence in recordings.left_out:
         say(sentence)
@@ -215,14 +216,13 @@ class LearntPairs(DecoderPairs):
         self.meant = stage.canonical
 
 
-def begin(out: Path, file: Path, about: dict[str, Any], recipe: Any) -> None:
+def begin(out: Path, given: Given, about: dict[str, Any], recipe: Any) -> None:
     """Lay the folder out, or find that it goes on with the same lines, start and recipe.
 
     `about`: what is kept of the start, `from` among it; `recipe`: a dataclass.
     """
     said = {
-        **asdict(recipe), "from": about["from"], "recordings": file.name,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        **asdict(recipe), "from": about["from"], "recordings": given.name, "sha256": given.sha256,
     }  # fmt: skip
     kept = out / RECIPE
     if kept.is_file() and json.loads(kept.read_text()) != said:

@@ -6,15 +6,26 @@ to do.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.recordings.bags import bag_info
 from vljepa_ros.recordings.json_lines import json_lines
+from vljepa_ros.recordings.left_out import LeftOut
+from vljepa_ros.recordings.lerobot.dataset import Episode, EpisodeError
+from vljepa_ros.recordings.lerobot.language import subtasks, tasks
+from vljepa_ros.recordings.lerobot.rows import Rows
+from vljepa_ros.recordings.lerobot.selection import (
+    choose,
+    fetch_episodes,
+    is_meant,
+    open_dataset,
+)
 
 YEAR = 366 * 86400  # s
 KEYS = {"video": str, "bag": str, "topic": str, "start": float, "end": float, "query": str,
@@ -27,10 +38,19 @@ class RecordingsError(VLJepaError):
 
 @dataclass(frozen=True)
 class Source:
-    """One camera of one recording: a video (no topic) or a bag."""
+    """One camera of one recording: a video (no topic), a bag, or an episode of a data set."""
 
     path: Path
     topic: str = ""
+    episode: Episode | None = None
+
+    @property
+    def recording(self) -> tuple[Path, int]:
+        """The same for all cameras that saw the same."""
+        return self.path, -1 if self.episode is None else self.episode.index
+
+    def __str__(self) -> str:
+        return self.path.name if self.episode is None else str(self.episode)
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,83 @@ class Line:
     def asked(self) -> tuple[str, str]:
         """Query and answer."""
         return self.query, self.answer
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is learnt from a LeRobot data set. `camera`, `episodes`: as of `choose`.
+
+    `tasks`: what each episode is for, in the place of what is done in it when.
+    """
+
+    camera: str = ""
+    episodes: str = ""
+    tasks: bool = False
+
+
+WHOLE = Choice()  # nothing is chosen
+
+
+@dataclass
+class Given:
+    """What there is to learn from. `name`, `sha256`: of what it comes from.
+
+    `problems`: what is wrong with which line, for `refuse`; `left_out`: sentences.
+    """
+
+    file: Path
+    name: str
+    sha256: str
+    lines: list[Line]
+    problems: dict[int, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def read(source: Path, default_query: str | None, choice: Choice = WHOLE) -> Given:
+    """The lines of a JSONL file, or of the labels of a LeRobot data set. Raises RecordingsError.
+
+    `default_query`: as of `read_lines`; the labels of a data set are its answers.
+    """
+    if is_meant(source):
+        return _of_dataset(source, default_query or "", choice)
+    if choice != WHOLE:
+        raise RecordingsError(
+            f"--camera, --episodes and --tasks are for a LeRobot data set, and {source} is none."
+        )
+    problems: dict[int, str] = {}
+    lines = read_lines(source, default_query, problems)
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    return Given(source, source.name, sha256, lines, problems)
+
+
+def _of_dataset(source: Path, query: str, choice: Choice) -> Given:
+    dataset = open_dataset(source)
+    episodes = choose(dataset, choice.camera, choice.episodes)
+    fetch_episodes(episodes)
+    left_out, lines = LeftOut(), list[Line]()
+    for problem in dataset.problems:
+        left_out.say(problem)
+    for episode in episodes:
+        try:
+            rows = Rows(episode)
+        except EpisodeError as error:
+            left_out.episode(dataset.name, episode.index, error.reason)
+            continue
+        it = Source(episode.root, episode.camera, episode)
+        labels = tasks(rows) if choice.tasks else subtasks(rows)
+        for number, label in enumerate(labels, len(lines) + 1):
+            lines.append(Line(number, it, label.start, label.end, query, label.text))
+    if not lines:
+        less = "tasks." if choice.tasks else (
+            "language at its time (subtasks in language_persistent); add --tasks to learn which "
+            "task an episode is of."
+        )  # fmt: skip
+        why = " ".join(left_out.sentences())
+        raise RecordingsError(f"{dataset.name} has no {less} {why}".strip())
+    said = [(str(one.source), one.start, one.end, one.answer) for one in lines]
+    sha256 = hashlib.sha256(json.dumps([episodes[0].camera, said]).encode()).hexdigest()
+    name = f"{dataset.name} ({episodes[0].camera})"
+    return Given(source, name, sha256, lines, left_out=left_out.sentences())
 
 
 def read_lines(

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,13 @@ from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.preprocess import prepare
 from vljepa_ros.recordings.bags import bag_pictures
 from vljepa_ros.recordings.left_out import LeftOut
+from vljepa_ros.recordings.lerobot.dataset import EpisodeError
+from vljepa_ros.recordings.lerobot.pictures import Picture, pictures
+from vljepa_ros.recordings.lerobot.rows import Rows
 from vljepa_ros.recordings.video import VideoSource
 from vljepa_ros.tabletop.clips import View, augment
 
-from .lines import Line, RecordingsError, Source, refuse
+from .lines import Given, Line, RecordingsError, Source, refuse
 
 FINER = 2  # pictures kept for one frame of a clip, so that clips may begin in between
 HELD_OUT = 5  # one part in so many
@@ -50,40 +53,51 @@ class Frames:
 class Recordings:
     """All lines with their frames in memory.
 
-    `problems`: what is known to be wrong with other lines of `file`; `resample` and `resize`: how
-    the model wants its pictures (`prepare`). Raises RecordingsError with every line that is wrong
-    or whose clips cannot be cut.
+    `resample` and `resize`: how the model wants its pictures (`prepare`). Raises RecordingsError
+    with every line of a file that is wrong or whose clips cannot be cut. What cannot be used of a
+    data set is left out, as far as anything is left.
     """
 
     def __init__(
-        self,
-        file: Path,
-        lines: Sequence[Line],
-        clip: ClipSpec,
-        problems: Mapping[int, str] | None = None,
-        resample: str = "area",
-        resize: str = "shorter_side",
+        self, given: Given, clip: ClipSpec, resample: str = "area", resize: str = "shorter_side"
     ) -> None:
-        self.lines, self.clip = list(lines), clip
+        self.clip = clip
         self.resample, self.resize = resample, resize
         self.rate = FINER * clip.sample_rate  # of the grid
         self.span = clip.span_ns / 1e9
         self.frames: dict[Source, Frames] = {}
-        self.left_out: list[str] = []  # sentences
+        self.left_out = list(given.left_out)  # sentences
         by_source = defaultdict(list)
-        for line in self.lines:
+        for line in given.lines:
             by_source[line.source].append(line)
-        found = dict(problems or {})
+        found, unused = dict(given.problems), LeftOut()
+        lost = set[int]()
         for source, its in by_source.items():
-            try:
-                self.frames[source], times, seconds = self._read(source, its)
-            except VLJepaError as error:
-                found.update(dict.fromkeys((line.number for line in its), str(error)))
+            wrong = self._wrong(source, its)
+            if source.episode is None:
+                found.update(wrong)
                 continue
-            for line in its:
-                if problem := _problem(line, times, seconds):
-                    found[line.number] = problem
-        refuse(file, found, self.left_out)
+            for problem in wrong.values():
+                unused.episode(source.episode.dataset.name, source.episode.index, problem)
+            lost.update(wrong)
+        self.left_out += unused.sentences()
+        self.lines = [line for line in given.lines if line.number not in lost]
+        refuse(given.file, found, self.left_out)
+        if not self.lines:
+            raise RecordingsError(
+                "\n".join([f"{given.name} gives nothing to learn from.", *self.left_out])
+            )
+
+    def _wrong(self, source: Source, lines: Sequence[Line]) -> dict[int, str]:
+        """Read the frames of these lines of a source; what is wrong with which line."""
+        try:
+            self.frames[source], times, seconds = self._read(source, lines)
+        except EpisodeError as error:
+            return {line.number: error.reason for line in lines}
+        except VLJepaError as error:
+            return {line.number: str(error) for line in lines}
+        problems = {line.number: _problem(line, times, seconds) for line in lines}
+        return {number: problem for number, problem in problems.items() if problem}
 
     def _read(self, source: Source, lines: Sequence[Line]) -> tuple[Frames, list[float], float]:
         """The frames that `lines` need, the times of the pictures, the length in seconds.
@@ -94,7 +108,7 @@ class Recordings:
         wanted = next(needed, None)
         behind = max(line.end for line in lines) + EQUAL
         frames, times, left_out = Frames(), list[float](), LeftOut()
-        shown: np.ndarray | None = None
+        shown: Picture | None = None
 
         def take(until: float) -> None:
             """Give the picture that is shown now to the needed times before `until`."""
@@ -104,12 +118,10 @@ class Recordings:
                 frames.row[wanted] = len(frames.pictures)
                 wanted = next(needed, None)
             if wanted != before and shown is not None:
-                frames.pictures.append(self._prepared(shown))
+                frames.pictures.append(self._prepared(shown()))
 
-        video = None if source.topic else VideoSource(source.path, tell=left_out.say)
-        for at, picture in (
-            _timed(video) if video else bag_pictures(source.path, source.topic, left_out)
-        ):
+        footage = _Footage(source, left_out)
+        for at, picture in footage.pictures():
             if shown is not None:
                 take(at)
             shown = picture
@@ -121,7 +133,7 @@ class Recordings:
             if shown is None:
                 why = "; ".join(left_out.sentences()) or "there are none."
                 raise RecordingsError(f"{source.path} gives no pictures on {source.topic}: {why}")
-            seconds = video.seconds if video else 2 * times[-1] - times[max(0, len(times) - 2)]
+            seconds = footage.seconds(times)
             take(seconds + ENDS_LATE + 2 * EQUAL)
         self.left_out += left_out.sentences()
         return frames, times, seconds
@@ -168,14 +180,38 @@ class Recordings:
         return sum(p.nbytes for p in pictures) / 1e6
 
 
-def _timed(video: VideoSource) -> Iterator[tuple[float, np.ndarray]]:
-    """(seconds from the start, RGB uint8 `[H, W, 3]`) of the pictures of a video."""
-    return ((offset / 1e9, picture) for offset, picture in video.frames())
+class _Footage:
+    """The pictures of a source, and how long it lasts."""
+
+    def __init__(self, source: Source, left_out: LeftOut) -> None:
+        self._source, self._left_out = source, left_out
+        self._rows = Rows(source.episode) if source.episode is not None else None
+        is_video = self._rows is None and not source.topic
+        self._video = VideoSource(source.path, tell=left_out.say) if is_video else None
+
+    def pictures(self) -> Iterator[tuple[float, Picture]]:
+        """(seconds from the start, what makes RGB uint8 `[H, W, 3]`) of every picture."""
+        if self._rows is not None:
+            yield from pictures(self._rows)
+        elif self._video is not None:
+            for offset, picture in self._video.frames():
+                yield offset / 1e9, partial(np.asarray, picture)
+        else:
+            for at, picture in bag_pictures(self._source.path, self._source.topic, self._left_out):
+                yield at, partial(np.asarray, picture)
+
+    def seconds(self, times: Sequence[float]) -> float:
+        """Its length, after a whole run that gave pictures at `times`."""
+        if self._rows is not None:
+            return self._rows.end
+        if self._video is not None:
+            return self._video.seconds
+        return 2 * times[-1] - times[max(0, len(times) - 2)]
 
 
 def _problem(line: Line, times: Sequence[float], seconds: float) -> str:
     """Why `line` has no clips in a recording of `seconds` with pictures at `times`, or ""."""
-    name = line.source.path.name
+    name = str(line.source)
     if line.end > seconds + ENDS_LATE:
         return f"'end' is {line.end:g}, and {name} lasts {seconds:.2f} s."
     following = bisect_left(times, line.start - EQUAL)
@@ -225,16 +261,16 @@ def split(lines: Sequence[Line], seed: int) -> tuple[list[Line], list[Line]]:
 
 def _units(lines: Sequence[Line]) -> list[Any]:
     """What each line is held out together with: its recording, or its segment of one."""
-    if len({line.source.path for line in lines}) >= RECORDINGS:
-        return [line.source.path for line in lines]
+    if len({line.source.recording for line in lines}) >= RECORDINGS:
+        return [line.source.recording for line in lines]
     units: dict[Line, Any] = {}
-    ends: dict[Path, float] = {}
+    ends: dict[Any, float] = {}
     segment = 0
-    for line in sorted(lines, key=lambda line: (line.source.path, line.start)):
-        path = line.source.path
-        if line.start >= ends.get(path, -1.0):
+    for line in sorted(lines, key=lambda line: (line.source.recording, line.start)):
+        its = line.source.recording
+        if line.start >= ends.get(its, -1.0):
             segment += 1
-        ends[path] = max(line.end, ends.get(path, 0.0))
+        ends[its] = max(line.end, ends.get(its, 0.0))
         units[line] = segment
     return [units[line] for line in lines]
 

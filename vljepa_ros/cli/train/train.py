@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,11 +14,21 @@ from vljepa_ros.errors import VLJepaError, needing
 
 from ..times import finite
 
+if TYPE_CHECKING:
+    from vljepa_ros.training.lines import Choice
+
 DATA = typer.Option(None, help="The folder of the episodes; by default one in the user's cache.")
 TRAINING = typer.Argument(..., help="The folder of the training; an interrupted one goes on.")
 VIDEO = typer.Argument(..., help="A video file; its truth lies beside it as .json.")
 RECORDINGS = typer.Option(
-    None, "--data", help="Fine-tune on the recordings in this JSONL file (docs/fine-tuning.md)."
+    None, "--data",
+    help="Fine-tune on the recordings in this JSONL file, or on a LeRobot data set (folder or Hub "
+    "id): docs/fine-tuning.md.",
+)  # fmt: skip
+CAMERA = typer.Option("", help="Of a data set: the camera's key, or the end of it.")
+EPISODES = typer.Option("", help="Of a data set: which episodes, e.g. 0:50. Default: all.")
+TASKS = typer.Option(
+    False, "--tasks", help="Of a data set: learn each episode's task, not its timed subtasks."
 )
 BASE = typer.Option(
     None, "--from",
@@ -73,6 +84,9 @@ def train(
     seed: int = typer.Option(0, help="Seed of weights and batches."),
     threads: int = typer.Option(0, min=0, help="Threads of one process; 0: torch's choice."),
     recordings: Path | None = RECORDINGS,
+    camera: str = CAMERA,
+    episodes: str = EPISODES,
+    tasks: bool = TASKS,
     base: str | None = BASE,
     size: int | None = SIZE,
     steps: int = typer.Option(400, min=1, help="With --data: steps at most."),
@@ -81,6 +95,7 @@ def train(
     with needing("train"):
         from vljepa_ros.tabletop import store
         from vljepa_ros.training.base import load_base
+        from vljepa_ros.training.lines import Choice
         from vljepa_ros.training.loop import use_threads
         from vljepa_ros.training.train import Recipe
         from vljepa_ros.training.train import train as run
@@ -90,8 +105,13 @@ def train(
     warnings.filterwarnings("ignore", "`isinstance\\(treespec", module="lightning")
     if threads:
         use_threads(threads)
+    choice = Choice(camera, episodes, tasks)
+    if recordings is None and choice != Choice():
+        raise VLJepaError(
+            "--camera, --episodes and --tasks are of a data set: give it with --data."
+        )
     if recordings is not None:
-        _finetune(recordings, base or "tabletop", out, steps, seed, size)
+        _finetune(recordings, choice, base or "tabletop", out, steps, seed, size)
         return
     recipe = Recipe(
         image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed, devices=devices,
@@ -102,7 +122,13 @@ def train(
 
 
 def _finetune(
-    recordings: Path, base: str, out: Path, steps: int, seed: int, size: int | None
+    recordings: Path,
+    choice: Choice,
+    base: str,
+    out: Path,
+    steps: int,
+    seed: int,
+    size: int | None,
 ) -> None:
     from vljepa_ros.training.finetune import FineTuneRecipe, finetune
     from vljepa_ros.training.site.learn import SiteRecipe, is_of_images, learn
@@ -110,10 +136,12 @@ def _finetune(
     if is_of_images(base):
         if size is not None:
             raise VLJepaError(f"{base} takes pictures of one size, as it is; leave out --size.")
-        made = learn(recordings, base, out, SiteRecipe(steps=steps, seed=seed), console.print)
+        made = learn(
+            recordings, base, out, SiteRecipe(steps=steps, seed=seed), console.print, choice
+        )
     else:
         recipe = FineTuneRecipe(steps=steps, seed=seed, image_size=size)
-        made = finetune(recordings, base, out, recipe, console.print)
+        made = finetune(recordings, base, out, recipe, console.print, choice)
     console.print(f"fine-tuned: {made}\nnext: vljepa export {made} BUNDLE")
 
 

@@ -25,7 +25,7 @@ from vljepa_ros.inference.runtime import Runtime
 
 from ..base import WEIGHTS
 from ..finetune import begin, summary
-from ..lines import Line, read_lines
+from ..lines import WHOLE, Choice, Line, read
 from ..loop import save, use_threads
 from ..recordings import Recordings, meaning, split
 from .predictor import SitePredictor, Sizes, fitted
@@ -61,21 +61,25 @@ def is_site(run: Path) -> bool:
 
 
 def learn(
-    file: Path, source: str, out: Path, recipe: SiteRecipe, say: Callable[[str], None]
+    file: Path,
+    source: str,
+    out: Path,
+    recipe: SiteRecipe,
+    say: Callable[[str], None],
+    choice: Choice = WHOLE,
 ) -> Path:
-    """Learn what the lines in `file` name from the bundle that `source` means; returns `out`.
+    """Learn what `file` names from the bundle that `source` means; returns `out`.
 
-    `say` is given what the user should read. Raises RecordingsError, BundleError, and VLJepaError
-    for another training in `out`.
+    `file`, `choice`: as of `finetune`. `say` is given what the user should read. Raises
+    RecordingsError, BundleError, and VLJepaError for another training in `out`.
     """
     use_threads(1)  # matrices this small wait for each other longer than they take
     bundle = load_bundle(find_bundle(source))
-    problems: dict[int, str] = {}
-    lines = read_lines(file, None, problems)
-    how = {"resample": bundle.resample, "resize": bundle.resize}
-    recordings = Recordings(file, lines, bundle.clip, problems, **how)
+    given = read(file, None, choice)
+    recordings = Recordings(given, bundle.clip, bundle.resample, bundle.resize)
+    lines = recordings.lines
     learnt, held = split(lines, recipe.seed)
-    begin(out, file, {"from": bundle.model_id, "bundle": str(bundle.path)}, recipe)
+    begin(out, given, {"from": bundle.model_id, "bundle": str(bundle.path)}, recipe)
     for sentence in recordings.left_out:
         say(sentence)
     say(summary(recordings, learnt, held))
