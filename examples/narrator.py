@@ -14,15 +14,25 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from typing import Any
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 
 from vljepa_ros.client import SemanticClient, SemanticError
+from vljepa_ros.errors import VLJepaError
 from vljepa_ros.msg import Utterance
+from vljepa_ros.ros.arguments import check_arguments
+from vljepa_ros.ros.parameters import ParameterError, Spec, declare, unknown, values
+from vljepa_ros.ros.process import init_ros
+
+PARAMETERS = (
+    Spec("log", "narrative.jsonl", "File that lines are added to."),
+    Spec("question", "How many objects are on the table?", "What is asked after each sentence."),
+    Spec("candidates", ["none", "one", "two", "three"], "What the answer may be."),
+)
 
 
 class Narrator(Node):
@@ -30,13 +40,14 @@ class Narrator(Node):
 
     def __init__(self) -> None:
         super().__init__("narrator")
-        path = self.declare_parameter("log", "narrative.jsonl").value
-        self.question = self.declare_parameter("question", "How many objects are on the table?")
-        self.candidates = self.declare_parameter("candidates", ["none", "one", "two", "three"])
-        self.log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - a line at a time
+        if problems := [*declare(self, PARAMETERS), *unknown(self)]:
+            raise ParameterError(" ".join(problems))
+        given = values(self, PARAMETERS)
+        self.question, self.candidates = given["question"], given["candidates"]
+        self.log = open(given["log"], "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - by line
         self.semantics = SemanticClient(self)
         self.semantics.on_utterance(self.narrate)
-        self.get_logger().info(f"I write to {path}.")
+        self.get_logger().info(f"I write to {given['log']}.")
 
     async def narrate(self, said: Utterance) -> None:
         """Write down what was said; while the answer is awaited, the next utterance waits."""
@@ -46,11 +57,10 @@ class Narrator(Node):
             "text": said.text,
             "confidence": round(said.confidence, 3),
             "source": said.source,
-            "question": self.question.value,
+            "question": self.question,
         }
         try:
-            candidates = list(self.candidates.value)
-            found = await self.semantics.ask(self.question.value, candidates, said.camera)
+            found = await self.semantics.ask(self.question, self.candidates, said.camera)
             line["answer"] = found.answer
             line["certainty"] = round(max(found.scores), 3)
             line["answered_at"] = seconds(found.stamp)
@@ -65,15 +75,20 @@ def seconds(stamp: Any) -> float:
     return stamp.sec + stamp.nanosec / 1e9
 
 
-def main() -> None:
-    """Narrate until Ctrl-C."""
+def main() -> int:
+    """Narrate until Ctrl-C; the exit code."""
+    check_arguments(__doc__, PARAMETERS)
     # Ctrl-C is only noted here, and looked at between two callbacks. As a KeyboardInterrupt it
     # could come while rclpy makes a message, in C++, and would come out as another kind of error.
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stopped.append(number))
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    node = Narrator()
+    try:
+        init_ros(None)  # which leaves Ctrl-C to us
+        node = Narrator()
+    except (VLJepaError, OSError) as error:  # a log that cannot be written among them
+        print(error, file=sys.stderr)
+        return 1
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
@@ -83,7 +98,8 @@ def main() -> None:
         node.log.close()
         node.destroy_node()
         rclpy.shutdown()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,7 @@ Where nobody watches for it, or the camera has stopped, it stands, too.
 from __future__ import annotations
 
 import signal
+import sys
 import time
 
 import rclpy
@@ -20,10 +21,13 @@ from geometry_msgs.msg import Twist
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
 from vljepa_ros.client import SemanticClient, SemanticError
+from vljepa_ros.errors import VLJepaError
+from vljepa_ros.ros.arguments import check_arguments
+from vljepa_ros.ros.parameters import ParameterError, Spec, declare, unknown, values
+from vljepa_ros.ros.process import init_ros
 
 CONTROL = 0.1  # seconds between two commands to the wheels
 BLIND = 1.0  # seconds without a score after which the robot no longer trusts its eyes
@@ -33,6 +37,13 @@ POSSIBLE = [
     CONDITION, "the hand uncovers the blue cube", "a hand passes over the table",
     "nothing is moving",
 ]  # fmt: skip
+PARAMETERS = (
+    Spec("condition", CONDITION, "What it drives until, in words."),
+    Spec("threshold", 0.0, "Cosine from which on the condition holds; 0: the bundle's calibrated "
+         "one.", low=0, high=1),
+    Spec("speed", 0.2, "How fast it drives, in metres per second.", low=-100, high=100),
+    Spec("pause", 3.0, "Seconds that it stands before it drives on.", low=0, high=86400),
+)  # fmt: skip
 
 
 class Patrol(Node):
@@ -40,10 +51,12 @@ class Patrol(Node):
 
     def __init__(self) -> None:
         super().__init__("patrol")
-        self.condition = self.declare_parameter("condition", CONDITION).value
-        self.threshold = self.declare_parameter("threshold", 0.0).value  # 0: the calibrated one
-        self.speed = self.declare_parameter("speed", 0.2).value  # m/s
-        self.pause = self.declare_parameter("pause", 3.0).value  # s
+        if problems := [*declare(self, PARAMETERS), *unknown(self)]:
+            raise ParameterError(" ".join(problems))  # before the wheels are told anything
+        given = values(self, PARAMETERS)
+        self.condition, self.threshold = given["condition"], given["threshold"]
+        self.speed, self.pause = given["speed"], given["pause"]
+        self.stopping = False  # somebody wants it to end
         self.semantics = SemanticClient(self)
         self.drive_until = 0.0  # on the steady clock
         self.wheels = self.create_publisher(Twist, "cmd_vel", 10)
@@ -56,12 +69,14 @@ class Patrol(Node):
         self.wheels.publish(command)
 
     async def patrol(self) -> None:
-        """The patrol, for ever."""
-        while True:
+        """The patrol, until it is to end."""
+        while not self.stopping:
             try:
                 await self.round()
             except SemanticError as error:
                 self.stand()
+                if self.stopping:  # and that is why
+                    return
                 self.get_logger().error(f"I stand still, as I cannot see: {error}")
             await self.sleep(self.pause)
 
@@ -101,15 +116,20 @@ class Patrol(Node):
         self.destroy_timer(timer)
 
 
-def main() -> None:
-    """Patrol until Ctrl-C, and leave the robot standing."""
+def main() -> int:
+    """Patrol until Ctrl-C, and leave the robot standing; the exit code."""
+    check_arguments(__doc__, PARAMETERS)
     # Ctrl-C is only noted here, and looked at between two callbacks. As a KeyboardInterrupt it
     # could come while rclpy makes a message, in C++, and would come out as another kind of error.
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stopped.append(number))
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # it is still to speak after Ctrl-C
-    node = Patrol()
+    try:
+        init_ros(None)  # which leaves Ctrl-C to us: the robot is still to be stopped after it
+        node = Patrol()
+    except VLJepaError as error:
+        print(error, file=sys.stderr)
+        return 1
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     executor.create_task(node.patrol)
@@ -117,13 +137,15 @@ def main() -> None:
         while not stopped:
             executor.spin_once(timeout_sec=0.1)
     finally:
+        node.stopping = True
         node.stand()
         node.semantics.destroy()
         while node.semantics.pending:  # let the node that watches know
             executor.spin_once(timeout_sec=0.1)
         node.destroy_node()
         rclpy.shutdown()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,24 +9,25 @@ written by hand, and test/package/test_api_page.py holds both against the nodes.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vljepa_ros.nodes.decoder import DecoderNode
 from vljepa_ros.nodes.memory.node import MemoryNode
-from vljepa_ros.nodes.perception.parameters import COMMON, camera_specs
-from vljepa_ros.nodes.video import SPECS as CAMERA
+from vljepa_ros.nodes.perception.node import PerceptionNode
+from vljepa_ros.nodes.video import VideoNode
 from vljepa_ros.ros.parameters import Spec
-from vljepa_ros.web.node import SPECS as WEB
+from vljepa_ros.web.node import WebNode
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "ros-api.md"
 SPECS: dict[str, Sequence[Spec]] = {
-    "perception": (*COMMON, *camera_specs("<camera>")),
+    "perception": PerceptionNode.specs,
     "decoder": DecoderNode.specs,
     "memory": MemoryNode.specs,
-    "camera": CAMERA,
-    "web": WEB,
+    "camera": VideoNode.specs,
+    "web": WebNode.specs,
 }
 KINDS = {bool: "bool", int: "integer", float: "double", str: "string", list: "string list"}
 TABLE = re.compile(r"(<!-- parameters: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -70,4 +71,7 @@ def _range(spec: Spec) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

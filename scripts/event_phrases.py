@@ -9,6 +9,7 @@ of them, and the sentence is written once for every choice.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 from collections.abc import Iterator
@@ -251,4 +252,7 @@ def _choices(line: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     FILE.write_text(HEAD + "\n".join(events()) + "\n", encoding="utf-8")

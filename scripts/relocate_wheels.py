@@ -3,6 +3,7 @@
 The wheels carry include folders of the machine that built them. Running it again changes nothing.
 """
 
+import argparse
 import re
 import sys
 import sysconfig
@@ -34,4 +35,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,10 +55,13 @@ class Example:
         return Path(self.log.name).read_text()
 
     def end(self) -> None:
-        """Ctrl-C; it ends well."""
+        """Ctrl-C; it ends well, and calls nothing of that an error."""
         try:
             assert self.process.poll() is None, self.text
+            before = self.text
             self.process.send_signal(signal.SIGINT)
+            self.process.wait(20)
+            assert "[ERROR]" not in self.text.removeprefix(before)
             self.ended()
         finally:
             self.close()
@@ -212,6 +216,36 @@ def test_narrator_keeps_a_log(camera: Stream, probe: Probe, domain_id: int, tmp_
         assert [line["time"] for line in written] == sorted(line["time"] for line in written)
     finally:
         narrator.end()
+
+
+def run(name: str, *arguments: str, domain_id: int) -> subprocess.CompletedProcess[str]:
+    """An example with these arguments, which ends by itself."""
+    return subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *arguments],
+        env={**os.environ, "ROS_DOMAIN_ID": str(domain_id)}, cwd=tempfile.gettempdir(),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["patrol", "narrator"])
+def test_usage_and_refusals_start_nothing(name: str, domain_id: int) -> None:
+    source = (EXAMPLES / f"{name}.py").read_text()
+    declared = set(re.findall(r'^    Spec\("([\w.]+)"', source, re.M))
+    helped = run(name, "--help", domain_id=domain_id)
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert set(re.findall(r"^  ([\w.]+):=", helped.stdout, re.M)) == declared != set()
+    assert helped.stdout.startswith(f"Usage: {name}.py [--ros-args")
+    for arguments, code, words in (
+        (["--speed", "3"], 2, f"{name}.py: unknown argument '--speed'; parameters are given after"),
+        (["--ros-args", "-p", "conditon:=x", "-p", "lok:=x"], 1, "Parameter 'conditon' does not"),
+        (["--ros-args", "-p", "conditon:=x", "--", "x"], 2, "unknown argument 'x'"),
+        (["--ros-args", "-p", "log:=3", "-p", "speed:=fast"], 1, "must be a "),
+        (["--ros-args", "--no-such"], 1, "ROS 2 does not start: "),
+    ):
+        refused = run(name, *arguments, domain_id=domain_id)
+        assert (refused.returncode, refused.stdout) == (code, ""), refused.stderr
+        assert words in refused.stderr and "Traceback" not in refused.stderr
+        assert "I drive" not in refused.stderr and "I write" not in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,29 @@ def test_bash_reads_it(script: str) -> None:
     assert script.endswith(".sh") or os.access(ROOT / script, os.X_OK)
 
 
+PROGRAMS = [
+    str(file.relative_to(ROOT))
+    for file in sorted((ROOT / "scripts").iterdir())
+    if file.is_file() and file.name != "env.sh"
+]
+
+
+@pytest.mark.parametrize("script", PROGRAMS)
+def test_help_is_the_usage_and_does_nothing(script: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")  # a checkout with nothing else in it
+    before = sorted(tmp_path.rglob("*"))
+    in_python = "python" in (ROOT / script).read_text().splitlines()[0] or script.endswith(".py")
+    if in_python:
+        pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
+    program = [sys.executable] if in_python else []
+    paths = [str(ROOT / "test" / "support"), *sys.path]  # whose helpers it looks for beside itself
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    result = run(*program, tmp_path / script, "--help", env=env)
+    assert result.returncode == 0, result.stderr
+    assert "usage: " in result.stdout.lower() and result.stderr == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_hooks_and_workflow_run_the_checks_of_scripts_test() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     script = (ROOT / "scripts" / "test").read_text()

@@ -136,7 +136,7 @@ def test_a_wrong_parameter_is_one_message(
 
 def test_an_unknown_parameter_is_named(start: Start, bundle: Path) -> None:
     node = start("decoder_node", bundle=bundle, bundel="x", autostart=False)
-    node.wait_for_log("Parameter 'bundel' does not exist and is ignored; did you mean 'bundle'?")
+    node.wait_for_log("Parameter 'bundel' does not exist; did you mean 'bundle'?")
 
 
 def ends(node: NodeProcess, number: int) -> None:

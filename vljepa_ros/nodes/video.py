@@ -38,7 +38,9 @@ SPECS = (
 
 
 class VideoNode(Node):
-    """Plays one source, then finishes."""
+    """Plays a video file, a folder of images or a device as a camera, then finishes."""
+
+    specs = SPECS
 
     def __init__(self, **options: Any) -> None:
         super().__init__("camera", **options)
@@ -46,10 +48,10 @@ class VideoNode(Node):
         self.on_finished: Callable[[], None] = self.finished.set
         self.exit_code = 0
         self.published = 0
-        self._problems = declare(self, SPECS)
+        self._problems = declare(self, self.specs)
         for sentence in unknown(self):
             self.get_logger().warning(sentence)
-        self._values = values(self, SPECS)
+        self._values = values(self, self.specs)
         self._thread = threading.Thread(target=self._play, name="video", daemon=True)
         try:
             check_camera("Parameter 'camera'", self._values["camera"])

@@ -123,7 +123,7 @@ def unknown(node: Node, spare: Iterable[Spec] = ()) -> list[str]:
             continue
         close = difflib.get_close_matches(name, declared, 1)
         hint = f"; did you mean '{close[0]}'?" if close else "."
-        sentences.append(f"Parameter '{name}' does not exist and is ignored{hint}")
+        sentences.append(f"Parameter '{name}' does not exist{hint}")
     return sentences
 
 

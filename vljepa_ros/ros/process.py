@@ -144,11 +144,16 @@ def run(module: str, name: str, args: Sequence[str] | None = None) -> int:
     """Run the node class `name` of `module` until it has finished or a signal comes.
 
     `args`: the command line with ROS arguments; None: sys.argv. Returns the exit code: 1 where the
-    node could not be made or says that it failed, which it has logged.
+    node could not be made or says that it failed, which it has logged. SystemExit where the node is
+    not to be run: `check_arguments`.
     """
     signals = Signals()
     node_class = getattr(importlib.import_module(module), name)
     import rclpy
+
+    from .arguments import check_arguments
+
+    check_arguments(node_class.__doc__, node_class.specs, args)
 
     try:
         init_ros(args)

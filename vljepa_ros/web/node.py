@@ -55,13 +55,15 @@ Told = tuple[float, dict[str, Any]]  # time.monotonic(), and what
 class WebNode(Node):
     """Serves the page until it is ended."""
 
+    specs = SPECS
+
     def __init__(self, **options: Any) -> None:
         super().__init__("web", **options)
         self.finished = threading.Event()
         self.on_finished: Callable[[], None] = self.finished.set
         self.exit_code = 0
         self.url = ""  # of the page, with a token that was made up; empty: it does not listen yet
-        self._problems = declare(self, SPECS)
+        self._problems = declare(self, self.specs)
         for sentence in unknown(self):
             self.get_logger().warning(sentence)
         self._server: Any = None  # a WebServer, once it listens
@@ -106,7 +108,7 @@ class WebNode(Node):
             raise VLJepaError(
                 f"The web node needs aiohttp ({error}): pip install aiohttp, or start without it."
             ) from None
-        host, port, token = values(self, SPECS).values()
+        host, port, token = values(self, self.specs).values()
         given = bool(token)
         if given and len(token) < SHORTEST_TOKEN:
             raise ParameterError(

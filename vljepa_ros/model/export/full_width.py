@@ -8,10 +8,10 @@ table in Markdown; exit code 1 and the reason where a graph differs from torch.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import platform
 import resource
-import sys
 import time
 from pathlib import Path
 
@@ -89,4 +89,10 @@ def _first(inputs: Inputs, count: int) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    prove(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "open-vljepa")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("preset", nargs="?", choices=sorted(PRESETS), default="open-vljepa")
+    given = parser.parse_args()
+    prove(given.folder, given.preset)

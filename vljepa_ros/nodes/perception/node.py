@@ -37,6 +37,7 @@ from .watch_action import Watches
 class PerceptionNode(ModelNode):
     """X-encoder, predictor, Y-encoder; windows, gates, change detectors; questions about them."""
 
+    specs = (*COMMON, *camera_specs("<camera>"))  # as help and docs have them: `all_specs`
     spare = camera_specs("camera")  # in the shipped file, where the cameras have other names
 
     def __init__(self, **options: Any) -> None:
