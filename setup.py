@@ -47,6 +47,7 @@ setup(
         "fleet": requirements("fleet"),
         "web": requirements("web"),
         "data": requirements("data"),
+        "agents": requirements("agents"),
         "openvino": ["openvino>=2025.0"],
         "tensorrt": ["tensorrt>=10.3,<12", "pycuda>=2024.1", "onnx>=1.16"],
         "tensorrt-rtx": ["tensorrt-rtx-cu13>=1.1,<2", "pycuda>=2024.1", "onnx>=1.16"],

@@ -6,7 +6,7 @@ import signal
 import sys
 from types import FrameType
 
-RUN_UNTIL_STOPPED = ("listen", "up")
+RUN_UNTIL_STOPPED = ("listen", "mcp", "up")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("live.ask", "ask"),
     "classify": ("live.ask", "classify"),
     "watch": ("live.ask", "watch"),
+    "mcp": ("live.agents", "mcp"),
     "index": ("memory.index", "index"),
     "recall": ("memory.recall", "recall"),
     "memory": ("memory.memory", "app"),

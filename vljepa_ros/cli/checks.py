@@ -44,6 +44,7 @@ def run_checks(bundle: str) -> Iterator[Check]:
     yield _optional("rosbags", "only needed to index bags: pip install rosbags")
     yield _optional("qdrant-client", "only needed for a fleet's server: pip install qdrant-client")
     yield _optional("aiohttp", "only needed by the web node: pip install aiohttp")
+    yield _optional("mcp", "only needed by vljepa mcp: pip install mcp")
     yield _optional("onnx", "only needed to build TensorRT engines: pip install onnx")
     yield _optional("torch", "only needed to train and export models")
     yield _bundle(bundle)

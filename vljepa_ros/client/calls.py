@@ -194,14 +194,16 @@ class Caller:
         self._send(request)
         return call
 
-    def subscribe(self, kind: Any, base: str, callback: Callable[[Any], Any], depth: int) -> Any:
+    def subscribe(
+        self, kind: Any, base: str, callback: Callable[[Any], Any], qos: QoSProfile | int
+    ) -> Any:
         """A subscription whose callbacks run one after the other, in order.
 
         It may be destroyed in any thread: it has no QoS events, over which an executor that looks
         at them in that moment would fail.
         """
         return self.node.create_subscription(
-            kind, self.name(base), callback, depth,
+            kind, self.name(base), callback, qos,
             callback_group=MutuallyExclusiveCallbackGroup(),
             event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
         )  # fmt: skip

@@ -28,7 +28,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from builtin_interfaces.msg import Duration, Time
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.time import Time as RclpyTime
+from sensor_msgs.msg import CompressedImage
 
 from vljepa_ros.action import Watch
 from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Utterance
@@ -92,6 +94,20 @@ class SemanticClient:
     def on_utterance(self, callback: Callable[[Utterance], Any]) -> Listening:
         """Call `callback(Utterance)` whenever a change was put into words."""
         return self._listen(Utterance, "utterances", callback, self._sources.takes_words)
+
+    def on_info(self, callback: Callable[[ModelInfo], Any]) -> Listening:
+        """Call `callback(ModelInfo)` every second, as a sign that the stream lives."""
+        return self._listen(ModelInfo, "model_info", callback, lambda info: True)
+
+    def on_picture(self, callback: Callable[[CompressedImage], Any], camera: str) -> Listening:
+        """Call `callback(CompressedImage)` with what `camera` shows at each step, a small JPEG.
+
+        Pictures are best effort, and made only while somebody listens.
+        """
+        return self._listen(
+            CompressedImage, f"{camera}/thumbnail", callback, lambda picture: True,
+            qos_profile_sensor_data,
+        )  # fmt: skip
 
     # -------------------------------------------------------------- calls
 
@@ -213,6 +229,7 @@ class SemanticClient:
         topic: str,
         callback: Callable[[Any], Any],
         takes: Callable[[Any], bool] | None = None,
+        qos: QoSProfile | int = QUEUE,
     ) -> Listening:
         takes = takes or self._sources.takes
         if self._infos is None:
@@ -226,7 +243,7 @@ class SemanticClient:
                 if inspect.isawaitable(heard):
                     await heard
 
-        subscription = self._caller.subscribe(kind, topic, hear, QUEUE)
+        subscription = self._caller.subscribe(kind, topic, hear, qos)
 
         def destroy() -> None:
             self._node.destroy_subscription(subscription)
