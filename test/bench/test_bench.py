@@ -24,6 +24,7 @@ from vljepa_ros.bench.contenders import Bench, EngineContender, Stream, cosines
 from vljepa_ros.bench.footprint import Footprint
 from vljepa_ros.bench.machine import describe, machine
 from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.cli.records import REPORTS
 from vljepa_ros.errors import EngineError, VLJepaError
 
 SHIPPED = Path(__file__).parents[2] / "engines" / "tabletop"
@@ -39,7 +40,9 @@ def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def report(*arguments: str | Path) -> dict[str, Any]:
     result = bench(*arguments, "--json")
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    found = json.loads(result.stdout)
+    assert list(found) == list(REPORTS[f"bench {arguments[0]}"])
+    return found
 
 
 # ---------------------------------------------------------------- engines
@@ -336,9 +339,10 @@ def test_cost_of_a_large_preset_is_only_counted(capsys: pytest.CaptureFixture[st
     pytest.importorskip("torch", reason="torch is not installed: pip install vljepa_ros[export]")
     cost(preset="open-vljepa", frames="16,32", cameras="1,4")
     found = json.loads(capsys.readouterr().out)
+    assert list(found) == list(REPORTS["bench cost"])
     assert set(found["parts"]) == {"x_encoder", "predictor", "y_encoder"}
     assert found["parts"]["x_encoder"]["parameters"] == 303_885_312
-    assert "runs" not in found
+    assert found["runs"] is None
     growth = found["growth"]
     assert list(growth["frames"]) == ["16", "32"]
     assert growth["cameras"]["4"]["gflop"] == pytest.approx(4 * growth["cameras"]["1"]["gflop"])

@@ -20,12 +20,13 @@ pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are no
 
 from bundles import make_bundle
 from graph import DEADLINE, NodeProcess, Probe, Stream, domain, noise
+from json_records import check_record
 from terminals import open_terminal
 
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.srv import Ask, Classify
-from vljepa_ros.stamps import to_ns
+from vljepa_ros.stamps import iso, to_ns
 
 COMMAND = [sys.executable, "-c", "from vljepa_ros.cli import main; main()"]
 CANDIDATES = ["the cube", "the ball", "a hand"]
@@ -130,11 +131,13 @@ def test_ask_with_candidates(camera: Stream, probe: Probe, domain_id: int) -> No
     assert out.splitlines() == [f"{score:.2f}  {name}" for score, name in pairs]
     code, out, err = Command(domain_id, "ask", question, *options, "--json", *SOON).result()
     assert (code, err) == (0, "")
+    check_record("ask", json.loads(out))
     assert json.loads(out) == {
+        "camera": "", "stamp": iso(to_ns(wanted.stamp)), "stamp_ns": to_ns(wanted.stamp),
         "answer": wanted.answer,
         "scores": [{"text": n, "score": round(s, 4)} for n, s in zip(CANDIDATES, wanted.scores)],
-        "stamp": to_ns(wanted.stamp) / 1e9,
-    }
+        "familiarity": None, "message": "",
+    }  # fmt: skip
 
 
 def test_an_open_answer(camera: Stream, probe: Probe, domain_id: int) -> None:
@@ -156,6 +159,7 @@ def test_classify(camera: Stream, probe: Probe, domain_id: int) -> None:
     code, out, _ = Command(domain_id, "classify", *options, "--json").result()
     assert code == 0
     scores = [{"text": name, "score": round(score, 4)} for name, score in pairs]
+    check_record("classify", json.loads(out))
     assert json.loads(out)["scores"] == scores
 
 
@@ -183,10 +187,14 @@ def test_watch_until_it_is_true(camera: Stream, domain_id: int, likely: str) -> 
     command = Command(domain_id, "watch", likely, "--threshold", "0.01", "--json")
     code, out, err = command.result(camera)
     assert (code, err) == (0, "")
-    moment = json.loads(out)
-    assert (moment["text"], moment["camera"]) == (likely, "camera")
+    *scores, moment = [json.loads(line) for line in out.splitlines()]
+    for found in scores:
+        check_record("watch: score", found)
+        assert found["text"] == likely
+    check_record("watch: moment", moment)
+    assert (moment["type"], moment["text"], moment["camera"]) == ("moment", likely, "camera")
     assert moment["score"] >= 0.01
-    assert moment["start"] <= moment["end"] <= camera.now / 1e9
+    assert moment["start_ns"] <= moment["end_ns"] <= camera.now
 
 
 def test_watch_shows_scores_until_its_time_is_over(

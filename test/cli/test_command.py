@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from gpu import environment
+from json_records import check_record
 
 from vljepa_ros import __version__
 from vljepa_ros.cli.app import COMMANDS
@@ -146,6 +147,7 @@ def test_bundle_verify_names_every_file_that_is_wrong(tmp_path: Path) -> None:
 def doctor(bundle: Path, *without: str) -> tuple[int, dict[str, dict[str, str]], dict[str, object]]:
     result = vljepa("doctor", "--json", "--bundle", bundle, without=without)
     report = json.loads(result.stdout)
+    check_record("doctor", report)
     return result.returncode, {check["name"]: check for check in report["checks"]}, report
 
 

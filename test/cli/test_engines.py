@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from gpu import FakeGpu, environment, fake_gpu  # noqa: F401, as fixtures
+from json_records import check_record
 from terminals import open_terminal
 from typer.testing import CliRunner
 
@@ -35,7 +36,10 @@ def command(*arguments: str | Path) -> list[str]:
 def listed(folder: Path) -> list[dict[str, object]]:
     result = vljepa(folder, "list", "--json")
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    found = json.loads(result.stdout)
+    for one in found:
+        check_record("engines list", one)
+    return found
 
 
 def test_build_list_and_clean(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -49,8 +53,8 @@ def test_build_list_and_clean(tmp_path: Path, tiny_bundle: Path) -> None:
         assert Path(line.split()[-1]).is_file()
     assert "x_encoder: Timing tactics" in built.stderr and "%" in built.stderr
     found = listed(tmp_path)
-    assert sorted(str(one["key"]["graph"]) for one in found) == sorted(parts)
-    assert all(one["problem"] == "" and one["size"] for one in found)
+    assert sorted(str(one["graph"]) for one in found) == sorted(parts)
+    assert all(one["problem"] == "" and one["megabytes"] for one in found)
     again = vljepa(tmp_path, "build", "--bundle", tiny_bundle, "--precision", "fp32")
     assert again.stdout == built.stdout and "Timing" not in again.stderr
 
@@ -73,8 +77,8 @@ def test_one_part_of_a_precision_and_what_the_library_made_of_it(
     assert result.returncode == 0, result.stderr
     (one,) = listed(tmp_path)
     assert one["workspace_mib"] == 64
-    assert one["key"]["profile"] == {"B": [1, 1, 2], "Q": [1, 1, 16]}
-    assert one["key"]["precision"] == "fp16" and one["key"]["gpu"] == "any"
+    assert one["profile"] == {"B": [1, 1, 2], "Q": [1, 1, 16]}
+    assert one["precision"] == "fp16" and one["gpu"] == "any"
     assert json.loads(file.read_text())["predictor"]["Layers"] == ["matmul"]
 
 

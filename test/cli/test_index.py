@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ pytest.importorskip("rosbags.rosbag2", reason="not installed: pip install rosbag
 import cv2
 from bags import LATE, write_bag
 from bundles import make_bundle
+from json_records import check_record
 from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosDurability
 from rosbags.rosbag2 import StoragePlugin
@@ -147,6 +149,26 @@ def test_a_bundle_of_chunks_without_a_query_is_indexed_and_is_asked_nothing(
     result = run(unasked, tmp_path / "other", bags / "mcap", "--query", "what is red?")
     assert result.exit_code == 1 and not (tmp_path / "other").exists()
     assert "'queries' must be empty" in " ".join(str(result.exception or result.output).split())
+
+
+def test_json_has_a_line_for_each_moment_and_a_summary(
+    bundle: Path, bags: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.mcap").write_text("no bag")
+    given = (bags / "mcap", tmp_path / "text.mcap", "--topic", "/front/image_raw", "--json")
+    done = run(bundle, tmp_path / "store", *given)
+    assert done.exit_code == 1
+    *found, summary = [json.loads(line) for line in done.stdout.splitlines()]
+    check_record("index: summary", summary)
+    kept = moments(tmp_path / "store")
+    assert [one["id"] for one in found] == [m.id for m in kept] and len(kept) > 3
+    for one, m in zip(found, kept):
+        check_record("index: moment", one)
+        assert (one["start_ns"], one["end_ns"], one["text"]) == (m.start_ns, m.end_ns, m.text)
+        assert one["recording"] == str(bags / "mcap")
+    assert (summary["moments"], summary["new_moments"]) == (len(kept), len(kept))
+    assert summary["folder"] == str(tmp_path / "store")
+    assert [str(tmp_path / "text.mcap") in problem for problem in summary["problems"]] == [True]
 
 
 def test_indexing_again_adds_nothing_and_forgets_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import graph
 import pytest
 import rclpy
+from json_records import check_record
 from rclpy.context import Context
 from rclpy.node import Node
 from std_msgs.msg import Header
@@ -115,17 +117,47 @@ def test_utterances_and_changes_as_they_come(node: Node, listen: Callable[..., L
     changes.publish(
         SemanticChange(header=header(7), camera="front", segment_id=3, change_score=1.5)
     )
-    assert listener.next_line() == "7.000  front  segment 3  score 1.50  change, since 0.000"
+    assert listener.next_line() == "7.000 s  front  segment 3  score 1.50  change, since 0.000 s"
     utterances.publish(
         Utterance(
             header=header(7), camera="front", segment_id=3, text="the cube [red] falls",
             confidence=0.75, decode_time=0.012,
         )
     )  # fmt: skip
-    said = "7.000  front  segment 3  says  the cube [red] falls  (0.75, 12 ms)"
+    said = "7.000 s  front  segment 3  says  the cube [red] falls  (0.75, 12 ms)"
     assert listener.next_line() == said
     utterances.publish(Utterance(camera="front", text="a hand", source="phrases"))
     assert listener.next_line().endswith("  says  a hand  (0.00, 0 ms, phrases)")
+
+
+def test_json_has_a_line_for_each_message(node: Node, listen: Callable[..., Listen]) -> None:
+    kinds = {"changes": SemanticChange, "utterances": Utterance, "embeddings": SemanticEmbedding}
+    publishers = {name: node.create_publisher(kinds[name], f"/robot1/{name}", 10) for name in kinds}
+    listener = listen("--json", "--embeddings")
+    for publisher in publishers.values():
+        wait_for_subscriber(publisher)
+    about = {"header": header(1_700_000_000), "camera": "front", "segment_id": 3, "stream_id": 9}
+
+    def heard(name: str, **fields: Any) -> dict[str, Any]:
+        publishers[name].publish(kinds[name](**about, **fields))
+        found: dict[str, Any] = json.loads(listener.next_line())
+        check_record(f"listen: {found['type']}", found)
+        assert (found["namespace"], found["camera"], found["segment_id"]) == ("robot1", "front", 3)
+        assert (found["stamp"], found["start_ns" if "start" in found else "window_start_ns"]) == (
+            "2023-11-14T22:13:20.000000Z", 0
+        )  # fmt: skip
+        return found
+
+    change = heard("changes", change_score=1.5)
+    check_record("listen: change", change)
+    assert (change["change_score"], change["familiarity"]) == (1.5, None)
+    words = heard("utterances", text="a cube\u2028falls", confidence=0.75, familiarity=0.5)
+    check_record("listen: utterance", words)
+    assert (words["text"], words["confidence"]) == ("a cube\u2028falls", 0.75)
+    assert words["familiarity"] == 0.5
+    step = heard("embeddings", embedding=[0.6, 0.8], latency=float("nan"), sequence=4)
+    check_record("listen: embedding", step)
+    assert step["embedding"] == pytest.approx([0.6, 0.8]) and step["latency"] is None
 
 
 def test_other_namespaces_are_found(node: Node, listen: Callable[..., Listen]) -> None:
@@ -180,6 +212,29 @@ def test_it_says_that_nobody_publishes_and_ends_on_a_signal(
         assert code == 0
         assert seconds < 10  # 3 s on a machine that has time
         assert listener.lines.empty()
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_it_ends_quietly_where_nobody_reads_on(
+    domain: int, node: Node, options: tuple[str, ...]
+) -> None:
+    """As behind `| head -1`; also where nothing more comes that it could fail to write."""
+    publisher = node.create_publisher(Utterance, "utterances", 10)
+    command = [sys.executable, "-c", "from vljepa_ros.cli import main; main()", "listen", *options]
+    process = subprocess.Popen(
+        command, env={**os.environ, "ROS_DOMAIN_ID": str(domain)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        wait_for_subscriber(publisher)
+        publisher.publish(Utterance(text="a hand"))
+        assert "a hand" in process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(DEADLINE), process.stderr.read()) == (0, "")
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_ctrl_c_while_a_message_is_made(node: Node, listen: Callable[..., Listen]) -> None:

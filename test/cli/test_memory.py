@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from json_records import check_record
 from moments import MODEL, moment, open_store
 
 pytest.importorskip("qdrant_edge", reason="no qdrant_edge: pip install qdrant-edge-py")
@@ -34,6 +35,8 @@ def test_looking_does_not_need_the_robot_to_stop(tmp_path: Path) -> None:
         assert f"{MODEL}, 16 numbers" in shown.stdout
         assert "9, 1 of them pinned" in shown.stdout and "front (6), rear (3)" in shown.stdout
         facts = json.loads(vljepa("memory", "show", "--store", folder, "--json").stdout)
+        check_record("memory show", facts)
+        assert (facts["start_ns"], facts["end_ns"]) == (moment(0).start_ns, moment(8).end_ns)
         assert facts["moments"] == 9 and facts["cameras"] == {"front": 6, "rear": 3}
         listed = vljepa("memory", "list", "--store", folder, "--limit", 2).stdout
         assert moment(8).id in listed and moment(6).id not in listed
@@ -41,6 +44,8 @@ def test_looking_does_not_need_the_robot_to_stop(tmp_path: Path) -> None:
         rows = json.loads(
             vljepa("memory", "list", "--store", folder, "--camera", "rear", "--json").stdout
         )
+        for row in rows:
+            check_record("memory list", row)
         assert [row["id"] for row in rows] == [moment(n, "rear").id for n in (6, 3, 0)]
         refused = vljepa("memory", "pin", moment(8).id, "--store", folder)
         assert refused.returncode == 1

@@ -16,16 +16,18 @@ from typer.testing import CliRunner, Result
 pytest.importorskip("qdrant_edge", reason="not installed: pip install qdrant-edge-py")
 
 from bundles import make_bundle
+from json_records import check_record
 
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.cli.app import app
 from vljepa_ros.cli.memory.sheet import CAPTION, HEIGHT, MARGIN, TITLE, WIDTH, draw_sheet
-from vljepa_ros.cli.times import clock, parse_stamp
+from vljepa_ros.cli.times import parse_stamp
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.store import Found, MomentStore
 from vljepa_ros.perception.thumbnails import thumbnail
+from vljepa_ros.stamps import clock
 
 SECOND = 1_000_000_000
 BEGIN = 1_700_000_000  # seconds
@@ -96,9 +98,11 @@ def test_bounds_cameras_and_limit(tiny_bundle: Path, store: Path) -> None:
 
 def test_json_says_everything(tiny_bundle: Path, store: Path, model: Runtime) -> None:
     best = json.loads(recall(TEXTS[2], "--store", store, "--bundle", tiny_bundle, "--json"))[0]
+    check_record("recall", best)
     wanted = moment(model, 2)
     assert best["id"] == wanted.id and best["score"] == pytest.approx(1, abs=1e-3)
-    assert (best["start"], best["end"]) == (BEGIN + 20, BEGIN + 23)
+    assert (best["start_ns"], best["end_ns"]) == ((BEGIN + 20) * SECOND, (BEGIN + 23) * SECOND)
+    assert parse_stamp("--after", best["start"]) == best["start_ns"]
     assert (best["robot"], best["query"], best["pinned"]) == ("robbie", "what?", False)
 
 

@@ -24,7 +24,8 @@ from rich.console import Console
 from terminals import open_terminal
 
 from vljepa_ros.cli.live.up import Graph, check_params
-from vljepa_ros.cli.live.view import CameraView, Said, StreamView, bar, clock, sparkline
+from vljepa_ros.cli.live.view import CameraView, Said, StreamView, bar, sparkline
+from vljepa_ros.cli.times import parse_stamp
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.store import MomentStore
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
@@ -222,12 +223,15 @@ def test_a_looped_video_is_played_again(bundle: Path, folder: Path) -> None:
             [*COMMAND, "--no-tui", "--bundle", str(bundle), "--video", str(folder), "--loop"],
             env=environment(), cwd=tempfile.gettempdir(), stdout=output, stderr=output,
         )  # fmt: skip
-        changes = re.compile(r"^00:0([3-9])\.\d  camera: a change", re.M)
+        changes = re.compile(r"^(\S+)  camera: a change", re.M)
 
-        def printed() -> str:
-            return os.pread(output.fileno(), 1 << 20, 0).decode()
+        def seen() -> float:
+            """Seconds from the first change to the last."""
+            printed = os.pread(output.fileno(), 1 << 20, 0).decode()
+            stamps = [parse_stamp("the line's time", at) for at in changes.findall(printed)]
+            return (stamps[-1] - stamps[0]) / SECOND if stamps else 0.0
 
-        wait(lambda: changes.search(printed()), "a change after the video's end")
+        wait(lambda: seen() > 2.0, "a change after the video's end")
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
 
@@ -263,7 +267,7 @@ def test_the_view_counts_what_was_saved() -> None:
             view.cameras[name].step(100 * SECOND + k * SECOND // 4, 99 * SECOND, 0.5)
     view.cameras["front"].encodes, view.cameras["front"].reused = 30, 10
     view.cameras["rear"].encodes = 40
-    view.say(Said(1.0, "front", "what?", "a cube falls", 0.9))
+    view.say(Said(SECOND, "front", "what?", "a cube falls", 0.9))
     assert view.seconds() == pytest.approx(22)
     assert view.savings() == (70, 80, 1, 44)
     assert "the gate saved 12 %" in view.saved()
@@ -280,9 +284,9 @@ def test_the_view_counts_what_a_vlm_was_spared() -> None:
     view = StreamView({"front": CameraView()})
     for k in range(41):
         view.cameras["front"].step(100 * SECOND + k * SECOND // 4, 99 * SECOND, 0.5)
-    view.say(Said(1.0, "front", "what?", "a cube falls", 0.9, "decoder"))
+    view.say(Said(SECOND, "front", "what?", "a cube falls", 0.9, "decoder"))
     assert "VLM" not in view.saved()
-    view.say(Said(2.0, "front", "what?", "A hand.", 0.9, "vlm"))
+    view.say(Said(2 * SECOND, "front", "what?", "A hand.", 0.9, "vlm"))
     assert view.saved().endswith("82 % saved; a VLM spoke 1 times instead of 11.")
     console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(view.summary())
@@ -299,4 +303,3 @@ def test_bar_and_sparkline() -> None:
     line = sparkline(view.scores).plain
     assert len(line) == 56
     assert line[-1] == "█"
-    assert clock(83.44) == "01:23.4"

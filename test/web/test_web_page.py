@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install aiohttp")
 from bundles import make_bundle
 from chromium import Browser, find_chromium
 from graph import NodeProcess, Probe, Stream, domain, noise, wait
+
+from vljepa_ros.stamps import clock
 
 BINARY = find_chromium()
 if BINARY is None:
@@ -128,6 +131,17 @@ COLOURED = """
   return count;
 }})()
 """  # noqa: E501
+
+
+def test_its_clock_keeps_the_rule_of_the_commands(page: Browser) -> None:
+    noon = round(datetime.now().replace(hour=12, minute=0, second=7).timestamp(), 1)
+    for stamp in (0.0, 14.8, 1_700_000_000.1, noon):
+        dom = "import(new URL('dom.js', document.querySelector('script[type=module]').src))"
+        shown = page.js(f"{dom}.then((dom) => [1, 3].map((digits) => dom.clock({stamp}, digits)))")
+        wanted = clock(round(stamp * 10) * 10**8)
+        assert shown[1] == wanted
+        assert wanted.startswith(shown[0].removesuffix(" s"))
+        assert len(wanted) == len(shown[0]) + 2
 
 
 def test_it_shows_the_stream(graph: Graph, page: Browser) -> None:

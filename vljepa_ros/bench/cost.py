@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-import json
 import logging
 import tempfile
 import time
@@ -25,7 +24,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from vljepa_ros.bundle.graphs import GraphSpec, TensorSpec
-from vljepa_ros.console import console
+from vljepa_ros.console import console, print_json
 from vljepa_ros.errors import EngineError, VLJepaError
 from vljepa_ros.inference.backends import open_engine
 from vljepa_ros.inference.engine import Engine
@@ -71,13 +70,14 @@ def cost(
         "growth": {what: {str(size): {"gflop": flop.step(shape, one, asked) / 1e9}
                           for size, (shape, one, asked) in rows.items()}
                    for what, rows in plan.items()},
+        "runs": None, "peak_gflop_per_s": None, "peak_of": None,
     }  # fmt: skip
     if preset == SMALL if run is None else run:
         with tempfile.TemporaryDirectory(prefix="vljepa_bench_") as folder, progress() as bar:
             runner = _Runner(Path(folder), backend, precision, threads, bar)
             report |= runner.measure(plan, report["growth"])
     if as_json:
-        console.print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _print(report)
 
@@ -325,7 +325,7 @@ def _print(report: dict[str, Any]) -> None:
     for name, part in report["parts"].items():
         table.add_row(name, f"{part['parameters'] / 1e6:.2f}", f"{part['gflop']:.4g}", part["per"])
     show(table)
-    measured = "runs" in report
+    measured = report["runs"] is not None
     for what, rows in report["growth"].items():
         table = Table(title=f"A step by {what}", title_justify="left")
         headings = (what, "GFLOP", *(("p50 (ms)", "GFLOP/s", "of the peak") if measured else ()))

@@ -23,7 +23,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from vljepa_ros.bundle.spec import load_bundle
-from vljepa_ros.console import console
+from vljepa_ros.console import console, print_json
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.backends import BACKENDS, backends
 from vljepa_ros.inference.engine import PRECISIONS
@@ -84,7 +84,7 @@ def engines(
         "growth": growth, "not_measured": refused,
     }  # fmt: skip
     if as_json:
-        console.print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _print(report)
 

@@ -20,7 +20,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from vljepa_ros.console import console, notice
+from vljepa_ros.console import console, notice, print_json
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.store import Limits, MomentStore
@@ -101,7 +101,7 @@ def memory(
         hits = sum(len(set(a) & set(b)) for a, b in zip(found[name], expected))
         report["store"][name][f"recall@{BEST}"] = hits / sum(len(b) for b in expected)
     if as_json:
-        console.print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _print(report)
 

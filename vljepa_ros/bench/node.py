@@ -5,7 +5,6 @@ Invariant: the node knows nothing of being measured; what is lost is counted fro
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from vljepa_ros.console import console
+from vljepa_ros.console import console, print_json
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.perception.stages import KEPT
 from vljepa_ros.ros.process import Spinner, needs_ros, set_fastdds
@@ -102,7 +101,7 @@ def node(
         ending.callback(spinner.end)
         report = _measure(perception, publisher, decoder, load, steps, stop)
     if as_json:
-        console.print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _print(report)
 
@@ -236,11 +235,11 @@ def _report(
     }
     bound = stages["step"]["p99_ms"] + 1e3 / load.fps
     return {
-        "size": f"{load.width}x{load.height}",
-        "fps": load.fps,
-        "cameras": len(load.cameras),
         "model_id": perception.stream.model.bundle.model_id,
         "engines": {e.name: f"{e.backend} ({e.precision})" for e in perception.stream.model.info},
+        "cameras": len(load.cameras),
+        "size": f"{load.width}x{load.height}",
+        "fps": load.fps,
         "seconds": took,
         "steps": perception.stream.stages.steps,
         "stages_of_last": min(perception.stream.stages.steps, KEPT),

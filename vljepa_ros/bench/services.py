@@ -16,7 +16,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from vljepa_ros.console import console, notice
+from vljepa_ros.console import console, notice, print_json
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.process import Signals
 from vljepa_ros.words.bank import Bank
@@ -59,14 +59,14 @@ def services(
     }  # fmt: skip
     perception, spinner = open_perception(values)
     try:
-        report = _Bench(perception, seconds).report(asks, callers, watches)
+        report = _Bench(perception, seconds).report(fps, asks, callers, watches)
     finally:
         _kill()
         spinner.end()
         end_ros()
-    report = {"camera_fps": fps, **report, "phrases": searched}
+    report["phrases"] = searched
     if as_json:
-        console.print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _print(report)
 
@@ -82,7 +82,7 @@ class _Bench:
                 raise VLJepaError(perception.failure)
             time.sleep(0.05)
 
-    def report(self, asks: int, callers: int, watches: int) -> dict[str, Any]:
+    def report(self, fps: float, asks: int, callers: int, watches: int) -> dict[str, Any]:
         """Everything that is measured."""
         perception = self._perception
         report: dict[str, Any] = {
@@ -90,6 +90,7 @@ class _Bench:
             "engines": {
                 e.name: f"{e.backend} ({e.precision})" for e in perception.stream.model.info
             },
+            "camera_fps": fps,
         }
         for name in ("ask", "open", "classify"):
             notice(f"{name}: {asks} calls, one after the other")

@@ -13,16 +13,23 @@ def main() -> None:
     """Run the command line; an error is one sentence on stderr and exit code 1.
 
     Commands that run until they are stopped take SIGINT and SIGTERM as their regular end (exit
-    code 0), from the first moment on; they may put handlers of their own in place.
+    code 0), from the first moment on; they may put handlers of their own in place. Any other ends
+    with 130 on Ctrl-C, and where nobody reads its output any more with 141, without a word.
     """
     if any(argument in RUN_UNTIL_STOPPED for argument in sys.argv[1:2]):
         signal.signal(signal.SIGINT, _stop)
         signal.signal(signal.SIGTERM, _stop)
+    try:
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
+
+def _run() -> None:
     from vljepa_ros.errors import VLJepaError
 
     try:
-        from vljepa_ros.console import error_line
+        from vljepa_ros.console import error_line, keep_stdout_for_json
 
         from .app import app
     except ModuleNotFoundError as error:
@@ -31,6 +38,8 @@ def main() -> None:
             "or pip install -r scripts/requirements/robot.txt in its source folder."
         )
 
+    if "--json" in sys.argv[1:] and "--help" not in sys.argv[1:]:
+        keep_stdout_for_json()
     try:
         app(prog_name="vljepa")
     except VLJepaError as error:

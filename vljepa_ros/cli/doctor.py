@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import typer
 
 from vljepa_ros.bundle.locate import DEFAULT
-from vljepa_ros.console import console
+from vljepa_ros.console import console, print_json
 from vljepa_ros.errors import VLJepaError
 
 from .checks import BROKEN, NOTE, WORKS, Check, run_checks
+from .records import record
 
 STYLES = {WORKS: "green", NOTE: "yellow", BROKEN: "red"}
 
@@ -25,13 +25,11 @@ def doctor(
     backends, would_run = _backends(bundle)
     healthy = would_run is not None and all(check.state != BROKEN for check in checks)
     if as_json:
-        report = {
-            "ok": healthy,
-            "would_run": would_run,
+        rows = {
             "checks": [asdict(check) for check in checks],
             "backends": [asdict(backend) for backend in backends],
         }
-        print(json.dumps(report, indent=2))
+        print_json(record("doctor", ok=healthy, would_run=would_run, **rows))
     else:
         _print("Installed", checks)
         _print("Backends, in order of preference", backends)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,11 @@ import typer
 from rich.table import Table
 
 from vljepa_ros.bundle.locate import DEFAULT
-from vljepa_ros.console import console, notice
+from vljepa_ros.console import console, notice, print_json
 from vljepa_ros.errors import EngineError
+from vljepa_ros.stamps import SECOND_NS, clock
+
+from .records import record
 
 if TYPE_CHECKING:
     from vljepa_ros.inference.trt.cache import Entry, Listed
@@ -152,16 +156,11 @@ def list_engines(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Show every built engine, what it was built for, and what is wrong with it, if anything is."""
-    from vljepa_ros.inference.trt.cache import described, folder, listed
+    from vljepa_ros.inference.trt.cache import folder, listed
 
     found = listed()
     if as_json:
-        rows = [
-            {"file": str(one.sidecar), "problem": one.problem}
-            | (described(one.entry) if one.entry else {})
-            for one in found
-        ]
-        console.print(json.dumps(rows, indent=2))
+        print_json([_record(one) for one in found])
         return
     if not found:
         console.print(f"No engine is built yet in {folder()}: vljepa engines build.")
@@ -174,6 +173,23 @@ def list_engines(
     console.print(table)
 
 
+def _record(one: Listed) -> dict[str, Any]:
+    entry, key = one.entry, one.entry.key if one.entry else None
+    return record(
+        "engines list", file=str(entry.plan if entry else one.sidecar), problem=one.problem,
+        graph=key and key.graph, precision=key and key.precision, library=key and key.library,
+        version=key and key.version, gpu=key and key.gpu, capability=key and key.capability,
+        profile=key and key.profile, options=key and key.options,
+        workspace_mib=entry and entry.workspace_mib,
+        built=_built_ns(entry) if entry else None, took=entry and entry.build_seconds,
+        megabytes=entry and entry.size / 1e6, cosine=entry and entry.cosine,
+    )  # fmt: skip
+
+
+def _built_ns(entry: Entry) -> int:
+    return round(datetime.strptime(entry.built_at, "%Y-%m-%dT%H:%M:%S%z").timestamp()) * SECOND_NS
+
+
 def _row(one: Listed) -> tuple[str, ...]:
     if one.entry is None:
         return (one.sidecar.name, *[""] * 6, one.problem)
@@ -181,7 +197,7 @@ def _row(one: Listed) -> tuple[str, ...]:
     return (
         key.graph, key.precision, f"{key.library} {key.version}", key.gpu,
         "-" if entry.cosine is None else f"{entry.cosine:.5f}", f"{entry.size / 2**20:.1f}",
-        entry.built_at[:16].replace("T", " "), one.problem,
+        clock(_built_ns(entry)).partition(".")[0], one.problem,
     )  # fmt: skip
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import date, datetime
 
 import typer
 
 from vljepa_ros.errors import VLJepaError
 
 LAST = 2**31  # seconds, as ROS counts them
-WALL = 1_000_000_000  # seconds; stamps below are of a simulation or a video, not of a calendar
 
 
 def parse_stamp(option: str, text: str) -> int:
-    """Seconds since the epoch, or ISO 8601 (local time where it has no zone), in nanoseconds.
+    """Seconds since the epoch, ISO 8601 or a time of today, in nanoseconds.
 
-    Empty: 0. Raises VLJepaError, which names the option.
+    Local time where it has no zone. Empty: 0. Raises VLJepaError, which names the option.
     """
     if not text.strip():
         return 0
@@ -25,11 +24,14 @@ def parse_stamp(option: str, text: str) -> int:
         if whole.isdecimal() and (not fraction or fraction.isdecimal()):
             stamp_ns = int(whole) * 10**9 + int(f"{fraction:0<9.9}")
         else:
-            iso = text.strip().replace("Z", "+00:00")  # which Python 3.10 does not read
-            stamp_ns = round(datetime.fromisoformat(iso).timestamp() * 1e6) * 1000
+            given = text.strip().replace("Z", "+00:00")  # which Python 3.10 does not read
+            if given[2:3] == ":":  # a time of today
+                given = f"{date.today().isoformat()} {given}"
+            stamp_ns = round(datetime.fromisoformat(given).timestamp() * 1e6) * 1000
     except (ValueError, OverflowError, OSError):
         raise VLJepaError(
-            f"{option} '{text}' is no time; give seconds since 1970, or e.g. 2026-05-01T14:30:00."
+            f"{option} '{text}' is no time; give seconds since 1970, or e.g. 14:30 or "
+            "2026-05-01T14:30:00."
         ) from None
     if not 0 <= stamp_ns < LAST * 10**9:
         raise VLJepaError(
@@ -44,10 +46,3 @@ def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
-
-
-def clock(stamp_ns: int) -> str:
-    """A stamp as local date and time, or in seconds where it comes from no calendar."""
-    if stamp_ns < WALL * 10**9:
-        return f"{stamp_ns / 1e9:.2f} s"
-    return datetime.fromtimestamp(stamp_ns / 1e9).isoformat(" ", "milliseconds")

@@ -153,7 +153,10 @@ def _name(text: str) -> str:
 
 @dataclass
 class Indexer:
-    """Makes moments of recordings, and counts; tells `show(seconds done, moments)`."""
+    """Makes moments of recordings, and counts; tells `show(seconds done, moments)`.
+
+    `tell(recording, moment)`: each moment as it closes, a little before the store has it.
+    """
 
     model: Runtime
     settings: Settings
@@ -162,9 +165,10 @@ class Indexer:
     speaker: Speaker | None  # None: the moments get no words
     file: StreamFile | None
     show: Callable[[float, int], None]
+    tell: Callable[[Path, Moment], None]
     levels: Levels = FULL_RANGE  # of 16-bit images
     moments: int = 0
-    _done: float = 0.0  # seconds of recordings
+    done: float = 0.0  # seconds of recordings
     _began: float = field(default_factory=time.monotonic)
     left_out: LeftOut = field(default_factory=LeftOut)
     _silent: list[Path] = field(default_factory=list)
@@ -176,7 +180,13 @@ class Indexer:
         """
         perceiver = Perceiver(self.model, list(recording.cameras.values()), self.settings)
         writer = Writer(self.store)
-        recorder = Recorder(self.robot, lambda m: writer.keep(self._completed(m)), writer.say)
+
+        def keep(moment: Moment) -> None:
+            moment = self._completed(moment)
+            writer.keep(moment)
+            self.tell(recording.path, moment)
+
+        recorder = Recorder(self.robot, keep, writer.say)
         frames = recording.frames(self.left_out, self.levels)
         rejected: dict[str, LeftOut] = defaultdict(LeftOut)  # by camera
         steps, elapsed = 0, Elapsed()
@@ -192,14 +202,14 @@ class Indexer:
                 steps += len(found)
                 if writer.waiting >= BATCH:
                     writer.write()
-                self.show(self._done + elapsed.add(frame.log_ns), self.moments)
+                self.show(self.done + elapsed.add(frame.log_ns), self.moments)
             recorder.flush()
         finally:
             writer.write()
             taken = {name for name in perceiver.cameras if perceiver.counters(name).taken}
             self._say_rejected(recording, taken, rejected)
-        self._done += recording.seconds
-        self.show(self._done, self.moments)
+        self.done += recording.seconds
+        self.show(self.done, self.moments)
         if taken and not steps:
             self._silent.append(recording.path)
 
@@ -259,7 +269,11 @@ class Indexer:
         )
         return [*short, *self.left_out.sentences()]
 
+    def took(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._began
+
     def pace(self) -> str:
         """How long it took."""
-        took = time.monotonic() - self._began
-        return f"{self._done:.1f} s of recordings in {took:.1f} s, {self._done / took:.1f} x"
+        took = self.took()
+        return f"{self.done:.1f} s of recordings in {took:.1f} s, {self.done / took:.1f} x"

@@ -5,19 +5,18 @@ Invariant: the answer goes to stdout; that there is none is one sentence on stde
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import typer
 from rich.live import Live as Screen
 from rich.text import Text
 
-from vljepa_ros.console import console, notice
-from vljepa_ros.stamps import to_ns
+from vljepa_ros.console import console, notice, print_json
+from vljepa_ros.stamps import clock, to_ns
 
-from ..times import clock, finite
+from ..records import record, scored
+from ..times import finite
 from .calls import TIMEOUT, live
 from .view import BAR
 
@@ -29,6 +28,7 @@ WAIT = typer.Option(
     TIMEOUT, min=0.1, callback=finite, help="Seconds until an answer is no longer waited for."
 )
 JSON = typer.Option(False, "--json", help="Print JSON.")
+LINES = typer.Option(False, "--json", help="Print JSON Lines, one for each score.")
 LABELS = typer.Argument(..., help="What it may be, in words.")
 CANDIDATE = typer.Option(None, help="A possible answer; again for more. None: an open answer.")
 
@@ -47,9 +47,11 @@ def ask(
         answer = graph.result(graph.client.ask(question, candidates, camera))
     scores = list(zip(candidates, answer.scores))
     if as_json:
-        _print_json(
-            answer=answer.answer, scores=_scored(scores), stamp=_seconds(answer.stamp),
-            **_familiarity(answer.familiarity),
+        print_json(
+            record(
+                "ask", camera=camera, stamp=to_ns(answer.stamp), answer=answer.answer,
+                scores=scored(scores), familiarity=answer.familiarity, message=answer.message,
+            )
         )  # fmt: skip
     elif candidates:
         _print_scores(sorted(scores, key=lambda pair: -pair[1]))
@@ -72,9 +74,11 @@ def classify(
         found = graph.result(graph.client.classify(label, camera, template))
     scores = list(zip(found.labels, found.scores))
     if as_json:
-        _print_json(
-            scores=_scored(scores), stamp=_seconds(found.stamp),
-            **_familiarity(found.familiarity),
+        print_json(
+            record(
+                "classify", camera=camera, stamp=to_ns(found.stamp), scores=scored(scores),
+                familiarity=found.familiarity, message=found.message,
+            )
         )  # fmt: skip
     else:
         _print_scores(scores)
@@ -96,18 +100,25 @@ def watch(
         0.0, min=0.0, callback=finite, help="Seconds to watch; 0: until it is true."
     ),
     namespace: str = NAMESPACE,
-    as_json: bool = JSON,
+    as_json: bool = LINES,
 ) -> None:
     """Wait until a condition is true: exit code 0, as soon as it is; 1 if it does not become so."""
+
+    def print_score(score: float, stamp_ns: int) -> None:
+        about = {"camera": camera, "stamp": stamp_ns, "text": text, "score": score}
+        print_json(record("watch: score", **about), line=True)
+
     with live("watch", namespace, TIMEOUT) as graph, _Score(shown=not as_json) as score:
-        call = graph.client.watch(text, camera, threshold, timeout, score.show)
+        show = print_score if as_json else score.show
+        call = graph.client.watch(text, camera, threshold, timeout, show)
         moment = graph.result(call, f"'{text}' was true")
     if as_json:
-        _print_json(
-            text=text, camera=moment.camera, score=round(moment.score, 4),
-            segment_id=moment.segment_id, start=_seconds(moment.start), end=_seconds(moment.end),
-            **_familiarity(moment.familiarity),
+        found = record(
+            "watch: moment", camera=moment.camera, segment_id=moment.segment_id,
+            start=to_ns(moment.start), end=to_ns(moment.end), text=text, score=moment.score,
+            familiarity=moment.familiarity,
         )  # fmt: skip
+        print_json(found, line=True)
     else:
         at = clock(to_ns(moment.end))
         familiar = f", familiar {moment.familiarity:.2f}" if moment.familiarity >= 0 else ""
@@ -147,23 +158,6 @@ class _Score:
             console.print(f"{clock(stamp_ns)}  {score:.2f}")
 
 
-def _scored(scores: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-    return [{"text": text, "score": round(score, 4)} for text, score in scores]
-
-
-def _familiarity(value: float) -> dict[str, float]:
-    """For JSON; nothing where the model cannot tell."""
-    return {"familiarity": round(value, 4)} if value >= 0 else {}
-
-
 def _print_scores(scores: Sequence[tuple[str, float]]) -> None:
     for text, score in scores:
         console.print(f"{score:.2f}  {text}")
-
-
-def _print_json(**values: Any) -> None:
-    console.print(json.dumps(values, ensure_ascii=False, indent=2))
-
-
-def _seconds(stamp: Any) -> float:
-    return round(to_ns(stamp) / 1e9, 6)

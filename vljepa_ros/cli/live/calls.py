@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vljepa_ros.console import GONE, reader_has_gone
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.process import init_ros, needs_ros, set_fastdds
@@ -41,12 +42,17 @@ class Live:
         self._stopped = stopped  # the signals that have come
 
     def result(self, call: Call, what: str = "there was an answer") -> Any:
-        """The result of a call; VLJepaError where it has none, or is stopped before `what`."""
-        while not call.done() and not self._stopped:
+        """The result of a call; VLJepaError where it has none, or is stopped before `what`.
+
+        Where nobody reads the output any more, the command ends.
+        """
+        while not call.done() and not self._stopped and not reader_has_gone():
             self._spin()
         if not call.done():
             call.cancel()
             self._see_off()
+            if not self._stopped:
+                sys.exit(GONE)
             raise VLJepaError(f"Stopped before {what}.")
         return call.result()
 

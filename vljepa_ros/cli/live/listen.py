@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import threading
 import time
-from datetime import datetime
+from collections.abc import Callable
 from typing import Any
 
 import typer
 
-from vljepa_ros.console import console, notice
+from vljepa_ros.console import console, notice, print_json, reader_has_gone
 from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.process import Signals, init_ros, needs_ros, set_fastdds
-from vljepa_ros.stamps import other_clock
+from vljepa_ros.stamps import clock, other_clock, to_ns
+
+from ..records import record
 
 SILENCE = 5.0  # seconds without a publisher before it is said
 LOOK_AROUND = 0.25  # seconds between two looks at the graph for further topics
@@ -26,6 +28,7 @@ KINDS = {"changes": "SemanticChange", "utterances": "Utterance", "embeddings": "
 def listen(
     namespace: str = typer.Option("", help="Only streams in this namespace; empty: everywhere."),
     embeddings: bool = typer.Option(False, "--embeddings", help="A line per embedding, too."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON Lines, one for each message."),
 ) -> None:
     """Print what the robot notices and says, as it comes, until Ctrl-C."""
     inside = checked_namespace("--namespace", namespace)
@@ -42,9 +45,9 @@ def listen(
     init_ros([])
     signals.on_stop(stopped.set)
     node = rclpy.create_node("listen")
-    listener = Listener(node, inside, embeddings)
+    listener = Listener(node, inside, embeddings, show_json if as_json else show_line)
     try:
-        while not stopped.is_set():
+        while not stopped.is_set() and not reader_has_gone():
             listener.look_around()
             rclpy.spin_once(node, timeout_sec=LOOK_AROUND)
     finally:
@@ -52,11 +55,15 @@ def listen(
         rclpy.shutdown()
 
 
-class Listener:
-    """Subscribes to every stream topic in `namespace` (empty: all namespaces) and prints it."""
+Show = Callable[[str, str, Any], None]  # a kind, a namespace without slashes around, a message
 
-    def __init__(self, node: Any, namespace: str, embeddings: bool) -> None:
+
+class Listener:
+    """Subscribes to every stream topic in `namespace` (empty: all namespaces) and shows it."""
+
+    def __init__(self, node: Any, namespace: str, embeddings: bool, show: Show) -> None:
         self.node = node
+        self.show = show
         self.prefix = "/".join(["", *filter(None, namespace.split("/")), ""])  # "/" or "/a/b/"
         self.kinds = [kind for kind in KINDS if embeddings or kind != "embeddings"]
         self.subscriptions: dict[str, Any] = {}
@@ -106,7 +113,7 @@ class Listener:
 
         def show(message: Any) -> None:
             if takes(message):
-                console.print(line(kind, prefix, message))
+                self.show(kind, prefix, message)
 
         self.subscriptions[topic] = self.node.create_subscription(
             getattr(interfaces, KINDS[kind]), topic, show, 10
@@ -123,10 +130,42 @@ class Listener:
         return self.sources[namespace]
 
 
-def line(kind: str, prefix: str, message: Any) -> str:
+def show_line(kind: str, namespace: str, message: Any) -> None:
+    """Print one message as a line: time, stream, what happened."""
+    console.print(line(kind, namespace, message))
+
+
+def show_json(kind: str, namespace: str, message: Any) -> None:
+    """Print one message as a line of JSON."""
+    about = {
+        "namespace": namespace, "camera": message.camera, "query": message.query,
+        "model_id": message.model_id, "stream_id": message.stream_id,
+        "segment_id": message.segment_id, "stamp": to_ns(message.header.stamp),
+        "familiarity": message.familiarity,
+    }  # fmt: skip
+    if kind == "utterances":
+        found = record(
+            "listen: utterance", **about, start=to_ns(message.segment_start), text=message.text,
+            source=message.source, confidence=message.confidence, decode_time=message.decode_time,
+        )  # fmt: skip
+    elif kind == "changes":
+        found = record(
+            "listen: change", **about, start=to_ns(message.segment_start),
+            change_score=message.change_score,
+        )  # fmt: skip
+    else:
+        found = record(
+            "listen: embedding", **about, window_start=to_ns(message.window_start),
+            sequence=message.sequence, change_score=message.change_score, reused=message.reused,
+            latency=message.latency, embedding=message.embedding.tolist(),
+        )  # fmt: skip
+    print_json(found, line=True)
+
+
+def line(kind: str, namespace: str, message: Any) -> str:
     """One message as a line: time, stream, what happened."""
-    stream = "/".join(part for part in (prefix, message.camera) if part)
-    head = f"{clock(message.header.stamp)}  {stream}  segment {message.segment_id}"
+    stream = "/".join(part for part in (namespace, message.camera) if part)
+    head = f"{clock(to_ns(message.header.stamp))}  {stream}  segment {message.segment_id}"
     if kind == "utterances":
         decode_ms = message.decode_time * 1e3
         source = f", {message.source}" if message.source else ""
@@ -134,7 +173,7 @@ def line(kind: str, prefix: str, message: Any) -> str:
         return f"{head}  says  {message.text}  ({told})"
     head = f"{head}  score {message.change_score:.2f}"
     if kind == "changes":
-        return f"{head}  change, since {clock(message.segment_start)}{_familiar(message)}"
+        return f"{head}  change, since {clock(to_ns(message.segment_start))}{_familiar(message)}"
     reused = ", reused" if message.reused else ""
     latency = message.latency
     age = "stamped by another clock" if other_clock(latency) else f"{latency * 1e3:.0f} ms old"
@@ -144,11 +183,3 @@ def line(kind: str, prefix: str, message: Any) -> str:
 def _familiar(message: Any) -> str:
     """How familiar it is; empty where the model cannot tell."""
     return f", familiar {message.familiarity:.2f}" if message.familiarity >= 0 else ""
-
-
-def clock(stamp: Any) -> str:
-    """A stamp as local time of day, or in seconds where it comes from a simulation's clock."""
-    seconds = stamp.sec + stamp.nanosec * 1e-9
-    if stamp.sec < 10**9:
-        return f"{seconds:.3f}"
-    return datetime.fromtimestamp(seconds).strftime("%H:%M:%S.%f")[:-3]

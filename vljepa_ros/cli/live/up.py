@@ -23,9 +23,9 @@ from rich.live import Live
 from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.params_file import check_params
 from vljepa_ros.ros.process import Signals, Spinner, init_ros, needs_ros, set_fastdds
-from vljepa_ros.stamps import to_ns
+from vljepa_ros.stamps import clock, to_ns
 
-from .view import CameraView, Said, StreamView, clock
+from .view import CameraView, Said, StreamView
 
 REFRESH = 8.0  # pictures of the terminal view per second
 STATUS = 10.0  # seconds between two plain status lines
@@ -237,7 +237,7 @@ class Graph:
     def _on_change(self, message: Any) -> None:
         camera = self._camera(message)
         if camera is not None:
-            at = clock(camera.time(to_ns(message.segment_start)))
+            at = clock(to_ns(message.segment_start))
             known = self._info.familiarity_threshold if self._info is not None else -1.0
             strange = 0 <= message.familiarity < known
             camera.unfamiliar += strange
@@ -247,10 +247,10 @@ class Graph:
     def _on_utterance(self, message: Any) -> None:
         camera = self._camera(message, words=True)
         if camera is not None:
-            at = camera.time(to_ns(message.segment_start))
             said = Said(
-                at, message.camera, message.query, message.text, message.confidence, message.source
-            )
+                to_ns(message.segment_start), message.camera, message.query, message.text,
+                message.confidence, message.source,
+            )  # fmt: skip
             self._print(self.view.say(said))
 
     def _camera(self, message: Any, words: bool = False) -> CameraView | None:

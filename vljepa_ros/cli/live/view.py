@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from vljepa_ros.stamps import other_clock
+from vljepa_ros.stamps import clock, other_clock
 
 BAR = 40  # characters of a score of FULL; all fits a terminal of 60 columns
 FULL = 1.5  # change score at the bar's right end
@@ -25,9 +25,9 @@ UNIFORM = 1.0  # decodes per second of the baseline
 
 @dataclass(frozen=True)
 class Said:
-    """One utterance. `time`: seconds of stream time at which the new meaning begins."""
+    """One utterance. `start_ns`: the stamp at which the new meaning begins."""
 
-    time: float
+    start_ns: int
     camera: str
     query: str
     text: str
@@ -54,12 +54,12 @@ class CameraView:
     scores: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     problem: str = ""
 
-    def time(self, stamp_ns: int) -> float:
-        """Seconds of stream time; below 0 for what lies before the first step."""
-        return (stamp_ns - (stamp_ns if self.first_ns is None else self.first_ns)) / 1e9
+    def seconds(self) -> float:
+        """Seconds of stream time, which begins with the first clip."""
+        return 0.0 if self.first_ns is None else (self.last_ns - self.first_ns) / 1e9
 
     def step(self, stamp_ns: int, window_start_ns: int, score: float) -> None:
-        """A step came. Stream time begins with the first clip."""
+        """A step came."""
         if self.first_ns is None:
             self.first_ns = window_start_ns
         self.last_ns = stamp_ns
@@ -86,7 +86,7 @@ class StreamView:
 
     def seconds(self) -> float:
         """Seconds of stream time, summed over the cameras."""
-        return sum(c.time(c.last_ns) for c in self.cameras.values() if c.first_ns is not None)
+        return sum(camera.seconds() for camera in self.cameras.values())
 
     def savings(self) -> tuple[int, int, int, int]:
         """Encodes, steps, decodes, and decodes of a uniform decoder at 1 Hz."""
@@ -127,7 +127,7 @@ class StreamView:
     def _said(self, item: Said) -> str:
         who = f"{item.camera}: " if len(self.cameras) > 1 else ""
         asked = f"  [{item.query}]" if self.queries > 1 else ""
-        return f"{clock(item.time)}  {who}{item.text}  ({item.confidence:.2f}){asked}"
+        return f"{clock(item.start_ns)}  {who}{item.text}  ({item.confidence:.2f}){asked}"
 
     def say(self, item: Said) -> str:
         """Take in an utterance; returns it as a plain line."""
@@ -150,7 +150,7 @@ class StreamView:
             table.add_column(heading)
         for item in self.said:
             table.add_row(
-                clock(item.time), item.camera, item.text, f"{item.confidence:.2f}", item.source
+                clock(item.start_ns), item.camera, item.text, f"{item.confidence:.2f}", item.source
             )
         cameras = self.cameras.values()
         facts = (
@@ -186,12 +186,6 @@ def sparkline(scores: deque[float]) -> Text:
         level = round((len(_BLOCKS) - 1) * min(max(score, 0.0) / FULL, 1.0))
         line.append(_BLOCKS[level], "red" if score >= 1.0 else "green")
     return line
-
-
-def clock(seconds: float) -> str:
-    """Seconds as minutes and seconds, `01:23.4`."""
-    tenths = max(0, round(seconds * 10))
-    return f"{tenths // 600:02d}:{tenths % 600 // 10:02d}.{tenths % 10}"
 
 
 def _percent(part: int, whole: int) -> str:

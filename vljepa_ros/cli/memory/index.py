@@ -9,16 +9,21 @@ import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vljepa_ros.bundle.locate import DEFAULT
-from vljepa_ros.console import console, notice
+from vljepa_ros.console import console, notice, print_json
 from vljepa_ros.errors import VLJepaError
 
+from ..records import moment_record, record
 from ..times import parse_stamp
+
+if TYPE_CHECKING:
+    from vljepa_ros.memory.moment import Moment
 
 RECORDINGS = typer.Argument(None, help="Bags (folders, .db3, .mcap), videos, folders of images.")
 TOPIC = typer.Option(None, help="An image topic of the bags; again for more. Default: all.")
@@ -42,6 +47,7 @@ def index(
     white: int = typer.Option(65535, min=1, max=65535, help="The 16-bit value that is white."),
     words: bool = typer.Option(True, "--words/--no-words", help="Say each moment in words."),
     export: Path | None = EXPORT,
+    as_json: bool = typer.Option(False, "--json", help="Print JSON Lines, one for each moment."),
 ) -> None:
     """Remember what recordings show: bags and videos into a store, for vljepa recall --store."""
     from vljepa_ros.bundle.spec import REQUIRED, load_bundle
@@ -86,6 +92,7 @@ def index(
             own_speaker(model, notice) if words else None,
             file,
             bar.show,
+            _print_moment if as_json else lambda recording, moment: None,
             levels=(black, white),
         )
         try:
@@ -100,12 +107,26 @@ def index(
         new = len(kept) - before
     for problem in indexer.problems():
         notice(problem)
-    console.print(f"{indexer.moments} moments, {new} of them new, in {folder}: {indexer.pace()}")
-    if export:
-        console.print(f"stream: {export}")
+    if as_json:
+        summary = record(
+            "index: summary", folder=str(folder), moments=indexer.moments, new_moments=new,
+            recorded=indexer.done, took=indexer.took(),
+            problems=[*indexer.problems(), *map(str, refused)],
+        )  # fmt: skip
+        print_json(summary, line=True)
+    else:
+        pace = indexer.pace()
+        console.print(f"{indexer.moments} moments, {new} of them new, in {folder}: {pace}")
+        if export:
+            console.print(f"stream: {export}")
     _raise(refused)
     if indexer.left_out:
         raise typer.Exit(1)
+
+
+def _print_moment(recording: Path, moment: Moment) -> None:
+    found = moment_record("index: moment", moment, recording=str(recording))
+    print_json(found, line=True)
 
 
 def _raise(refused: list[VLJepaError]) -> None:

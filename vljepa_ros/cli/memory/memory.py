@@ -5,22 +5,21 @@ Invariant: looking and pushing open the store for reading only, so a robot may g
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from vljepa_ros.console import console, notice
+from vljepa_ros.console import console, notice, print_json
 from vljepa_ros.errors import StoreError
 from vljepa_ros.memory.store import Limits, MomentStore, default_store
+from vljepa_ros.stamps import clock
 
-from ..times import clock
+from ..records import moment_record, record
 
 app = typer.Typer(
     help="Look into a moment store, pin moments, push them to a Qdrant server.",
@@ -40,22 +39,24 @@ def show(
     """Print what the store holds: how many moments, of which model, cameras and times."""
     with MomentStore(store or default_store(), read_only=True) as opened:
         first, last = opened.span_ns()
-        facts: dict[str, Any] = {
-            "folder": str(opened.folder), "model_id": opened.model_id, "dim": opened.dim,
-            "moments": len(opened), "pinned": opened.pinned, "megabytes": opened.size() / 1e6,
-            "cameras": opened.cameras(), "first": first / 1e9, "last": last / 1e9,
-        }  # fmt: skip
+        count = len(opened)
+        facts = record(
+            "memory show", folder=str(opened.folder), model_id=opened.model_id,
+            embedding_dim=opened.dim, start=first if count else None, end=last if count else None,
+            moments=count, pinned_moments=opened.pinned, cameras=opened.cameras(),
+            megabytes=opened.size() / 1e6,
+        )  # fmt: skip
     if as_json:
-        console.print(json.dumps(facts, ensure_ascii=False, indent=2))
+        print_json(facts)
         return
     cameras = ", ".join(f"{name} ({count})" for name, count in facts["cameras"].items())
     for name, value in (
         ("folder", facts["folder"]),
-        ("model", f"{facts['model_id']}, {facts['dim']} numbers"),
-        ("moments", f"{facts['moments']}, {facts['pinned']} of them pinned"),
+        ("model", f"{facts['model_id']}, {facts['embedding_dim']} numbers"),
+        ("moments", f"{count}, {facts['pinned_moments']} of them pinned"),
         ("size", f"{facts['megabytes']:.1f} MB"),
         ("cameras", cameras or "none"),
-        ("times", f"{clock(first)} to {clock(last)}" if facts["moments"] else "none"),
+        ("times", f"{clock(first)} to {clock(last)}" if count else "none"),
     ):
         console.print(f"{name:<9}{value}")
 
@@ -71,15 +72,7 @@ def list_(
     with MomentStore(store or default_store(), read_only=True) as opened:
         moments = opened.newest(limit, tuple(camera or ()))
     if as_json:
-        rows = [
-            {
-                "id": m.id, "robot": m.robot, "camera": m.camera, "query": m.query,
-                "start": m.start_ns / 1e9, "end": m.end_ns / 1e9, "text": m.text,
-                "pinned": m.pinned,
-            }
-            for m in moments
-        ]  # fmt: skip
-        console.print(json.dumps(rows, ensure_ascii=False, indent=2))
+        print_json([moment_record("memory list", one) for one in moments])
     elif moments:
         table = Table(box=None, pad_edge=False)
         for heading in ("time", "s", "camera", "text", "pinned", "id"):

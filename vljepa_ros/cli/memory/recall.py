@@ -5,11 +5,9 @@ Invariant: nothing is changed; a store is opened for reading, while a robot may 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import typer
@@ -17,13 +15,15 @@ from rich.table import Table
 
 from vljepa_ros.bundle.locate import DEFAULT
 from vljepa_ros.bundle.spec import load_bundle
-from vljepa_ros.console import console, notice
+from vljepa_ros.console import console, notice, print_json
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.fleet import COLLECTION, FleetStore
 from vljepa_ros.memory.store import Found, MomentStore
+from vljepa_ros.stamps import clock
 
 from ..models import open_model
-from ..times import clock, parse_stamp
+from ..records import moment_record
+from ..times import parse_stamp
 
 STORE = typer.Option(None, help="The folder of the moments. Default: ask the running memory node.")
 CAMERA = typer.Option(None, help="Only this camera; again for more.")
@@ -37,8 +37,8 @@ def recall(
     bundle: str = typer.Option(DEFAULT, help="The bundle that the moments were made with."),
     backend: str = typer.Option("auto", help="What runs its Y-encoder."),
     camera: list[str] = CAMERA,
-    after: str = typer.Option("", help="Not over before: seconds since 1970, or ISO 8601."),
-    before: str = typer.Option("", help="Begun by: seconds since 1970, or ISO 8601."),
+    after: str = typer.Option("", help="Not over before, e.g. 14:30 or 2026-05-01T14:30."),
+    before: str = typer.Option("", help="Begun by, e.g. 14:30; also seconds since 1970."),
     limit: int = typer.Option(5, min=1, max=100, help="At most so many moments."),
     sheet: Path | None = SHEET,
     url: str = typer.Option("", help="URL of the fleet's Qdrant server, to ask it instead."),
@@ -70,8 +70,7 @@ def recall(
 
         write_sheet(sheet, wanted, found)
     if as_json:
-        shown = json.dumps([_plain(one) for one in found], ensure_ascii=False, indent=2)
-        console.print(shown)
+        print_json([moment_record("recall", one.moment, score=one.score) for one in found])
     elif found:
         console.print(_table(found))
     else:
@@ -145,15 +144,3 @@ def _table(found: Sequence[Found]) -> Table:
             *([f"{moment.familiarity:.2f}"] if known else []), moment.text,
         )  # fmt: skip
     return table
-
-
-def _plain(found: Found) -> dict[str, Any]:
-    """A moment as JSON has it; times in seconds since 1970."""
-    moment = found.moment
-    familiar = {"familiarity": round(moment.familiarity, 4)} if moment.familiarity >= 0 else {}
-    return {
-        "id": moment.id, "robot": moment.robot, "camera": moment.camera, "query": moment.query,
-        "segment_id": moment.segment_id, "start": moment.start_ns / 1e9, "end": moment.end_ns / 1e9,
-        "text": moment.text, "score": round(found.score, 4), "pinned": moment.pinned,
-        **familiar,
-    }  # fmt: skip

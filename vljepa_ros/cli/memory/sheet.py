@@ -16,8 +16,7 @@ import numpy as np
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.store import Found
 from vljepa_ros.perception.compressed import compressed_to_rgb
-
-from ..times import clock
+from vljepa_ros.stamps import clock
 
 WIDTH, HEIGHT = 320, 240  # of a picture
 CAPTION, MARGIN, TITLE = 84, 16, 56  # pixels

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from vljepa_ros.bundle.manifest import sha256_of
 from vljepa_ros.errors import EngineError
@@ -304,8 +304,3 @@ def _in_use(file: Path) -> bool:
             if not _locked(opened):
                 return True
     return False
-
-
-def described(entry: Entry) -> dict[str, Any]:
-    """An entry as JSON can have it."""
-    return {**asdict(entry), "file": str(entry.plan)}

@@ -10,17 +10,20 @@ export function make(tag, name = "", ...content) {
   return element;
 }
 
-const EPOCH = 1e8; // stamps below are of a simulated clock, which begins at zero
+const CALENDAR = 1e9; // stamps below are of a simulation's clock, or places in a video
 
-// A stamp in seconds as the time of day, or as minutes and seconds of a simulated clock.
-export function clock(stamp, digits = 0) {
+// A stamp in seconds, by the rule of vljepa_ros/stamps.py (`clock`), with fewer digits: the time of day, the date before
+// it where that is not today; seconds where it comes from no calendar.
+export function clock(stamp, digits = 0, dated = true) {
   if (stamp === null || stamp === undefined) return "–";
-  const part = digits ? (stamp % 1).toFixed(digits).slice(1) : "";
-  const whole = Math.floor(stamp);
+  const cut = Math.floor(stamp * 10 ** digits + 1e-3) / 10 ** digits; // of 0.1, a float, and not of 0.0999
+  if (stamp < CALENDAR) return `${cut.toFixed(digits)} s`;
   const two = (n) => String(n).padStart(2, "0");
-  if (stamp < EPOCH) return `${two(Math.floor(whole / 60))}:${two(whole % 60)}${part}`;
-  const time = new Date(whole * 1000);
-  return `${two(time.getHours())}:${two(time.getMinutes())}:${two(time.getSeconds())}${part}`;
+  const time = new Date(cut * 1000);
+  const part = digits ? (cut % 1).toFixed(digits).slice(1) : "";
+  const hour = `${two(time.getHours())}:${two(time.getMinutes())}:${two(time.getSeconds())}${part}`;
+  if (!dated || time.toDateString() === new Date().toDateString()) return hour;
+  return `${time.getFullYear()}-${two(time.getMonth() + 1)}-${two(time.getDate())} ${hour}`;
 }
 
 export const fixed = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : "–");

@@ -172,7 +172,7 @@ export class Timeline {
     pen.textBaseline = "bottom";
     for (let stamp = Math.ceil(oldest / tick) * tick; stamp <= newest; stamp += tick) {
       const at = x(stamp);
-      if (stamp >= 0 && at > LEFT + 28 && at < width - 28) pen.fillText(clock(stamp), at, this.canvas.clientHeight);
+      if (stamp >= 0 && at > LEFT + 28 && at < width - 28) pen.fillText(clock(stamp, 0, false), at, this.canvas.clientHeight);
     }
   }
 
