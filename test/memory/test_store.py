@@ -41,28 +41,38 @@ def test_a_moment_comes_back_as_it_went_in(tmp_path: Path) -> None:
         assert same(plain, replace(given, thumbnail=b""))
 
 
-def test_a_store_from_before_familiarity_was_kept_is_read_and_gone_on_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [["familiarity", "episode", "task"], ["episode", "task"]])
+def test_a_store_of_an_older_version_is_read_and_gone_on_with(
+    tmp_path: Path, lost: list[str]
+) -> None:
     folder = tmp_path / "s"
     with open_store(folder) as opened:
         opened.add([moment(1), moment(2)])
     with sqlite3.connect(folder / "moments.sqlite") as older:
-        older.execute("ALTER TABLE moments DROP COLUMN familiarity")
+        for column in lost:
+            older.execute(f"ALTER TABLE moments DROP COLUMN {column}")
     older.close()
+
+    def added(opened: MomentStore) -> list[tuple[float, int, str]]:
+        return [(m.familiarity, m.episode, m.task) for m in opened.newest()]
+
     with MomentStore(folder, read_only=True) as opened:
-        assert [m.familiarity for m in opened.newest()] == [-1, -1]
+        assert added(opened) == [(-1, -1, "")] * 2
+    new = moment(3, familiarity=0.25, episode=7, task="open the drawer")
     with open_store(folder) as opened:
-        opened.add([moment(3, familiarity=0.25)])
-        assert [m.familiarity for m in opened.newest()] == [0.25, -1, -1]
+        opened.add([new])
+        assert added(opened) == [(0.25, 7, "open the drawer"), *[(-1, -1, "")] * 2]
     with MomentStore(folder, read_only=True) as opened:
-        assert opened.search(moment(3).embedding, limit=1)[0].moment.familiarity == 0.25
+        assert same(opened.search(new.embedding, limit=1)[0].moment, new)
 
 
-def test_the_identity_is_robot_camera_query_and_start() -> None:
+def test_the_identity_is_robot_camera_query_start_and_episode() -> None:
     one = moment(1)
     same_ids = [replace(one, end_ns=one.end_ns + 1, text="x", segment_id=9, pinned=True)]
     others = [
         replace(one, robot="r3"), replace(one, camera="rear"), replace(one, query="?"),
         replace(one, start_ns=one.start_ns + 1), replace(one, robot="r2f", camera="ront"),
+        replace(one, episode=0), replace(one, episode=1),
     ]  # fmt: skip
     assert {m.id for m in same_ids} == {one.id}
     assert len({m.id for m in (one, *others)}) == 1 + len(others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+os.environ.setdefault("SVT_LOG", "1")  # or the encoder of AV1 tells all it does
 TOP = "observation.images.top"
 AV1 = ("libsvtav1", {"g": "2", "crf": "30", "preset": "12"})
 H264 = ("libx264", {"g": "4", "bf": "2", "crf": "10"})

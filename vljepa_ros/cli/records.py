@@ -59,6 +59,9 @@ FIELDS: dict[str, Field] = {
     "namespace": Field("text", "the namespace that the stream is in, without slashes at its ends"),
     "robot": Field("text", "the robot that saw it"),
     "camera": Field("text", "the camera; empty where the question named none, as there is one"),
+    "episode": Field("integer", "its number, where that is an episode of a data set; `start` and "
+                     "`end` are positions in it"),
+    "task": Field("text", "what was to be done in the episode; empty where nobody said"),
     "query": Field("text", "the standing question that it answers"),
     "model_id": Field("text", "name, version and fingerprint of the bundle"),
     "embedding_dim": Field("integer", "how many numbers an embedding has"),
@@ -103,7 +106,8 @@ FIELDS: dict[str, Field] = {
 
 _SAID = ("camera", "query", "model_id", "stream_id", "segment_id")
 _MOMENT = (
-    "id", "robot", "camera", "query", "segment_id", "start", "end", "text", "familiarity", "pinned",
+    "id", "robot", "camera", "episode", "task", "query", "segment_id", "start", "end", "text",
+    "familiarity", "pinned",
 )  # fmt: skip
 
 # The names of each kind of record, by the command that prints it; of several in a stream, by type.
@@ -180,7 +184,7 @@ def record(kind: str, **values: Any) -> dict[str, Any]:
         if FIELDS[name].kind == "time":
             found[name] = None if value is None else iso(value)
             name = f"{name}_ns"
-        elif name == "familiarity" and value < 0:
+        elif name in ("familiarity", "episode") and value < 0:
             value = None
         elif FIELDS[name].kind == "number" and value is not None:
             value = _rounded(value)

@@ -221,6 +221,8 @@ def _payload(model_id: str, moment: Moment) -> dict[str, Any]:
         **{name: getattr(moment, name) for name in PLAIN},
         "pinned": moment.pinned,
         "familiarity": moment.familiarity,
+        "episode": moment.episode,
+        "task": moment.task,
         "pose": asdict(moment.pose) if moment.pose else None,
         "thumbnail": base64.b64encode(moment.thumbnail).decode(),
     }
@@ -237,6 +239,8 @@ def _moment(payload: dict[str, Any], vector: Any) -> Moment:
         embedding=np.asarray(vector, np.float32),
         thumbnail=base64.b64decode(payload.get("thumbnail", "")),
         familiarity=payload.get("familiarity", -1.0),
+        episode=payload.get("episode", -1),
+        task=payload.get("task", ""),
         pose=pose,
         pinned=payload["pinned"],
     )

@@ -1,7 +1,8 @@
 """A moment: one closed segment of what a camera saw, as it is remembered.
 
-Invariant: the identity of a moment follows from robot, camera, standing query and start alone, so
-the same recording indexed twice, or by two programs, gives the same moments.
+Invariant: the identity of a moment follows from robot, camera, standing query and start alone, and
+the episode where there is one, so the same recording indexed twice, or by two programs, gives the
+same moments.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Moment:
     stamps of the images at its first and last step. `text`, `confidence`: what was said about it
     and the cosine that the decoder gave it; empty where nothing was said. `thumbnail`: a JPEG, or
     empty. `pinned`: never pruned. `familiarity`: the mean of its steps, 0..1; -1: not known.
+    `episode`: its number in a data set, in which `start_ns` and `end_ns` are then positions; -1:
+    of none. `task`: what was to be done in it; empty where nobody said.
     """
 
     robot: str
@@ -47,9 +50,13 @@ class Moment:
     pose: Pose | None = None
     pinned: bool = False
     familiarity: float = -1.0
+    episode: int = -1
+    task: str = ""
 
     @property
     def id(self) -> str:
-        """A UUID that is the same for the same robot, camera, query and start."""
-        parts = (self.robot, self.camera, self.query, str(self.start_ns))
+        """A UUID that is the same for the same robot, camera, query, start and episode."""
+        parts = [self.robot, self.camera, self.query, str(self.start_ns)]
+        if self.episode >= 0:
+            parts.append(str(self.episode))
         return str(uuid.uuid5(NAMESPACE, "\0".join(parts)))

@@ -31,7 +31,8 @@ CREATE TABLE IF NOT EXISTS moments (
     robot TEXT NOT NULL, camera TEXT NOT NULL, query TEXT NOT NULL, segment_id INTEGER NOT NULL,
     start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL, text TEXT NOT NULL,
     confidence REAL NOT NULL, pose TEXT NOT NULL, pinned INTEGER NOT NULL,
-    embedding BLOB NOT NULL, familiarity REAL NOT NULL DEFAULT -1);
+    embedding BLOB NOT NULL, familiarity REAL NOT NULL DEFAULT -1,
+    episode INTEGER NOT NULL DEFAULT -1, task TEXT NOT NULL DEFAULT '');
 CREATE INDEX IF NOT EXISTS moments_age ON moments (pinned, end_ns);
 CREATE INDEX IF NOT EXISTS moments_newest ON moments (end_ns);
 CREATE INDEX IF NOT EXISTS moments_camera ON moments (camera, end_ns);
@@ -43,10 +44,10 @@ INSERT OR IGNORE INTO counters VALUES ('key', 0), ('revision', 0), ('moments', 0
 # What a moment is, in the order of its columns; the thumbnail lies beside.
 CONTENT = (
     "robot", "camera", "query", "segment_id", "start_ns", "end_ns", "text", "confidence", "pose",
-    "pinned", "embedding", "familiarity",
+    "pinned", "embedding", "familiarity", "episode", "task",
 )  # fmt: skip
-ADDED = "ALTER TABLE moments ADD COLUMN familiarity REAL NOT NULL DEFAULT -1"
-NAMED = "name = 'familiarity'"
+# Columns that stores of older versions lack: their type, and what stands for them there.
+ADDED = {"familiarity": ("REAL", "-1.0"), "episode": ("INTEGER", "-1"), "task": ("TEXT", "''")}
 PINNED, END, EMBEDDING = (CONTENT.index(name) for name in ("pinned", "end_ns", "embedding"))
 JPEG = "(SELECT jpeg FROM thumbnails WHERE thumbnails.key = moments.key)"
 COLUMNS = ("key", "id", "revision", *CONTENT)
@@ -95,11 +96,14 @@ class Table:
                 self._db.execute("PRAGMA wal_autocheckpoint = 4000")  # pages of 4 KiB
                 self._db.execute("PRAGMA journal_size_limit = 16777216")
                 self._db.executescript(SCHEMA)
-            known = self._one(f"SELECT count(*) FROM pragma_table_info('moments') WHERE {NAMED}")
-            if not known and not read_only:
-                self._db.execute(ADDED)
+            there = {name for (name,) in self._all("SELECT name FROM pragma_table_info('moments')")}
+            lacking = {name: ADDED[name] for name in ADDED if name not in there}
+            if not read_only:
+                for name, (kind, value) in lacking.items():
+                    column = f"{name} {kind} NOT NULL DEFAULT {value}"
+                    self._db.execute(f"ALTER TABLE moments ADD COLUMN {column}")
             # A store of an older version, opened for reading only, cannot tell.
-            self._unknown = {"familiarity": "-1.0"} if not known and read_only else {}
+            self._unknown = {name: value for name, (_, value) in lacking.items() if read_only}
             self._db.execute("SELECT count(*) FROM counters").fetchone()
 
     def _check_new(self, state: str, *logs: str) -> None:

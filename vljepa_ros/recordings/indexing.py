@@ -24,11 +24,17 @@ from vljepa_ros.perception.images import FULL_RANGE, Levels
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.perception.thumbnails import thumbnail
+from vljepa_ros.stamps import SECOND_NS
 from vljepa_ros.words.speaker import Speaker
 
 from .bag_files import is_bag
 from .bags import Elapsed, bag_info
-from .left_out import LeftOut
+from .left_out import LeftOut, ranges
+from .lerobot.dataset import Dataset, DatasetError, Episode, EpisodeError
+from .lerobot.language import TASK, labels
+from .lerobot.pictures import recorded_frames
+from .lerobot.rows import Rows
+from .lerobot.selection import choose, fetch_episodes, is_meant, open_dataset, unseen
 from .offline import RecordedFrame, bag_frames, perceive, video_frames
 from .stream_file import StreamFile
 from .video import VideoSource
@@ -45,9 +51,10 @@ class IndexingError(VLJepaError):
 
 @dataclass(frozen=True)
 class Recording:
-    """A bag or a video: `cameras` by topic (a video's topic is empty), and about its length.
+    """A bag, a video or an episode: `cameras` by topic, and about its length.
 
-    `named`: whether the user named the topics. `start_ns`: when a video begins.
+    A video's topic is empty, an episode's the key of its camera. `named`: whether the user named
+    the topics. `start_ns`: when a video or an episode begins. `note`: what is odd about it.
     """
 
     path: Path
@@ -55,6 +62,11 @@ class Recording:
     seconds: float
     named: bool = False
     start_ns: int = 0
+    episode: Episode | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        return str(self.path if self.episode is None else self.episode)
 
     @property
     def is_video(self) -> bool:
@@ -62,7 +74,12 @@ class Recording:
         return "" in self.cameras
 
     def frames(self, left_out: LeftOut, levels: Levels) -> Iterator[RecordedFrame]:
-        """Its frames; `levels`: as for `to_rgb`. Raises BagError, VideoError."""
+        """Its frames; `levels`: as for `to_rgb`. Raises BagError, VideoError, EpisodeError."""
+        if self.episode is not None:
+            if self.note:
+                left_out.note(self.episode.dataset.name, self.note)
+            camera = self.cameras[self.episode.camera]
+            return recorded_frames(Rows(self.episode), camera, self.start_ns)
         note = partial(left_out.note, str(self.path))
         if self.is_video:
             source = VideoSource(self.path, levels=levels, note=note, tell=left_out.say)
@@ -71,14 +88,24 @@ class Recording:
 
 
 def find_recordings(
-    paths: Sequence[Path], topics: Sequence[str], names: Sequence[str], start_ns: int
+    paths: Sequence[Path],
+    topics: Sequence[str],
+    names: Sequence[str],
+    start_ns: int,
+    episodes: str = "",
 ) -> tuple[list[Recording], list[VLJepaError]]:
     """What the paths are, with their cameras, and why others cannot be read.
 
-    Raises IndexingError where the command is to be given otherwise.
+    `names`: of the topics' cameras, or the keys of a data set's; `episodes`: as of `choose`. Those
+    of a data set of the Hub are fetched. Raises IndexingError where the command is to be given
+    otherwise.
     """
     if not paths:
         raise IndexingError("Say what to index: vljepa index BAG...")
+    if any(map(is_meant, paths)):
+        return _of_datasets(paths, topics, names, episodes)
+    if episodes:
+        raise IndexingError("--episodes are of a LeRobot data set, and none is given.")
     if names and len(names) != max(1, len(topics)):
         raise IndexingError("Give one --camera for each --topic.")
     found: list[Recording] = []
@@ -98,6 +125,53 @@ def find_recordings(
                 "by one, with --camera or --start."
             )
     return found, refused
+
+
+def _of_datasets(
+    paths: Sequence[Path], topics: Sequence[str], keys: Sequence[str], chosen: str
+) -> tuple[list[Recording], list[VLJepaError]]:
+    """The episodes of LeRobot data sets as their cameras saw them, as for `find_recordings`."""
+    others = [path for path in paths if not is_meant(path)]
+    if others or topics:
+        what = f"{others[0]} is none" if others else "they have no --topic"
+        raise IndexingError(f"Index LeRobot data sets by themselves: {what}.")
+    found: list[Recording] = []
+    refused: list[VLJepaError] = []
+    owners: dict[str, set[Path]] = defaultdict(set)
+    for path in paths:
+        try:
+            dataset = open_dataset(path)
+            for key in keys or [""]:
+                as_seen = _as_seen(dataset, key, chosen)
+                owners[next(iter(as_seen[0].cameras.values()))].add(dataset.root.resolve())
+                found += as_seen
+        except DatasetError as error:
+            refused.append(error)
+        else:
+            refused += map(DatasetError, dataset.problems)
+    for name, roots in owners.items():
+        if len(roots) > 1:
+            raise IndexingError(
+                f"{len(roots)} data sets have a camera '{name}'; give each a store of its own."
+            )
+    return found, refused
+
+
+def _as_seen(dataset: Dataset, key: str, chosen: str) -> list[Recording]:
+    """The chosen episodes as the camera `key` saw them, fetched."""
+    episodes = choose(dataset, key, chosen)
+    key = episodes[0].camera
+    name = _name(f"{dataset.name}_{key.removeprefix('observation.').removeprefix('images.')}")
+    less = unseen(dataset, episodes, chosen)
+    note = f"{key} has no pictures in episode {ranges(less)}." if less else ""
+    fetch_episodes(episodes)
+    return [
+        Recording(
+            Path(dataset.hub or dataset.root), {key: name}, one.seconds, True,
+            SECOND_NS * (1 + one.begins), one, note,
+        )
+        for one in episodes
+    ]  # fmt: skip
 
 
 def _recording(path: Path, topics: Sequence[str], names: Sequence[str], start_ns: int) -> Recording:
@@ -132,6 +206,11 @@ def _recording(path: Path, topics: Sequence[str], names: Sequence[str], start_ns
         elif topics:
             raise IndexingError(f"Two topics are of camera '{name}'; give each a --camera.")
     return Recording(path, cameras, info.seconds, bool(topics))
+
+
+def _apart(moment: Moment, at_ns: int) -> int:
+    """How far a moment is from a time; 0 where it holds it."""
+    return max(0, moment.start_ns - at_ns, at_ns - moment.end_ns)
 
 
 def _reason(error: Exception) -> str:
@@ -171,20 +250,38 @@ class Indexer:
     done: float = 0.0  # seconds of recordings
     _began: float = field(default_factory=time.monotonic)
     left_out: LeftOut = field(default_factory=LeftOut)
-    _silent: list[Path] = field(default_factory=list)
+    _silent: list[str] = field(default_factory=list)
 
     def index(self, recording: Recording) -> None:
         """Make moments of one recording. What was made stays where this is cut off.
 
-        Raises BagError, VideoError.
+        An episode is kept whole, or left out. Raises BagError, VideoError.
         """
+        if recording.episode is None:
+            self._index(recording, None)
+            return
+        if self.file is not None:
+            self.file.hold()
+        whole = False
+        try:
+            self._index(recording, [])
+            whole = True
+        except EpisodeError as error:
+            self.left_out.episode(error.episode.dataset.name, error.episode.index, error.reason)
+        finally:
+            if self.file is not None:
+                self.file.release(whole)
+
+    def _index(self, recording: Recording, held: list[Moment] | None) -> None:
+        """`held`: takes the moments until all are there, None: they are kept at once."""
         perceiver = Perceiver(self.model, list(recording.cameras.values()), self.settings)
         writer = Writer(self.store)
 
         def keep(moment: Moment) -> None:
-            moment = self._completed(moment)
-            writer.keep(moment)
-            self.tell(recording.path, moment)
+            if held is None:
+                self._keep(recording, moment, writer)
+            else:
+                held.append(moment)
 
         recorder = Recorder(self.robot, keep, writer.say)
         frames = recording.frames(self.left_out, self.levels)
@@ -204,6 +301,8 @@ class Indexer:
                     writer.write()
                 self.show(self.done + elapsed.add(frame.log_ns), self.moments)
             recorder.flush()
+            if recording.episode is not None and held is not None:
+                self._keep_episode(recording.episode, recording, held, writer)
         finally:
             writer.write()
             taken = {name for name in perceiver.cameras if perceiver.counters(name).taken}
@@ -211,7 +310,46 @@ class Indexer:
         self.done += recording.seconds
         self.show(self.done, self.moments)
         if taken and not steps:
-            self._silent.append(recording.path)
+            self._silent.append(str(recording))
+
+    def _keep_episode(
+        self, episode: Episode, recording: Recording, held: Sequence[Moment], writer: Writer
+    ) -> None:
+        """Keep the moments of a whole episode, at their positions in it, and those of its labels.
+
+        A label is a moment too, that means what the label says: so its own words find it.
+        """
+        (camera,) = recording.cameras.values()
+        said = labels(Rows(episode))
+        vectors = self.model.embed_text([label.text for label in said])
+        found = [
+            replace(
+                one, start_ns=one.start_ns - recording.start_ns,
+                end_ns=one.end_ns - recording.start_ns, episode=episode.index,
+            )
+            for one in held
+        ]  # fmt: skip
+        counts = Counter[tuple[str, int]]()
+        for label, vector in zip(said, vectors, strict=True):
+            start_ns, end_ns = round(label.start * 1e9), round(label.end * 1e9)
+            counts[label.kind, start_ns] += 1
+            number = counts[label.kind, start_ns]  # another wording
+            middle = (start_ns + end_ns) // 2
+            seen = min(found[: len(held)], key=lambda m: _apart(m, middle), default=None)
+            found.append(
+                Moment(
+                    self.robot, camera, label.kind if number == 1 else f"{label.kind} {number}",
+                    number, start_ns, end_ns, vector, label.text, 1.0,
+                    thumbnail=seen.thumbnail if seen else b"", episode=episode.index,
+                )
+            )  # fmt: skip
+        tasks = [label for label in said if label.kind == TASK]
+        for one in found:
+            at = (one.start_ns + one.end_ns) / 2e9
+            task = next((label.text for label in tasks if label.start <= at <= label.end), "")
+            self._keep(recording, replace(one, task=task), writer)
+            if writer.waiting >= BATCH:
+                writer.write()
 
     def _record(self, recorder: Recorder, frame: RecordedFrame, step: Step) -> None:
         place = (step.camera, step.query)
@@ -236,6 +374,11 @@ class Indexer:
             recorder.words(*place, change.segment_id, said.text, said.confidence)
             if self.file is not None:
                 self.file.utterance(frame, step, said, time.monotonic() - began)
+
+    def _keep(self, recording: Recording, moment: Moment, writer: Writer) -> None:
+        moment = self._completed(moment)
+        writer.keep(moment)
+        self.tell(recording.path, moment)
 
     def _completed(self, moment: Moment) -> Moment:
         """The moment, with what the robot knew of it and the recording does not say."""

@@ -84,6 +84,7 @@ class StreamFile:
             for topic, name in TOPICS.items()
         }  # fmt: skip
         self._introduced = False
+        self._held: list[tuple[Any, int, bytes]] | None = None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: object, __: object) -> None:
@@ -96,6 +97,17 @@ class StreamFile:
                 self._writer.abort()
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def hold(self) -> None:
+        """Keep what is written from now on until `release`."""
+        self._held, self._before = [], self._introduced
+
+    def release(self, whole: bool) -> None:
+        """Write what was held, or, where it is not whole, forget it."""
+        held, self._held = self._held or [], None
+        self._introduced = self._introduced if whole else self._before
+        for one in held if whole else ():
+            self._writer.write(*one)
 
     def step(self, frame: RecordedFrame, step: Step) -> None:
         """Write a step, and the change that it found, if it did."""
@@ -151,7 +163,10 @@ class StreamFile:
         name = f"vljepa_ros/msg/{TOPICS[topic]}"
         message = self._types.types[name](**fields)
         data = self._types.serialize_cdr(message, name)
-        self._writer.write(self._connections[topic], log_ns, data)
+        if self._held is not None:
+            self._held.append((self._connections[topic], log_ns, bytes(data)))
+        else:
+            self._writer.write(self._connections[topic], log_ns, data)
 
     def _header(self, step: Step) -> Any:
         header = self._types.types["std_msgs/msg/Header"]

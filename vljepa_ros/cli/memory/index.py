@@ -25,9 +25,18 @@ from ..times import parse_stamp
 if TYPE_CHECKING:
     from vljepa_ros.memory.moment import Moment
 
-RECORDINGS = typer.Argument(None, help="Bags (folders, .db3, .mcap), videos, folders of images.")
+RECORDINGS = typer.Argument(
+    None,
+    help="Bags (folders, .db3, .mcap), videos, folders of images; or LeRobot data sets (folders, "
+    "Hub ids).",
+)  # fmt: skip
 TOPIC = typer.Option(None, help="An image topic of the bags; again for more. Default: all.")
-CAMERA = typer.Option(None, help="The name of its camera. Default: from the topic, or the file.")
+CAMERA = typer.Option(
+    None,
+    help="The name of its camera. Default: from the topic, or the file. Of a data set: the key of "
+    "a camera, or the end of it; again for more.",
+)  # fmt: skip
+EPISODES = typer.Option("", help="Of a data set: which episodes, e.g. 0:50. Default: all.")
 STORE = typer.Option(None, help="The folder of the moments. Default: the robot's own.")
 QUERY = typer.Option(None, help="A standing question; again for more. Default: the bundle's.")
 EXPORT = typer.Option(None, help="Also write the stream as ROS 2 messages into this .mcap file.")
@@ -37,6 +46,7 @@ def index(
     recordings: list[Path] = RECORDINGS,
     topic: list[str] = TOPIC,
     camera: list[str] = CAMERA,
+    episodes: str = EPISODES,
     store: Path | None = STORE,
     bundle: str = typer.Option(DEFAULT, help="Model bundle: a folder, a name, or a Hub id."),
     backend: str = typer.Option("auto", help="What runs the engines: auto, onnxruntime-cpu, ..."),
@@ -49,7 +59,7 @@ def index(
     export: Path | None = EXPORT,
     as_json: bool = typer.Option(False, "--json", help="Print JSON Lines, one for each moment."),
 ) -> None:
-    """Remember what recordings show: bags and videos into a store, for vljepa recall --store."""
+    """Remember what recordings show: bags, videos and data sets into a store, for vljepa recall."""
     from vljepa_ros.bundle.spec import REQUIRED, load_bundle
     from vljepa_ros.memory.store import Limits, MomentStore, default_store
     from vljepa_ros.perception.settings import Settings
@@ -65,8 +75,9 @@ def index(
     if white <= black:
         raise IndexingError(f"--white ({white}) must be above --black ({black}).")
     found, refused = find_recordings(
-        recordings or [], topic or [], camera or [], parse_stamp("--start", start) or SECOND_NS
-    )
+        recordings or [], topic or [], camera or [], parse_stamp("--start", start) or SECOND_NS,
+        episodes,
+    )  # fmt: skip
     if not found:
         _raise(refused)
     loaded = load_bundle(bundle)

@@ -18,6 +18,7 @@ from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.console import console, notice, print_json
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.fleet import COLLECTION, FleetStore
+from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.store import Found, MomentStore
 from vljepa_ros.stamps import clock
 
@@ -135,12 +136,24 @@ def _table(found: Sequence[Found]) -> Table:
     known = any(one.moment.familiarity >= 0 for one in found)
     if known:
         table.add_column("familiar", justify="right", no_wrap=True)
+    episodes = any(one.moment.episode >= 0 for one in found)
+    if episodes:
+        table.add_column("episode", justify="right", no_wrap=True)
     table.add_column("text", overflow="fold")
     for one in found:
         moment = one.moment
         seconds = (moment.end_ns - moment.start_ns) / 1e9
         table.add_row(
             clock(moment.start_ns), moment.camera, f"{seconds:.1f}", f"{one.score:.2f}",
-            *([f"{moment.familiarity:.2f}"] if known else []), moment.text,
+            *([f"{moment.familiarity:.2f}"] if known else []),
+            *([str(moment.episode) if moment.episode >= 0 else ""] if episodes else []),
+            _told(moment),
         )  # fmt: skip
     return table
+
+
+def _told(moment: Moment) -> str:
+    """What was said, and, where it is something else, what was to be done."""
+    if moment.task in ("", moment.text):
+        return moment.text
+    return f"{moment.text} (task: {moment.task})".strip()

@@ -74,7 +74,8 @@ def _draw_cell(cell: np.ndarray, rank: int, found: Found) -> None:
     seconds = (moment.end_ns - moment.start_ns) / 1e9
     _write(cell, f"{rank}.  {clock(moment.start_ns)}  +{seconds:.1f} s", (10, y), 14, WHITE)
     _write(cell, f"{found.score:.2f}", (WIDTH - 42, y), 14, ACCENT)
-    _write(cell, textwrap.shorten(moment.camera, 40, placeholder="..."), (10, y + LINE), 12, GREY)
+    where = f"{moment.camera}, episode {moment.episode}" if moment.episode >= 0 else moment.camera
+    _write(cell, textwrap.shorten(where, 40, placeholder="..."), (10, y + LINE), 12, GREY)
     words = textwrap.wrap(moment.text, 42, max_lines=2, placeholder=" ...")
     for number, line in enumerate(words):
         _write(cell, line, (10, y + (2 + number) * LINE), 13, WHITE)

@@ -25,6 +25,14 @@ class Label:
     text: str
 
 
+def labels(rows: Rows) -> list[Label]:
+    """All that is written of the episode: tasks, in all their words, and subtasks."""
+    found = tasks(rows)
+    known = {label.text for label in found}
+    others = [label for label in rewordings(rows) if label.text not in known]
+    return [*found, *others, *subtasks(rows)]
+
+
 def tasks(rows: Rows) -> list[Label]:
     """What was to be done when, by the rows; else, from start to end, what the episode says."""
     found = _runs(rows, TASK, rows.episode.dataset.tasks)
