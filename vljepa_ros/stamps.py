@@ -34,12 +34,12 @@ def clock(stamp_ns: int, today: date | None = None) -> str:
 
 
 def iso(stamp_ns: int) -> str | None:
-    """A stamp as ISO 8601 in UTC, to the microsecond; None where it comes from no calendar."""
+    """A stamp as ISO 8601 in UTC, cut to milliseconds; None where it comes from no calendar."""
     if stamp_ns < CALENDAR_NS:
         return None
     seconds, rest = divmod(stamp_ns, SECOND_NS)
     at = datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=rest // 1000)
-    return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def other_clock(age: float) -> str:

@@ -380,6 +380,18 @@ def test_cost_measures_networks_with_random_weights(
             )
 
 
+# ---------------------------------------------------------------- moments
+
+
+def test_a_store_finds_what_brute_force_finds() -> None:
+    pytest.importorskip("qdrant_edge", reason="not installed: pip install qdrant-edge-py")
+    found = report("memory", "--moments", "1000", "--dim", "8", "--queries", "10")
+    assert found["moments"] == 1000
+    for name in ("everything", "camera", "time", "both"):
+        assert found["store"][name]["recall@10"] > 0.99
+        assert 0 < found["numpy"][name]["p50_ms"] <= found["numpy"][name]["p99_ms"]
+
+
 # ---------------------------------------------------------------- machine and memory
 
 

@@ -40,7 +40,7 @@ def test_every_name_is_of_a_record_and_every_record_of_names() -> None:
 def test_a_record_has_its_names_in_their_order_and_times_twice() -> None:
     found = record("watch: score", score=1 / 3, text="it falls", camera="front", stamp=NOON)
     assert list(found.items()) == [
-        ("type", "score"), ("camera", "front"), ("stamp", "2023-11-14T22:13:20.123456Z"),
+        ("type", "score"), ("camera", "front"), ("stamp", "2023-11-14T22:13:20.123Z"),
         ("stamp_ns", NOON), ("text", "it falls"), ("score", 0.3333),
     ]  # fmt: skip
     check_record("watch: score", found)

@@ -42,7 +42,7 @@ def test_digits_are_cut_and_not_rounded() -> None:
     """So the time that is shown is never after the stamp."""
     last = 1_700_000_000 * SECOND + 999_999_999
     assert clock(last, day_of(last)).endswith(":20.999")
-    assert iso(last) == "2023-11-14T22:13:20.999999Z"
+    assert iso(last) == "2023-11-14T22:13:20.999Z"
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/St_Johns"])
@@ -54,7 +54,7 @@ def test_what_is_shown_is_read_again(zone: str) -> None:
         "now = int(datetime.now().replace(hour=12).timestamp() * 1e3) * 10**6\n"
         f"for ns in ({NOON} // 10**6 * 10**6, now, 14_800_000_000):\n"
         "    assert parse_stamp('--after', clock(ns)) == ns, clock(ns)\n"
-        f"assert parse_stamp('--after', iso({NOON})) == {NOON} // 1000 * 1000\n"
+        f"assert parse_stamp('--after', iso({NOON})) == {NOON} // 10**6 * 10**6\n"
         "print(clock(now))\n"
     )
     run = subprocess.run(

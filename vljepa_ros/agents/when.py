@@ -6,12 +6,12 @@ Invariant: `parse_time` reads what `iso` and `ago` write.
 from __future__ import annotations
 
 import re
-from datetime import datetime, timezone
+from datetime import datetime
 
+from vljepa_ros import stamps
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.stamps import SECOND_NS
 
-WALL = 1_000_000_000  # seconds; stamps below are of a simulation or a video, not of a calendar
 LAST = 2**31  # seconds, as ROS counts them
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)[a-z]*\s+ago", re.IGNORECASE)
@@ -19,11 +19,7 @@ _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)[a-z]*\s+ago", re.IGNORECASE)
 
 def iso(stamp_ns: int) -> str:
     """A stamp as ISO 8601 in UTC; in seconds where it comes from no calendar."""
-    if stamp_ns < WALL * SECOND_NS:
-        return f"{stamp_ns / SECOND_NS:.3f} s"
-    seconds, rest = divmod(stamp_ns, SECOND_NS)
-    at = datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=rest // 1000)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return stamps.iso(stamp_ns) or stamps.clock(stamp_ns)
 
 
 def ago(age_ns: int) -> str:
