@@ -115,16 +115,20 @@ def test_utterances_and_changes_as_they_come(node: Node, listen: Callable[..., L
     wait_for_subscriber(utterances)
     wait_for_subscriber(changes)
     changes.publish(
-        SemanticChange(header=header(7), camera="front", segment_id=3, change_score=1.5)
-    )
-    assert listener.next_line() == "7.000 s  front  segment 3  score 1.50  change, since 0.000 s"
+        SemanticChange(
+            header=header(7), camera="front", segment_id=3, change_score=1.5,
+            segment_start=header(6).stamp,
+        )
+    )  # fmt: skip
+    changed = "6.000 s  front  segment 3  score 1.50  change, noticed at 7.000 s"
+    assert listener.next_line() == changed
     utterances.publish(
         Utterance(
             header=header(7), camera="front", segment_id=3, text="the cube [red] falls",
-            confidence=0.75, decode_time=0.012,
+            segment_start=header(6).stamp, confidence=0.75, decode_time=0.012,
         )
     )  # fmt: skip
-    said = "7.000 s  front  segment 3  says  the cube [red] falls  (0.75, 12 ms)"
+    said = "6.000 s  front  segment 3  says  the cube [red] falls  (0.75, 12 ms)"
     assert listener.next_line() == said
     utterances.publish(Utterance(camera="front", text="a hand", source="phrases"))
     assert listener.next_line().endswith("  says  a hand  (0.00, 0 ms, phrases)")

@@ -163,9 +163,14 @@ def show_json(kind: str, namespace: str, message: Any) -> None:
 
 
 def line(kind: str, namespace: str, message: Any) -> str:
-    """One message as a line: time, stream, what happened."""
+    """One message as a line: time, stream, what happened.
+
+    A change and its words stand under the time at which their meaning began, as in `vljepa up`.
+    """
     stream = "/".join(part for part in (namespace, message.camera) if part)
-    head = f"{clock(to_ns(message.header.stamp))}  {stream}  segment {message.segment_id}"
+    seen = clock(to_ns(message.header.stamp))
+    at = seen if kind == "embeddings" else clock(to_ns(message.segment_start))
+    head = f"{at}  {stream}  segment {message.segment_id}"
     if kind == "utterances":
         decode_ms = message.decode_time * 1e3
         source = f", {message.source}" if message.source else ""
@@ -173,7 +178,7 @@ def line(kind: str, namespace: str, message: Any) -> str:
         return f"{head}  says  {message.text}  ({told})"
     head = f"{head}  score {message.change_score:.2f}"
     if kind == "changes":
-        return f"{head}  change, since {clock(to_ns(message.segment_start))}{_familiar(message)}"
+        return f"{head}  change, noticed at {seen}{_familiar(message)}"
     reused = ", reused" if message.reused else ""
     latency = message.latency
     age = "stamped by another clock" if other_clock(latency) else f"{latency * 1e3:.0f} ms old"
