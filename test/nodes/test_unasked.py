@@ -97,8 +97,8 @@ def test_candidates_stand_in_the_question_s_place(
     for question in ("what falls?", "is the ball red?", ""):  # it may be left out
         answer = ask(probe, question=question)
         assert answer.success, answer.message
-        assert "the question was not used" in answer.message
-        assert "as a statement" in answer.message
+        assert ("the question was not used" in answer.message) == bool(question)
+        assert ("as a statement" in answer.message) == bool(question)
         assert answer.answer == CANDIDATES[int(cosines.argmax())]
         wanted = softmax(cosines, model.bundle.temperature)
         np.testing.assert_allclose(answer.scores, wanted, atol=1e-5)

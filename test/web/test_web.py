@@ -255,7 +255,8 @@ def test_a_page_that_opens_late_is_told_the_last_minutes(stream: Stream, web: st
             assert kinds[0] == "hello" and {"info", "labels"} <= set(kinds)
     own = {stamp: rest for stamp, *rest in history["steps"]}
     for step in first.of("step"):
-        assert own[step["stamp"]] == [step["score"], step["segment"], step["reused"]]
+        fields = ("score", "segment", "reused", "familiarity")
+        assert own[step["stamp"]] == [step[field] for field in fields]
     assert list(own) == sorted(own)
     assert all(change in history["changes"] for change in changes)
     assert all(said in history["words"] for said in first.of("words"))

@@ -15,9 +15,15 @@ pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install aiohttp")
 
 from bundles import make_bundle
 from chromium import Browser, find_chromium
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from graph import NodeProcess, Probe, Stream, domain, noise, wait
+from rclpy.qos import DurabilityPolicy, QoSProfile
 
-from vljepa_ros.stamps import clock
+from vljepa_ros.bundle.locate import find_bundle
+from vljepa_ros.msg import ModelInfo
+from vljepa_ros.stamps import clock, to_ns
+from vljepa_ros.tabletop.language import canonical
+from vljepa_ros.words.bank import read_phrases
 
 BINARY = find_chromium()
 if BINARY is None:
@@ -111,6 +117,7 @@ def page(graph: Graph, browser: Browser) -> Iterator[Browser]:
 
 
 PICTURE = "document.querySelector('#picture:not([hidden])')?.naturalWidth"
+BEST = "document.querySelector('#labels li.best') !== null"
 SAID = "document.querySelectorAll('#said li').length"
 ANSWERS = "document.querySelectorAll('#answers li').length"
 WATCHES = "document.querySelectorAll('#watches li').length"
@@ -178,6 +185,26 @@ def test_the_timeline_draws_scores_words_and_the_threshold(graph: Graph, page: B
     page.wait("Number(document.getElementById('timeline').dataset.steps) > 0")
 
 
+def test_a_change_has_one_mark(graph: Graph, page: Browser) -> None:
+    page.click("input[name=span][value='30']")
+    for seed in range(31):  # seconds; all that is shown came while the page listened
+        for _ in range(4):
+            graph.stream.step(noise(1000 + seed))
+    oldest, marks = graph.stream.now - 30 * 10**9, "document.getElementById('timeline').dataset"
+
+    def of_those(messages: list[Any]) -> list[Any]:
+        return [one for one in messages if to_ns(one.header.stamp) >= oldest]
+
+    def one_each() -> bool:
+        graph.probe.executor.spin_once(timeout_sec=0.05)
+        return bool(page.js(f"{marks}.changes") == str(len(of_those(graph.probe.changes))))
+
+    wait(one_each, "a mark for each change")
+    high = [step for step in of_those(graph.probe.of("camera")) if step.change_score >= 1]
+    assert len(high) > int(page.js(f"{marks}.changes")) > 2
+    assert "a change" in page.text("#legend")
+
+
 def test_a_question_is_answered(graph: Graph, page: Browser) -> None:
     page.fill(question="what is red ?", candidates="the cube, the ball ,nothing")
     page.click("#ask button")
@@ -241,7 +268,211 @@ def test_a_token_is_needed_once_and_leaves_the_address(graph: Graph, page: Brows
     assert web.end() == 0
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_fields_name_what_the_model_knows(graph: Graph, page: Browser) -> None:
+    def example(id: str) -> str:
+        return str(page.js(f"document.getElementById('{id}').placeholder")).removeprefix("e.g. ")
+
+    graph.show(page, f"{SAID} > 1 && document.getElementById('condition').placeholder")
+    assert example("question") == graph.probe.infos[-1].queries[0]
+    said = "[...document.querySelectorAll('#said li :nth-child(2)')].map((one) => one.textContent)"
+    known = page.js(said)
+    assert example("condition") in known and example("search") in known
+    assert set(example("candidates").split(", ")) <= set(known)
+
+
+def test_what_it_names_of_the_bundles_that_ship_they_know(graph: Graph, page: Browser) -> None:
+    shipped = page.js("import('./examples.js').then((module) => module.SHIPPED)")
+    tabletop, everyday = shipped["tabletop"], shipped["everyday"]
+    words = set(canonical())
+    assert {tabletop["condition"], tabletop["search"]} <= words
+    assert all(any(f" {one} " in text for text in words) for one in tabletop["candidates"])
+    phrases = set(read_phrases(find_bundle("everyday") / "phrases.txt").phrases)
+    assert {*everyday["candidates"], everyday["condition"], everyday["search"]} <= phrases
+
+
+def test_a_graph_without_a_stream_says_so_and_asks_what_the_model_can_be_asked(
+    graph: Graph, page: Browser
+) -> None:
+    web = NodeProcess("web_node", domain_id := domain(), port=0)
+    web.wait_for_log("The page is at ")
+    probe = Probe(domain_id)
+    page.open(re.findall(r"The page is at (\S+)", web.log)[0])
+    page.wait_for_text("#no-picture", "The perception node is not running.")
+    assert page.text("#details") == "No scores yet." and page.text("#rate-in") == "–"
+    infos = probe.node.create_publisher(
+        ModelInfo, "model_info", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    )
+    info = ModelInfo(model_id="everyday-1.0.0#01234567", queries=[""], stream_id=1)
+
+    def told(condition: str) -> bool:
+        infos.publish(info)
+        return bool(page.js(condition))
+
+    hidden = "document.getElementById('question-field').hidden"
+    wait(lambda: told(hidden), "no question")  # that bundle is asked none
+    assert page.js("document.getElementById('question').required") is False
+    assert "a person" in page.js("document.getElementById('candidates').placeholder")
+    info.model_id, info.queries = "unheard-of-1.0.0#01234567", ["What is it?"]
+    wait(lambda: told(f"!{hidden}"), "a question")
+    placeholders = "['question', 'candidates', 'condition'].map((id) => document.getElementById(id)"
+    assert page.js(f"{placeholders}.placeholder)") == ["e.g. What is it?", "", ""]
+    page.open(graph.url)
+    assert web.end() == 0
+    probe.close()
+
+
+def test_a_silent_camera_is_not_taken_for_a_live_one(graph: Graph, page: Browser) -> None:
+    graph.show(page, PICTURE)
+    page.wait("document.getElementById('stale').hidden")
+    page.js("{ let now = 1e9; performance.now = () => (now += 4000); }")  # it flies
+    page.wait("!document.getElementById('stale').hidden")
+    assert page.text("#stale").startswith("as of ") and page.text("#state-text") != "live"
+    page.js("delete performance.now")
+    graph.show(page, "document.getElementById('stale').hidden")
+
+
+def test_what_is_the_matter_with_another_camera_is_told(graph: Graph, page: Browser) -> None:
+    values = [KeyValue(key=key, value="0") for key in
+              ("rate in (Hz)", "rate out (Hz)", "frame age (s)", "dropped")]  # fmt: skip
+    status = DiagnosticStatus(
+        name="perception: camera rear", level=DiagnosticStatus.WARN, message="no frames",
+        values=values,
+    )  # fmt: skip
+    health = graph.probe.node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+
+    def shown(condition: str) -> bool:
+        health.publish(DiagnosticArray(status=[status]))
+        graph.stream.step(noise(1))
+        return bool(page.js(condition))
+
+    state = "document.getElementById('state-text').textContent"
+    wait(lambda: shown(f"{state} === 'live, but rear: no frames'"), "the other camera")
+    page.js("document.getElementById('camera').value = 'rear'")
+    page.js("document.getElementById('camera').dispatchEvent(new Event('change'))")
+    wait(lambda: shown(f"{state} === 'No frames: no frames'"), "the other camera alone")
+    graph.probe.node.destroy_publisher(health)
+    page.wait("document.getElementById('picture').hidden")
+    assert "no frames" in page.text("#no-picture")
+
+
+# The lowest contrast of text with what is behind it, and where; beside it that of the fields' rims.
+CONTRAST = """
+(() => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const over = ([r, g, b, a = 1], behind) => [r, g, b].map((c, i) => a * c + (1 - a) * behind[i]);
+  const behind = (element) => {
+    if (!element) return [255, 255, 255];
+    const own = parts(getComputedStyle(element).backgroundColor);
+    return own.length === 3 ? own : over(own, behind(element.parentElement));
+  };
+  const ratio = (one, other) => {
+    const [low, high] = [light(one), light(other)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const found = [];
+  for (const element of document.querySelectorAll('body *')) {
+    if (!element.checkVisibility() || element.closest('figure')) continue;
+    const style = getComputedStyle(element), ground = behind(element);
+    const opacity = (one) => (one ? getComputedStyle(one).opacity * opacity(one.parentElement) : 1);
+    const ink = (colour) => over([...parts(colour).slice(0, 3), opacity(element)], ground);
+    const name = `${element.tagName}#${element.id}.${element.className}`;
+    if ([...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+      found.push([ratio(ink(style.color), ground), 4.5, name]);
+    const bar = element.closest('.bars li')?.querySelector('.bar');
+    const colour = bar && parts(getComputedStyle(bar).backgroundColor);
+    if (bar && element.textContent) found.push([ratio(ink(style.color), colour), 4.5, name + ' on its bar']);
+    if (element.matches('input, select')) {
+      const around = behind(element.parentElement);
+      found.push([ratio(parts(style.borderTopColor), around), 3, name + ' rim']);
+      const hint = getComputedStyle(element, '::placeholder');
+      if (element.placeholder) found.push([ratio(parts(hint.color), ground), 4.5, name + ' placeholder']);
+    }
+  }
+  return [found.length, found.filter(([value, least]) => value < least)];
+})()
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_text_stands_out_from_its_ground(scheme: str, graph: Graph, page: Browser) -> None:
+    page.look(1280, 800, scheme)
+    graph.show(page, f"{SAID} > 1 && {BEST}")
+    page.fill(question="what ?", candidates="a cube, a ball", condition="a hand", threshold="1")
+    for form, row in (("ask", "#answers li"), ("watch", "#watches .about")):
+        page.click(f"#{form} button")
+        page.wait(f"document.querySelector('{row}') !== null")
+    page.fill(question="", candidates="", condition="")
+    looked, faint = page.js(CONTRAST)
+    page.click("#watches button")
+    assert looked > 50 and faint == []  # WCAG 2.2 AA
+
+
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(graph: Graph, page: Browser) -> None:
+    page.js("document.body.focus()")
+    reached: list[str] = []
+    for _ in range(40):
+        for kind in ("keyDown", "keyUp"):
+            page.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab",
+                      windowsVirtualKeyCode=9)  # fmt: skip
+        name, ring = page.js(
+            "(({id, form, name, parentElement}) => [id || name || form?.id, "
+            "[document.activeElement, parentElement].some((e) => "
+            "e && getComputedStyle(e).outlineStyle !== 'none')])(document.activeElement)"
+        )
+        if name in reached:
+            break
+        assert ring or not name, name
+        reached.append(name)
+    wanted = ["camera", "span", "timeline", "question", "candidates", "ask", "condition"]
+    order = [name for name in reached if name in wanted]
+    assert order == wanted, reached
+    assert {"threshold", "watch", "search", "here", "recall"} <= set(reached)
+
+
+SHIFTED = """
+window.shifts = [];
+new PerformanceObserver((list) => {
+  for (const { value, sources } of list.getEntries())
+    window.shifts.push([value, sources.map(({ node: n }) => n?.id || n?.className || n?.nodeName)]);
+}).observe({ type: 'layout-shift', buffered: true });
+"""
+
+
+@pytest.mark.parametrize("width", [390, 800, 1280])
+def test_nothing_moves_while_the_stream_comes(width: int, graph: Graph, page: Browser) -> None:
+    page.look(width, 800)
+    script = page.send("Page.addScriptToEvaluateOnNewDocument", source=SHIFTED)
+    page.open(graph.url)
+    page.send("Page.removeScriptToEvaluateOnNewDocument", **script)
+    graph.show(page, f"{SAID} > 1 && {PICTURE} && {BEST}")
+    shifts = page.js("window.shifts")
+    assert sum(value for value, _ in shifts) < 0.1, shifts  # what Web Vitals call good
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "picture"),
+    [(390, 844, 320), (800, 600, 400), (1280, 800, 420), (1920, 1080, 580)],
+)
+def test_the_first_screen_shows_the_picture_large_and_what_is_said(
+    width: int, height: int, picture: int, graph: Graph, page: Browser
+) -> None:
+    page.look(width, height)
+    page.wait(f"innerWidth === {width}")
+    box = "(({x, y, right, bottom, width}) => [x, y, right, bottom, width])(document.querySelector"
+    figure = page.js(f"{box}('.live figure').getBoundingClientRect())")
+    said = page.js(f"{box}('.said').getBoundingClientRect())")
+    chart = page.js(f"{box}('.timeline').getBoundingClientRect())")
+    assert figure[4] >= picture and figure[3] <= height
+    assert said[1] + 60 < height
+    if width >= 800:
+        assert chart[1] < height - 60
+    page.look(1280, 800)
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280, 1920])
 def test_it_fits_the_screen(width: int, graph: Graph, page: Browser) -> None:
     page.look(width, 740, "light")
     page.wait(f"innerWidth === {width}")

@@ -37,6 +37,7 @@ def test_a_host_that_is_none_is_one_sentence(host: str) -> None:
     ("fields", "request_"),
     [
         ({"type": "ask", "question": " what\n is it? "}, Ask(7, "", "what is it?", ())),
+        ({"type": "ask", "question": "", "candidates": ["a cup"]}, Ask(7, "", "", ("a cup",))),
         (
             {"type": "ask", "camera": "front", "question": "é", "candidates": ["一つ", "مكعب"]},
             Ask(7, "front", "é", ("一つ", "مكعب")),
@@ -136,7 +137,7 @@ def test_no_more_requests_than_the_rate_allows(waits: list[float]) -> None:
 def step(stamp: float, camera: str = "camera", kind: str = "step") -> dict[str, Any]:
     return {
         "type": kind, "camera": camera, "query": "q", "stamp": stamp, "score": 0.5, "segment": 1,
-        "reused": False,
+        "reused": False, "familiarity": -1.0,
     }  # fmt: skip
 
 

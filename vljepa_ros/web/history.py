@@ -61,7 +61,8 @@ class _Stream:
                 events.popleft()
 
     def content(self) -> Event:
-        steps = [[e["stamp"], e["score"], e["segment"], e["reused"]] for e in self._kept["step"]]
+        fields = ("stamp", "score", "segment", "reused", "familiarity")
+        steps = [[event[field] for field in fields] for event in self._kept["step"]]
         return {
             "steps": steps,
             "changes": list(self._kept["change"]),

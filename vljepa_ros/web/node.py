@@ -72,6 +72,7 @@ class WebNode(Node):
         self._told: dict[str, Any] = {}  # of `model_info`
         self._nodes: dict[str, Told] = {}  # health as last told, by node and by camera
         self._cameras: dict[str, Told] = {}
+        self._words: dict[str, Told] = {}  # of the decoder: whether it can speak
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._starter = self.create_timer(0.0, self._begin, clock=steady)
         self._timer = self.create_timer(1.0, self._on_second, clock=steady)
@@ -162,6 +163,8 @@ class WebNode(Node):
             told = {"level": ord(status.level), "message": status.message}
             if part == "state":
                 self._nodes[name] = now, told
+            elif part == "words":
+                self._words["words"] = now, told
             elif part.startswith("camera ") and _RATES.keys() <= values.keys():
                 told |= {name: number(values[key]) for key, name in _RATES.items()}
                 self._cameras[part.removeprefix("camera ")] = now, told
@@ -177,6 +180,7 @@ class WebNode(Node):
                 "services": {name: self.resolve_service_name(name) in there for name in SERVICES},
                 "nodes": _recent(self._nodes),
                 "cameras": _recent(self._cameras),
+                **_recent(self._words),
             }
         )
 

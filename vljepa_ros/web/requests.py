@@ -37,7 +37,7 @@ class RequestError(VLJepaError):
 
 @dataclass(frozen=True)
 class Ask:
-    """A question about what a camera sees now."""
+    """A question about what a camera sees now; empty: what is seen, of a bundle asked nothing."""
 
     id: int
     camera: str
@@ -132,7 +132,9 @@ def _ask(id: int, data: dict[str, Any]) -> Ask:
             f"There are {len(candidates)} possible answers; give at most {CANDIDATES}."
         )
     texts = tuple(_text(c, "A possible answer", CANDIDATE) for c in candidates)
-    return Ask(id, _camera(data), _text(data.get("question"), "The question", TEXT), texts)
+    question = data.get("question")
+    text = _text(question, "The question", TEXT) if question != "" else ""
+    return Ask(id, _camera(data), text, texts)
 
 
 def _watch(id: int, data: dict[str, Any]) -> Watch:

@@ -10,8 +10,10 @@ The WebSocket `/ws` carries JSON objects with a `type`. To the page:
     info      model_id, backend, precision, embedding_dim, clip_frames, image_size, sample_rate, queries,
               watch_threshold, familiarity_threshold
     health    services: {ask, decode, recall: whether there is one}; nodes: {name: {level, message}};
-              cameras: {name: {level, message, rate_in, rate_out, dropped, age}}, once a second
-    history   camera, query, steps: [[stamp, score, segment, reused]], changes, words; when it opens
+              cameras: {name: {level, message, rate_in, rate_out, dropped, age}}; words: {level, message},
+              where the decoder tells whether it can speak; once a second
+    history   camera, query, steps: [[stamp, score, segment, reused, familiarity]], changes, words;
+              when it opens
     step      camera, query, stamp, familiarity, score, segment, reused, latency
     change    camera, query, stamp, familiarity, segment, start, score
     words     camera, query, stamp, familiarity, segment, start, text, confidence, source,

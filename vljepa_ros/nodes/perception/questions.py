@@ -78,7 +78,7 @@ class Questions:
         response.embedding = floats(answer.embedding)
         response.stamp = to_time(answer.stamp_ns)
         self._tell(response, answer.familiarity, "the answer")
-        if unasked:
+        if unasked and request.question.strip():
             response.message = f"{UNUSED} {response.message}".rstrip()
         self.counts["answered"] += 1
         return response

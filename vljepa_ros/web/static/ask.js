@@ -1,6 +1,6 @@
 // The ask box: a question, possible answers or none, and the answer with its scores.
 
-import { bars, clock, find, note } from "./dom.js";
+import { bars, clock, familiar, find, joined, note } from "./dom.js";
 
 export class Ask {
   constructor(connection, camera) {
@@ -16,6 +16,13 @@ export class Ask {
     this.most = limits.candidates;
   }
 
+  // Whether the bundle is asked nothing, and only answers can be given.
+  unasked(unasked) {
+    find("question-field").hidden = unasked;
+    find("question").required = !unasked;
+    find("candidates-what").textContent = unasked ? "What may be seen" : "Possible answers";
+  }
+
   // services: what there is in the graph.
   hint(services) {
     if (this.busy || find("answer").textContent || find("ask-note").classList.contains("bad")) return;
@@ -29,10 +36,12 @@ export class Ask {
     this.busy = true;
     note(find("ask-note"), "Asking …");
     find("answer").textContent = "";
+    find("answer-note").textContent = "";
     find("answers").replaceChildren();
     try {
-      const answer = await connection.request("ask", { camera, question: find("question").value, candidates });
-      note(find("ask-note"), [`seen at ${clock(answer.stamp)} · ${Math.round(1000 * answer.seconds)} ms`, answer.note].filter(Boolean).join(" · "));
+      const answer = await connection.request("ask", { camera, question: find("question").required ? find("question").value : "", candidates });
+      note(find("ask-note"), joined(`seen at ${clock(answer.stamp)}`, familiar(answer.familiarity), `${Math.round(1000 * answer.seconds)} ms`));
+      find("answer-note").textContent = answer.note;
       find("answer").textContent = answer.answer;
       const rows = candidates.map((text, i) => [text, answer.scores[i]]);
       bars(find("answers"), rows.sort((a, b) => b[1] - a[1]));

@@ -49,9 +49,16 @@ let known = -1; // the familiarity from which on the model knows what it sees; -
 
 export function knows(threshold) {
   known = threshold ?? -1;
+  document.body.classList.toggle("tells", known >= 0); // what only such a model can fill is shown
 }
 
 export const unfamiliar = (familiarity) => familiarity >= 0 && familiarity < known;
+
+// A familiarity, beside a score; empty where the model cannot tell.
+export const familiar = (familiarity) => (familiarity >= 0 ? `familiar ${fixed(familiarity)}` : "");
+
+// What is there of some parts, with dots between.
+export const joined = (...parts) => parts.filter(Boolean).join(" · ");
 
 // Say something beneath a form.
 export function note(element, text, bad = false) {

@@ -1,6 +1,6 @@
 // What is seen now: the picture with the newest words, the numbers, the standing labels, what was said.
 
-import { bars, clock, find, fixed, make, unfamiliar } from "./dom.js";
+import { bars, clock, familiar, find, fixed, joined, make, unfamiliar } from "./dom.js";
 
 const SAID = 40; // lines
 
@@ -18,6 +18,14 @@ export class Live {
     find("picture").hidden = true;
     find("no-picture").hidden = false;
     find("no-picture").textContent = why;
+    this.stale("");
+  }
+
+  // The picture that is shown is not what the camera sees now, and why; empty: it is.
+  stale(why) {
+    find("stale").textContent = why;
+    find("stale").hidden = !why;
+    find("picture").classList.toggle("old", Boolean(why));
   }
 
   get hasPicture() {
@@ -39,24 +47,35 @@ export class Live {
     this.old = [];
   }
 
+  // Of a camera's health and its newest step; neither: nobody tells.
   numbers(camera, step) {
-    find("rate-in").textContent = camera ? `${fixed(camera.rate_in, 1)} Hz` : "–";
-    find("rate-out").textContent = camera ? `${fixed(camera.rate_out, 1)} Hz` : "–";
-    find("dropped").textContent = camera ? fixed(camera.dropped, 0) : "–";
-    if (step?.latency !== undefined) find("latency").textContent = `${fixed(1000 * step.latency, 0)} ms`;
+    const [rateIn, rateOut] = [camera?.rate_in, camera?.rate_out].map((rate) => fixed(rate, 1));
+    find("rate-in").textContent = camera ? `${rateIn} Hz` : "–";
+    find("rate-out").textContent = camera ? `${rateOut} Hz` : "–";
+    find("dropped").textContent = fixed(camera?.dropped, 0);
+    if (!step || step.latency !== undefined) find("latency").textContent = milliseconds(step?.latency);
     find("score").textContent = fixed(step?.score);
     find("familiar").textContent = step?.familiarity >= 0 ? fixed(step.familiarity) : "–";
   }
 
   said(stream, step) {
     const words = unfamiliar(step?.familiarity) ? undefined : stream.words.at(-1);
-    const stands = words !== undefined && words.segment === step?.segment;
     find("now").textContent = words?.text ?? "";
-    find("now-about").textContent = unfamiliar(step?.familiarity) ? "the model does not know what it sees" : words ? `${stands ? "since " : ""}${clock(words.start)} · ${fixed(words.confidence)}${words.source ? ` · ${words.source}` : ""}` : "";
+    find("now-about").textContent = unfamiliar(step?.familiarity)
+      ? joined("the model does not know what it sees", familiar(step.familiarity))
+      : about(words, step);
     const lines = stream.words.slice(-SAID).reverse().map((said) =>
       make("li", "", make("time", "", clock(said.start)), make("span", "", said.text),
-        make("span", "confidence", fixed(said.confidence))));
+        make("span", "number", fixed(said.confidence)),
+        make("span", "number familiarity", said.familiarity >= 0 ? fixed(said.familiarity) : "–")));
     find("said").replaceChildren(...lines);
+  }
+
+  // Why nothing is said, from the graph's health.
+  mute({ nodes, services, words }) {
+    const usual = "Nothing yet: words come with a change, and none where the model is unsure.";
+    const missing = nodes.perception && !services.decode ? "Nothing: the decoder node is not running." : usual;
+    find("said").dataset.why = words?.level ? `Nothing yet: ${words.message}.` : missing;
   }
 
   takeLabels(event) {
@@ -71,4 +90,14 @@ export class Live {
     find("no-labels").hidden = labels.length > 0;
     bars(find("labels"), labels.map((label, i) => [label, fits ? scores.scores[i] : null]));
   }
+}
+
+const milliseconds = (seconds) => (Number.isFinite(seconds) ? `${fixed(1000 * seconds, 0)} ms` : "–");
+
+// Since when words stand, and how well they fit; empty where there are none.
+function about(words, step) {
+  if (!words) return "";
+  const stands = words.segment === step?.segment;
+  return joined(`${stands ? "since " : ""}${clock(words.start)}`, `cosine ${fixed(words.confidence)}`,
+    familiar(words.familiarity), words.source);
 }

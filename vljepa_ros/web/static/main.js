@@ -2,7 +2,8 @@
 
 import { Ask } from "./ask.js";
 import { Connection } from "./connection.js";
-import { find, knows, make } from "./dom.js";
+import { clock, find, joined, knows, make } from "./dom.js";
+import { showExamples, unasked } from "./examples.js";
 import { Live } from "./live.js";
 import { Recall } from "./recall.js";
 import { Store } from "./store.js";
@@ -41,7 +42,8 @@ function opened() {
 function closed(why, seconds) {
   lost = `${why} Trying again${seconds >= 1 ? ` in ${seconds} s` : ""} …`;
   watches.lost();
-  live.noPicture("No connection.");
+  live.noPicture("No connection: what stands here is what was seen before.");
+  live.numbers();
   state();
 }
 
@@ -57,6 +59,8 @@ const handlers = {
     find("model").textContent = `${event.model_id} · ${event.backend} · ${event.precision} · ${event.clip_frames} frames at ${event.sample_rate} Hz`;
     watches.calibrated(event.watch_threshold);
     knows(event.familiarity_threshold);
+    ask.unasked(unasked(info));
+    showExamples(info, (count) => store.said(count));
     choose();
   },
   health(event) {
@@ -64,6 +68,7 @@ const handlers = {
     choose();
     ask.hint(event.services);
     recall.hint(event.services);
+    live.mute(event);
     live.numbers(event.cameras[camera], stream().steps.at(-1));
     state();
   },
@@ -85,6 +90,7 @@ function stored(event) {
   store.take(event);
   if (store.cameras().length > known) choose();
   if (event.camera !== camera || event.query !== query) return;
+  if (event.type !== "step") showExamples(info, (count) => store.said(count));
   show();
   if (event.type === "step") live.numbers(health.cameras[camera], event);
   state();
@@ -161,23 +167,34 @@ document.addEventListener("visibilitychange", view);
 function state() {
   const [level, text] = condition();
   find("state").dataset.level = level;
-  if (find("state-text").textContent !== text) find("state-text").textContent = text;
-  if (level !== "live" && !live.hasPicture) live.noPicture(text);
+  if (find("state-text").textContent !== text) find("state-text").textContent = find("state").title = text;
+  if (!live.hasPicture) {
+    if (level !== "live") live.noPicture(text);
+  } else {
+    live.stale(silent() ? joined(`as of ${clock(stream().steps.at(-1)?.stamp)}`, text) : "");
+  }
 }
+
+const silent = () => performance.now() - (heard.get(camera) ?? -Infinity) > QUIET;
 
 function condition() {
   if (lost) return ["bad", lost];
   if (!connection?.open) return ["wait", "Connecting …"];
   const node = health.nodes.perception;
   if (node?.level === 2) return ["bad", node.message];
-  const silent = performance.now() - (heard.get(camera) ?? -Infinity) > QUIET;
-  if (!silent) return ["live", "live"];
+  if (!silent()) return troubled() ? ["wait", `live, but ${troubled()}`] : ["live", "live"];
   if (!node && !health.services.ask) return ["wait", "The perception node is not running."];
   if (!info || node?.message === "unconfigured") return ["wait", "The model is loading …"];
   if (node?.message === "inactive") return ["wait", "The perception node is not active."];
   const told = health.cameras[camera];
   if (told?.level) return ["wait", `No frames: ${told.message}`];
   return ["wait", stream().steps.length ? "No new frames." : "No frames yet."];
+}
+
+// What is the matter with a camera that is not shown; empty: nothing.
+function troubled() {
+  const others = Object.entries(health.cameras).filter(([name, told]) => name !== camera && told.level);
+  return others.map(([name, told]) => `${name}: ${told.message}`).join("; ");
 }
 
 choose();

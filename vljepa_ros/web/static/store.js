@@ -3,9 +3,9 @@
 const SECONDS = 600;
 
 class Stream {
-  steps = []; // {stamp, score, segment, reused}
+  steps = []; // {stamp, score, segment, reused, familiarity}
   changes = []; // {segment, start, score, stamp}
-  words = []; // {segment, start, text, confidence, source, stamp}
+  words = []; // {segment, start, text, confidence, source, stamp, familiarity}
 
   add(kind, event) {
     const last = this.steps.at(-1);
@@ -57,13 +57,21 @@ export class Store {
     if (event.type === "history") {
       this.streams.delete(JSON.stringify([event.camera, event.query]));
       const stream = this.of(event.camera, event.query);
-      stream.steps = event.steps.map(([stamp, score, segment, reused]) => ({ stamp, score, segment, reused }));
+      stream.steps = event.steps.map(([stamp, score, segment, reused, familiarity]) =>
+        ({ stamp, score, segment, reused, familiarity }));
       stream.changes = event.changes;
       stream.words = event.words;
       return;
     }
     const kind = { step: "steps", change: "changes", words: "words" }[event.type];
     this.of(event.camera, event.query).add(kind, event);
+  }
+
+  // The latest different things that were said, of any stream; the newest first.
+  said(count) {
+    const words = [...this.streams.values()].flatMap((stream) => stream.words);
+    words.sort((a, b) => b.stamp - a.stamp);
+    return [...new Set(words.map((said) => said.text))].slice(0, count);
   }
 
   cameras() {

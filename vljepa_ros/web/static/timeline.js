@@ -1,6 +1,7 @@
-// The change-score timeline: segments shaded by turns, their words where they begin, the threshold at 1.
+// The change-score timeline: segments shaded by turns, their words where they begin, the threshold at 1, and a
+// mark for each change.
 
-import { clock, find, fixed } from "./dom.js";
+import { clock, familiar, find, fixed, joined, unfamiliar } from "./dom.js";
 
 const ROWS = 4; // of words
 const ROW = 16; // pixels
@@ -10,6 +11,8 @@ const FULL = 2; // score at the top, where none is higher
 const SCORES = [0, 1, 4, 9, 25, 100]; // that the scale names; its steps are those of the square root
 const GAP = 10; // between words of one row
 const SHORTEST = 46; // pixels in which words still say something
+const STRIP = 4; // pixels, along the foot, of what the model does not know
+const BREAK = 3; // seconds without a step that are a gap in the line
 
 export class Timeline {
   constructor() {
@@ -112,6 +115,8 @@ export class Timeline {
     pen.clip();
     this.drawSegments(pen, segments);
     this.drawScore(pen, seen);
+    this.drawStrange(pen, seen);
+    this.drawChanges(pen, (this.stream?.changes ?? []).filter((change) => change.stamp >= oldest));
     pen.restore();
     this.drawScale(pen, steps.length > 0);
     this.drawWords(pen, segments);
@@ -130,7 +135,7 @@ export class Timeline {
   }
 
   drawScore(pen, steps) {
-    const { x, y, bottom } = this.scale;
+    const { x, y } = this.scale;
     pen.strokeStyle = this.colour("line");
     pen.lineWidth = 1.5;
     pen.lineJoin = "round";
@@ -139,18 +144,33 @@ export class Timeline {
     for (const step of steps) {
       if (step.score === null) continue;
       // A gap in the stream is a gap in the line.
-      if (last === null || step.stamp - last > 3) pen.moveTo(x(step.stamp), y(step.score));
+      if (last === null || step.stamp - last > BREAK) pen.moveTo(x(step.stamp), y(step.score));
       else pen.lineTo(x(step.stamp), y(step.score));
       last = step.stamp;
     }
     pen.stroke();
+  }
+
+  // One mark a change, at the step that told it: the steps after have high scores, too, and are none.
+  drawChanges(pen, changes) {
+    const { x, y, top } = this.scale;
     pen.fillStyle = this.colour("mark");
-    for (const step of steps) {
-      if (step.score < 1) continue;
+    for (const change of changes) {
       pen.beginPath();
-      pen.arc(x(step.stamp), Math.min(y(step.score), bottom), 2.5, 0, 7);
+      pen.arc(x(change.stamp), Math.max(top, y(change.score ?? 1)), 3.5, 0, 7);
       pen.fill();
     }
+    this.canvas.dataset.changes = changes.length;
+  }
+
+  drawStrange(pen, steps) {
+    const { x, bottom } = this.scale;
+    pen.fillStyle = this.colour("bad");
+    steps.forEach((step, i) => {
+      if (!unfamiliar(step.familiarity)) return;
+      const [from, to] = [steps[i - 1]?.stamp ?? step.stamp, step.stamp].map(x);
+      pen.fillRect(from, bottom - STRIP, Math.max(1, to - from > x(BREAK) - x(0) ? 1 : to - from), STRIP);
+    });
   }
 
   drawScale(pen, dated) {
@@ -219,7 +239,7 @@ export class Timeline {
     const { x, y, top, bottom } = this.scale;
     const step = this.at === null ? null : steps[nearest(steps, this.at)];
     if (!step) {
-      this.details.textContent = steps.length ? "" : "No scores yet.";
+      this.details.textContent = this.stream?.steps.length ? "" : "No scores yet.";
       return;
     }
     pen.strokeStyle = this.colour("quiet");
@@ -229,10 +249,9 @@ export class Timeline {
     pen.arc(x(step.stamp), y(step.score ?? 0), 3, 0, 7);
     pen.fill();
     const segment = segments.findLast((one) => one.start <= step.stamp);
-    const words = segment?.words ? ` · “${segment.words.text}” (${fixed(segment.words.confidence)})` : "";
-    const reused = step.reused ? " · nothing new" : "";
-    this.details.textContent =
-      `${clock(step.stamp, 1)} · score ${fixed(step.score)} · segment ${step.segment}${reused}${words}`;
+    const words = segment?.words ? `“${segment.words.text}” (cosine ${fixed(segment.words.confidence)})` : "";
+    this.details.textContent = joined(clock(step.stamp, 1), `score ${fixed(step.score)}`, `segment ${step.segment}`,
+      familiar(step.familiarity), step.reused ? "nothing new" : "", words);
   }
 }
 

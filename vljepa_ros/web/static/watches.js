@@ -1,6 +1,6 @@
 // Watches: conditions in words, their scores against the threshold, and when they came true.
 
-import { clock, find, fixed, make, note, unfamiliar } from "./dom.js";
+import { clock, familiar, find, fixed, joined, make, note, unfamiliar } from "./dom.js";
 
 export class Watches {
   constructor(connection, camera) {
@@ -115,21 +115,22 @@ class Row {
   }
 
   say(text) {
-    this.about.textContent = this.camera ? `${this.camera} · ${text}` : text;
+    this.about.textContent = joined(this.camera, text);
   }
 
   score({ score, stamp }) {
     this.value.textContent = fixed(score);
     this.level.style.width = `${100 * Math.max(0, score ?? 0)}%`;
     this.meter.setAttribute("aria-valuenow", fixed(score));
-    this.say(`watching · ${clock(stamp)} · true from ${fixed(this.wanted)}`);
+    this.say(`watching · ${clock(stamp)} · cosine, true from ${fixed(this.wanted)}`);
   }
 
   ended(event) {
     this.runs = false;
     this.element.className = event.fired ? "fired" : this.cancelled ? "ended" : "failed";
     const strange = unfamiliar(event.familiarity) ? ", in what the model does not know" : "";
-    if (event.fired) this.say(`came true at ${clock(event.end, 1)} with ${fixed(event.score)}${strange}`);
+    const came = `came true at ${clock(event.end, 1)} with ${fixed(event.score)}${strange}`;
+    if (event.fired) this.say(joined(came, familiar(event.familiarity)));
     else this.say(this.cancelled ? "cancelled" : event.message);
     this.button.textContent = "Remove";
     this.button.setAttribute("aria-label", `Remove the watch for: ${this.text}`);
