@@ -111,6 +111,37 @@ def test_calibrated_again_it_learns_the_new_footage(
     assert (tmp_path / "drawn.png").is_file()
 
 
+def test_a_data_set_is_footage_of_which_the_whole_episodes_are_looked_at(
+    bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow", reason="PyArrow is not installed: pip install pyarrow")
+    from lerobot_sets import H264, Made
+
+    noise = np.random.default_rng(0).integers(0, 12, (7, 48, 64, 3), np.uint8)
+
+    def scene(episode: int, frame: int) -> np.ndarray:
+        picture = np.full((48, 64, 3), 60 + 20 * episode, np.uint8)
+        picture[:, :24] = 200 if frame < 40 else 90
+        return picture + noise[frame % 7]
+
+    cameras = ("observation.images.top", "observation.images.wrist")
+    made = Made(lengths=(80,) * 5, codec=H264, picture=scene, cameras=cameras)
+    root = made.write(tmp_path / "cubes", 2)
+    next(root.glob("videos/**/observation.images.top/*3.mp4")).unlink()
+    new = tmp_path / "new"
+    result = calibrate(bundle, root, "--camera", "top", "--out", new)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "Episode 3 of cubes is left out: there is no videos/" in said
+    about = load_bundle(new).calibration
+    assert about["footage"] == [f"Episode {k} of cubes" for k in (0, 1, 2, 4)]
+    assert 25 < about["seconds"] < 32
+    for more, sentence in (((), "Say which --camera of cubes; it has: "),
+                           (("--camera", "left"), "has no camera 'left'")):  # fmt: skip
+        result = calibrate(bundle, root, *more, "--out", tmp_path / "other")
+        assert result.exit_code == 1 and sentence in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -119,6 +150,7 @@ def test_calibrated_again_it_learns_the_new_footage(
         (["FOOTAGE", "--out", "BUNDLE"], "is there already"),
         (["FOOTAGE", "--out", "NEW", "--never", "none.txt"], "none.txt cannot be read"),
         (["SHORT", "--out", "NEW"], "20 s is the least"),
+        (["FOOTAGE", "--out", "NEW", "--camera", "top"], "none is given"),
         (["--live", "30", "--out", "NEW"], "Name the camera's topic"),
     ],
 )

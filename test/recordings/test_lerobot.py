@@ -30,6 +30,7 @@ from vljepa_ros.recordings.lerobot.selection import (
     fetch_episodes,
     is_meant,
     open_dataset,
+    spread,
     unseen,
 )
 
@@ -177,6 +178,14 @@ def test_some_episodes_are_chosen(tmp_path: Path) -> None:
         if why:
             with pytest.raises(DatasetError, match=why):
                 choose(dataset, chosen=chosen)
+
+
+def test_a_part_of_the_episodes_is_spread_over_them() -> None:
+    dataset: Any = types.SimpleNamespace(fps=10.0)
+    every = [Episode(Path(), k, "", 100, 0, (), "", "", 0.0, dataset) for k in range(100)]
+    assert spread(every, 10_000) == every
+    assert [one.index for one in spread(every, 50)] == [10, 30, 50, 70, 90]
+    assert [one.index for one in spread(every[:3], 1)] == [1]
 
 
 SAID = {

@@ -27,10 +27,16 @@ if TYPE_CHECKING:
     from vljepa_ros.inference.runtime import Runtime
     from vljepa_ros.recordings.calibration import Footage, Run, Source
 
+ENOUGH = 600.0  # seconds of a data set
 BUNDLE = typer.Argument(..., help="A folder, a shipped bundle's name, or a Hub id.")
-SOURCES = typer.Argument(None, help="Bags (folders, .db3, .mcap), videos, folders of images.")
+SOURCES = typer.Argument(
+    None,
+    help="Bags (folders, .db3, .mcap), videos, folders of images, LeRobot data sets (folders, Hub "
+    "ids).",
+)  # fmt: skip
 OUT = typer.Option(..., "--out", help="The folder of the calibrated bundle; it must not exist.")
 TOPIC = typer.Option(None, help="An image topic of the bags, or with --live; again for more.")
+CAMERA = typer.Option("", help="Of a data set: the camera's key, or the end of it.")
 RATE = typer.Option(
     None, "--changes-per-minute", min=0.01, callback=finite,
     help="The rate of changes that is wanted; else right of the knee of the rate's curve.",
@@ -50,6 +56,7 @@ def calibrate(
     changes_per_minute: float | None = RATE,
     live: float | None = LIVE,
     topic: list[str] = TOPIC,
+    camera: str = CAMERA,
     never: Path | None = NEVER,
     picture: Path | None = PICTURE,
     backend: str = typer.Option("auto", help="What runs the engines: auto, onnxruntime-cpu, ..."),
@@ -65,7 +72,7 @@ def calibrate(
         raise VLJepaError(f"{out} is there already; give the calibrated bundle another name.")
     old = load_bundle(find_bundle(bundle))
     conditions = _conditions(never) if never else calibration.NEVER
-    footage = [*_recordings(sources or [], topic or [])]
+    footage = [*_recordings(sources or [], topic or [], camera)]
     if live:
         from .live.footage import record
 
@@ -94,21 +101,67 @@ def calibrate(
     console.print(f"{new.model_id} in {out}")
 
 
-def _recordings(paths: Sequence[Path], topics: Sequence[str]) -> list[Source]:
+def _recordings(paths: Sequence[Path], topics: Sequence[str], camera: str) -> list[Source]:
     from vljepa_ros.perception.images import FULL_RANGE
     from vljepa_ros.recordings.calibration import Source
     from vljepa_ros.recordings.indexing import find_recordings
     from vljepa_ros.recordings.left_out import LeftOut
+    from vljepa_ros.recordings.lerobot.selection import is_meant
     from vljepa_ros.stamps import SECOND_NS
 
+    if camera and not any(map(is_meant, paths)):
+        raise VLJepaError("--camera is of a LeRobot data set, and none is given.")
     found = []
     for path in paths:
+        if is_meant(path):
+            found += _episodes(path, camera)
+            continue
         recordings, refused = find_recordings([path], topics, [], SECOND_NS)
         if refused:
             raise refused[0]
         (one,) = recordings
         frames = partial(one.frames, LeftOut(), FULL_RANGE)
         found.append(Source(path.name, tuple(one.cameras.values()), frames))
+    return found
+
+
+def _episodes(path: Path, camera: str) -> list[Source]:
+    """Episodes of a data set that are whole, spread over it; enough of them."""
+    from vljepa_ros.recordings.calibration import Source
+    from vljepa_ros.recordings.indexing import camera_in
+    from vljepa_ros.recordings.left_out import LeftOut
+    from vljepa_ros.recordings.lerobot.dataset import EpisodeError
+    from vljepa_ros.recordings.lerobot.pictures import pictures, recorded_frames
+    from vljepa_ros.recordings.lerobot.rows import Rows
+    from vljepa_ros.recordings.lerobot.selection import (
+        choose,
+        fetch_episodes,
+        open_dataset,
+        spread,
+    )
+    from vljepa_ros.stamps import SECOND_NS
+
+    dataset = open_dataset(path)
+    every = choose(dataset, camera)
+    some = spread(every, ENOUGH)
+    fetch_episodes(some)
+    name, found, left_out = camera_in(dataset, every[0].camera), [], LeftOut()
+    for episode in some:
+        try:
+            rows = Rows(episode)
+            for _ in pictures(rows):
+                pass
+        except EpisodeError as error:
+            left_out.episode(dataset.name, episode.index, error.reason)
+        else:
+            frames = partial(recorded_frames, rows, name, SECOND_NS)
+            found.append(Source(str(episode), (name,), frames))
+    for sentence in (*dataset.problems, *left_out.sentences()):
+        notice(sentence)
+    if len(some) < len(every):
+        notice(f"{len(some)} of the {len(every)} episodes of {dataset.name} are looked at.")
+    if not found:
+        raise VLJepaError(f"No episode of {dataset.name} can be looked at; give other footage.")
     return found
 
 

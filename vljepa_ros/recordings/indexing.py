@@ -161,7 +161,7 @@ def _as_seen(dataset: Dataset, key: str, chosen: str) -> list[Recording]:
     """The chosen episodes as the camera `key` saw them, fetched."""
     episodes = choose(dataset, key, chosen)
     key = episodes[0].camera
-    name = _name(f"{dataset.name}_{key.removeprefix('observation.').removeprefix('images.')}")
+    name = camera_in(dataset, key)
     less = unseen(dataset, episodes, chosen)
     note = f"{key} has no pictures in episode {ranges(less)}." if less else ""
     fetch_episodes(episodes)
@@ -222,6 +222,11 @@ def camera_of(topic: str) -> str:
     while (shorter := IMAGE_NAMES.sub("", topic)) != topic:
         topic = shorter
     return _name(topic)
+
+
+def camera_in(dataset: Dataset, key: str) -> str:
+    """The camera's name from a data set's and the key: cubes, observation.images.top: cubes_top."""
+    return _name(f"{dataset.name}_{key.removeprefix('observation.').removeprefix('images.')}")
 
 
 def _name(text: str) -> str:

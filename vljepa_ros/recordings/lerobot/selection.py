@@ -7,7 +7,7 @@ files and the one camera's videos of the chosen episodes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..left_out import ranges
@@ -47,6 +47,13 @@ def choose(dataset: Dataset, camera: str = "", chosen: str = "") -> list[Episode
             f"{dataset.name} has no pictures of {key} in the episodes it is asked for."
         )
     return found
+
+
+def spread(episodes: Sequence[Episode], seconds: float) -> list[Episode]:
+    """Some of the episodes, spread over all, that last about so long together."""
+    total = sum(one.seconds for one in episodes)
+    count = min(len(episodes), max(1, round(len(episodes) * seconds / total)))
+    return [episodes[(2 * k + 1) * len(episodes) // (2 * count)] for k in range(count)]
 
 
 def unseen(dataset: Dataset, episodes: Iterable[Episode], chosen: str = "") -> list[int]:
