@@ -186,6 +186,11 @@ def test_two_cameras_and_some_episodes(bundle: Path, tmp_path: Path) -> None:
         (["{set}", "--topic", "/a"], "by themselves: they have no --topic"),
         (["{set}", "{set}/meta"], "by themselves: "),
         (["{set}", "{other}/cubes", "--camera", "a"], "2 data sets have a camera 'cubes_a'"),
+        (
+            ["no/cubes"],
+            "There is no recording no/cubes (No such file or directory). If it is a data "
+            "set of the Hub, name its --camera.",
+        ),
         (["{set}/meta", "--episodes", "3"], "--episodes are of a LeRobot data set, and none is"),
     ],
 )

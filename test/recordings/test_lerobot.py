@@ -414,7 +414,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def test_of_the_hub_only_what_is_needed_is_fetched(hub: Hub) -> None:
     source = Path("someone/cubes@v3.0")
-    assert is_meant(source)
+    assert is_meant(source, camera=True)
+    assert not is_meant(source, camera=False)  # it may as well be a mistyped path
     dataset = open_dataset(source)
     assert dataset.name == "cubes" and hub.asked[0][:2] == ("someone/cubes", "v3.0")
     files = {str(p.relative_to(dataset.root)) for p in dataset.root.rglob("*") if p.is_file()}
@@ -430,7 +431,7 @@ def test_of_the_hub_only_what_is_needed_is_fetched(hub: Hub) -> None:
 def test_a_place_of_a_file_is_no_id(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "shift").mkdir()
     for name in ("shift/cam", "bags/cam.mp4", "a/b/c", "absent", "/a/b", "lines/all.jsonl"):
-        assert not is_meant(Path(name))
+        assert not is_meant(Path(name), camera=True)
     assert hub.asked == []
 
 

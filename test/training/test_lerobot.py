@@ -126,6 +126,7 @@ def test_what_cannot_be_done_is_a_sentence(tmp_path: Path) -> None:
             (run, "--data", tmp_path / "lines.jsonl", "--from", bundle, "--tasks"),
             "for a LeRobot data set",
         ),
+        ((run, "--data", "no/cubes", "--from", bundle), "There is no no/cubes; if it is a "),
         ((run, "--camera", "top"), "are of a data set: give it with --data"),
     ):
         done = train(*arguments)

@@ -109,11 +109,11 @@ def _recordings(paths: Sequence[Path], topics: Sequence[str], camera: str) -> li
     from vljepa_ros.recordings.lerobot.selection import is_meant
     from vljepa_ros.stamps import SECOND_NS
 
-    if camera and not any(map(is_meant, paths)):
+    if camera and not any(is_meant(path, True) for path in paths):
         raise VLJepaError("--camera is of a LeRobot data set, and none is given.")
     found = []
     for path in paths:
-        if is_meant(path):
+        if is_meant(path, bool(camera)):
             found += _episodes(path, camera)
             continue
         recordings, refused = find_recordings([path], topics, [], SECOND_NS)

@@ -34,7 +34,14 @@ from .lerobot.dataset import Dataset, DatasetError, Episode, EpisodeError
 from .lerobot.language import TASK, labels
 from .lerobot.pictures import recorded_frames
 from .lerobot.rows import Rows
-from .lerobot.selection import choose, fetch_episodes, is_meant, open_dataset, unseen
+from .lerobot.selection import (
+    choose,
+    fetch_episodes,
+    is_meant,
+    may_be_of_hub,
+    open_dataset,
+    unseen,
+)
 from .offline import RecordedFrame, bag_frames, perceive, video_frames
 from .stream_file import StreamFile
 from .video import VideoSource
@@ -102,7 +109,7 @@ def find_recordings(
     """
     if not paths:
         raise IndexingError("Say what to index: vljepa index BAG...")
-    if any(map(is_meant, paths)):
+    if any(is_meant(path, bool(names)) for path in paths):
         return _of_datasets(paths, topics, names, episodes)
     if episodes:
         raise IndexingError("--episodes are of a LeRobot data set, and none is given.")
@@ -131,7 +138,7 @@ def _of_datasets(
     paths: Sequence[Path], topics: Sequence[str], keys: Sequence[str], chosen: str
 ) -> tuple[list[Recording], list[VLJepaError]]:
     """The episodes of LeRobot data sets as their cameras saw them, as for `find_recordings`."""
-    others = [path for path in paths if not is_meant(path)]
+    others = [path for path in paths if not is_meant(path, bool(keys))]
     if others or topics:
         what = f"{others[0]} is none" if others else "they have no --topic"
         raise IndexingError(f"Index LeRobot data sets by themselves: {what}.")
@@ -178,7 +185,9 @@ def _recording(path: Path, topics: Sequence[str], names: Sequence[str], start_ns
     try:
         path.stat()
     except (OSError, ValueError) as error:
-        raise IndexingError(f"There is no recording {path} ({_reason(error)}).") from error
+        of_hub = " If it is a data set of the Hub, name its --camera." * may_be_of_hub(path)
+        said = f"There is no recording {path} ({_reason(error)}).{of_hub}"
+        raise IndexingError(said) from error
     if not is_bag(path):
         if topics:
             raise IndexingError(f"{path} is no bag, and has no --topic.")

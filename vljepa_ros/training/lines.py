@@ -24,6 +24,7 @@ from vljepa_ros.recordings.lerobot.selection import (
     choose,
     fetch_episodes,
     is_meant,
+    may_be_of_hub,
     open_dataset,
 )
 
@@ -105,8 +106,12 @@ def read(source: Path, default_query: str | None, choice: Choice = WHOLE) -> Giv
 
     `default_query`: as of `read_lines`; the labels of a data set are its answers.
     """
-    if is_meant(source):
+    if is_meant(source, bool(choice.camera)):
         return _of_dataset(source, default_query or "", choice)
+    if may_be_of_hub(source):
+        raise RecordingsError(
+            f"There is no {source}; if it is a LeRobot data set of the Hub, name its --camera."
+        )
     if choice != WHOLE:
         raise RecordingsError(
             f"--camera, --episodes and --tasks are for a LeRobot data set, and {source} is none."

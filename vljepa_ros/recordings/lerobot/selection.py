@@ -19,9 +19,18 @@ ABOUT = (
 )  # fmt: skip
 
 
-def is_meant(source: Path) -> bool:
-    """Whether `source` is the folder of a data set, or the id of one of the Hub."""
-    return is_dataset(source) or (not source.exists() and bool(hub_name(source)))
+def is_meant(source: Path, camera: bool) -> bool:
+    """Whether `source` is the folder of a data set, or the id of one of the Hub.
+
+    An id is meant only where a `camera` is named: a mistyped path looks the same, and nobody is to
+    be asked for it.
+    """
+    return is_dataset(source) or (camera and may_be_of_hub(source))
+
+
+def may_be_of_hub(source: Path) -> bool:
+    """Whether `source` has the form of an id of the Hub, and is nothing that lies here."""
+    return not source.exists() and bool(hub_name(source))
 
 
 def open_dataset(source: Path) -> Dataset:
