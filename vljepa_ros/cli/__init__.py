@@ -21,7 +21,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, _stop)
     try:
         _run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before the command began; LazyGroup has the others
         sys.exit(130)
 
 

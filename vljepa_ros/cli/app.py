@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from vljepa_ros.console import console, reader_has_gone
+
+INTERRUPTED = 130  # exit code on Ctrl-C: 128 + SIGINT
 
 # Name: (module in this package, its function or Typer application), in the order of --help.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -52,6 +57,17 @@ class LazyGroup(TyperGroup):
         command = typer.main.get_command(found)
         command.name = cmd_name
         return command
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; its ends that are no error are the same with every version of Typer."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            if reader_has_gone():
+                console.on_broken_pipe()
+            raise
 
 
 app = typer.Typer(
