@@ -526,6 +526,9 @@ def test_it_connects_again(graph: Graph, page: Browser) -> None:
     assert graph.web.end() == 0
     page.wait_for_text("#state-text", "Trying again")
     page.wait("document.getElementById('state').dataset.level === 'bad'")
+    assert page.js("document.getElementById('picture').hidden")  # nothing looks as if it lived
+    assert page.text("#rate-in") == page.text("#score") == "–"
+    assert "%" not in page.text("#labels")
     graph.restart_web()
     live = "document.getElementById('state-text').textContent === 'live'"
     graph.show(page, f"{live} && {PICTURE}")

@@ -53,7 +53,7 @@ export class Live {
     find("rate-in").textContent = camera ? `${rateIn} Hz` : "–";
     find("rate-out").textContent = camera ? `${rateOut} Hz` : "–";
     find("dropped").textContent = fixed(camera?.dropped, 0);
-    if (!step || step.latency !== undefined) find("latency").textContent = milliseconds(step?.latency);
+    if (!step || step.latency !== undefined) find("latency").textContent = duration(step?.latency);
     find("score").textContent = fixed(step?.score);
     find("familiar").textContent = step?.familiarity >= 0 ? fixed(step.familiarity) : "–";
   }
@@ -83,6 +83,12 @@ export class Live {
     else this.scores.set(event.camera, event);
   }
 
+  // Scores that nobody tells anew are not those of what is seen now.
+  forgetScores(camera) {
+    this.scores.clear();
+    this.showLabels(camera);
+  }
+
   showLabels(camera) {
     const { labels, version } = this.labels;
     const scores = this.scores.get(camera);
@@ -92,7 +98,10 @@ export class Live {
   }
 }
 
-const milliseconds = (seconds) => (Number.isFinite(seconds) ? `${fixed(1000 * seconds, 0)} ms` : "–");
+function duration(seconds) {
+  if (!Number.isFinite(seconds)) return "–";
+  return seconds < 1 ? `${fixed(1000 * seconds, 0)} ms` : `${fixed(seconds, 1)} s`;
+}
 
 // Since when words stand, and how well they fit; empty where there are none.
 function about(words, step) {

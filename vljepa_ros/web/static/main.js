@@ -42,8 +42,9 @@ function opened() {
 function closed(why, seconds) {
   lost = `${why} Trying again${seconds >= 1 ? ` in ${seconds} s` : ""} …`;
   watches.lost();
-  live.noPicture("No connection: what stands here is what was seen before.");
+  live.noPicture(""); // and state() says why
   live.numbers();
+  live.forgetScores(camera);
   state();
 }
 
