@@ -3,8 +3,8 @@
     vljepa up --video videos/tabletop.mp4 --bundle tabletop  # in one shell
     python examples/narrator.py                              # in another; it writes narrative.jsonl
 
-Each utterance becomes a line of JSON, with the times of the images: when the new meaning began, and
-when the question was answered.
+Each utterance becomes a line of JSON, with the times of images: where the new meaning began
+(`start`), and what the answer is about (`stamp`), named as in docs/command-line.md.
 
     python examples/narrator.py --ros-args -p log:=today.jsonl -p question:="What is moving?" -p
         candidates:="[no object, the orange can, the blue cube]"
@@ -27,6 +27,7 @@ from vljepa_ros.msg import Utterance
 from vljepa_ros.ros.arguments import check_arguments
 from vljepa_ros.ros.parameters import ParameterError, Spec, declare, unknown, values
 from vljepa_ros.ros.process import init_ros
+from vljepa_ros.stamps import iso, to_ns
 
 PARAMETERS = (
     Spec("log", "narrative.jsonl", "File that lines are added to."),
@@ -52,27 +53,26 @@ class Narrator(Node):
     async def narrate(self, said: Utterance) -> None:
         """Write down what was said; while the answer is awaited, the next utterance waits."""
         line: dict[str, Any] = {
-            "time": seconds(said.segment_start),
             "camera": said.camera,
+            **times("start", said.segment_start),
             "text": said.text,
-            "confidence": round(said.confidence, 3),
             "source": said.source,
+            "confidence": round(said.confidence, 4),
             "question": self.question,
         }
         try:
             found = await self.semantics.ask(self.question, self.candidates, said.camera)
-            line["answer"] = found.answer
-            line["certainty"] = round(max(found.scores), 3)
-            line["answered_at"] = seconds(found.stamp)
+            line |= {**times("stamp", found.stamp), "answer": found.answer}
+            line["certainty"] = round(max(found.scores), 4)
         except SemanticError as error:
             line["error"] = str(error)
         self.log.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.get_logger().info(f"{said.text} ({line.get('answer', 'no answer')})")
 
 
-def seconds(stamp: Any) -> float:
-    """A stamp in seconds."""
-    return stamp.sec + stamp.nanosec / 1e9
+def times(name: str, stamp: Any) -> dict[str, Any]:
+    """A stamp as the commands' JSON has it: ISO 8601, and nanoseconds."""
+    return {name: iso(to_ns(stamp)), f"{name}_ns": to_ns(stamp)}
 
 
 def main() -> int:

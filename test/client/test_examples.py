@@ -26,7 +26,7 @@ from vljepa_ros.action import Watch
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.msg import Utterance
-from vljepa_ros.stamps import to_ns
+from vljepa_ros.stamps import iso, to_ns
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 INTERRUPTED = Path(__file__).resolve().parents[1] / "support" / "interrupted.py"
@@ -205,15 +205,17 @@ def test_narrator_keeps_a_log(camera: Stream, probe: Probe, domain_id: int, tmp_
             return lines() >= 3
 
         probe.wait(three, f"three lines:\n{narrator.text}", deadline=60.0)
-        said = {(to_ns(u.segment_start) / 1e9, u.text) for u in probe.utterances}
+        said = {(to_ns(u.segment_start), u.text) for u in probe.utterances}
         for line in written:
-            assert (line["time"], line["text"]) in said
+            assert (line["start_ns"], line["text"]) in said
+            assert line["start"] == iso(line["start_ns"])
             assert line["camera"] == "camera"
             assert line["question"] == "How many objects are on the table?"
             assert line["answer"] in ("one", "two", "three")
             assert 1 / 3 <= line["certainty"] <= 1
-            assert line["answered_at"] >= line["time"]
-        assert [line["time"] for line in written] == sorted(line["time"] for line in written)
+            assert line["stamp_ns"] >= line["start_ns"]
+        begun = [line["start_ns"] for line in written]
+        assert begun == sorted(begun)
     finally:
         narrator.end()
 
