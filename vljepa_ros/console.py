@@ -2,6 +2,9 @@
 
 Invariant: results go to stdout, notices and errors to stderr; with `--json` nothing but JSON goes
 to stdout, whoever else prints there.
+
+Nothing is cut. On a terminal lines end between words; a word longer than the terminal stays whole,
+for the terminal to wrap. In a file or a pipe no line is wrapped.
 """
 
 from __future__ import annotations
@@ -11,11 +14,15 @@ import math
 import os
 import select
 import sys
+from collections.abc import Collection, Sequence
 from typing import IO, Any, NoReturn
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 GONE = 141  # exit code where nobody reads stdout any more: 128 + SIGPIPE, as of any other tool
+GAP = 2  # blanks between two columns
 
 
 class Output(Console):
@@ -23,6 +30,17 @@ class Output(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does; on a terminal, text is wrapped between words."""
+        if self.is_terminal and all(isinstance(one, (str, Text)) for one in objects):
+            options = {"soft_wrap": False, "overflow": "ignore", "crop": False, **options}
+        super().print(*objects, **options)
+
+    @property
+    def room(self) -> int | None:
+        """Characters of a line; None in a file or a pipe: any number."""
+        return self.width if self.is_terminal else None
 
     def on_broken_pipe(self) -> NoReturn:
         """Nobody reads any more, as behind `| head -1`: the command ends, and says nothing."""
@@ -93,3 +111,93 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(one) for one in value]
     return value
+
+
+def print_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Collection[str] = (),
+    title: str = "",
+) -> None:
+    """Print a table, whole, with the columns of the headings in `right` at their right."""
+    if title:
+        console.print(title, style="bold")
+    for line in table_lines(headings, rows, right, console.room):
+        console.print(line)
+
+
+def table_lines(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Collection[str] = (),
+    room: int | None = None,
+) -> list[str]:
+    """The lines of a table in `room` characters (None: any number).
+
+    Cells are wrapped between words. Where the longest words of the columns do not fit side by side,
+    each row becomes lines of its own, `heading  cell`, with an empty line between two rows.
+    """
+    columns = list(zip(headings, *rows, strict=True))
+    natural = [max(map(cell_len, column)) for column in columns]
+    least = [max(cell_len(word) for cell in column for word in cell.split() or [""])
+             for column in columns]  # fmt: skip
+    if room is None:
+        widths = natural
+    else:
+        left = room - GAP * (len(columns) - 1)
+        if sum(least) > left:
+            return _one_by_one(headings, rows, room)
+        widths = _shared(natural, least, left)
+    lines = []
+    for row in (headings, *rows):
+        cells = [_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for k in range(max(map(len, cells))):
+            parts = [cell[k] if k < len(cell) else "" for cell in cells]
+            lines.append(_line(parts, widths, [heading in right for heading in headings]))
+    return lines
+
+
+def _shared(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Widths of columns, `room` in all: the least, and more for those first that want little."""
+    widths, spare = list(least), room - sum(least)
+    wanting = sorted(range(len(widths)), key=lambda k: natural[k] - least[k])
+    for done, k in enumerate(wanting):
+        more = min(natural[k] - least[k], spare // (len(wanting) - done))
+        widths[k] += more
+        spare -= more
+    return widths
+
+
+def _one_by_one(headings: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[str]:
+    """Each row as lines of `heading  cell`, without its empty cells."""
+    width = max(map(cell_len, headings))
+    lines: list[str] = []
+    for row in rows:
+        if lines:
+            lines.append("")
+        for heading, cell in zip(headings, row, strict=True):
+            for k, part in enumerate(_wrapped(cell, max(1, room - width - GAP)) if cell else []):
+                lines.append(_line(["" if k else heading, part], [width, 0], [False, False]))
+    return lines
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """A text in lines of `width` characters at most, but for longer words; as it is if it fits."""
+    if cell_len(text) <= width:
+        return [text]
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and cell_len(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _line(parts: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    padded = []
+    for part, width, at_right in zip(parts, widths, right, strict=True):
+        blanks = " " * (width - cell_len(part))
+        padded.append(blanks + part if at_right else part + blanks)
+    return (" " * GAP).join(padded).rstrip()

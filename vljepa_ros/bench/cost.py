@@ -21,16 +21,15 @@ from typing import Any
 import numpy as np
 import typer
 from rich.progress import Progress
-from rich.table import Table
 
 from vljepa_ros.bundle.graphs import GraphSpec, TensorSpec
-from vljepa_ros.console import console, print_json
+from vljepa_ros.console import console, print_json, print_table
 from vljepa_ros.errors import EngineError, VLJepaError
 from vljepa_ros.inference.backends import open_engine
 from vljepa_ros.inference.engine import Engine
 
 from . import flop
-from .engines import progress, show
+from .engines import progress
 from .machine import describe, machine
 
 SMALL = "tabletop"  # the preset that any machine runs in minutes
@@ -318,21 +317,21 @@ def _products(path: Path, size: int) -> GraphSpec:
 
 
 def _print(report: dict[str, Any]) -> None:
-    table = Table(title=f"Preset {report['preset']}", title_justify="left")
-    for heading in ("network", "parameters (million)", "GFLOP", "per"):
-        left = heading in ("network", "per")
-        table.add_column(heading, justify="left" if left else "right")
-    for name, part in report["parts"].items():
-        table.add_row(name, f"{part['parameters'] / 1e6:.2f}", f"{part['gflop']:.4g}", part["per"])
-    show(table)
+    rows = [
+        (name, f"{part['parameters'] / 1e6:.2f}", f"{part['gflop']:.4g}", part["per"])
+        for name, part in report["parts"].items()
+    ]
+    numbers = ("parameters (million)", "GFLOP")
+    title = f"Preset {report['preset']}"
+    print_table(("network", *numbers, "per"), rows, right=numbers, title=title)
+    console.print()
     measured = report["runs"] is not None
-    for what, rows in report["growth"].items():
-        table = Table(title=f"A step by {what}", title_justify="left")
-        headings = (what, "GFLOP", *(("p50 (ms)", "GFLOP/s", "of the peak") if measured else ()))
-        for heading in (*headings, "GFLOP ×", *(("time ×",) if measured else ())):
-            table.add_column(heading, justify="right")
-        first = next(iter(rows.values()))
-        for size, row in rows.items():
+    for what, growth in report["growth"].items():
+        headings = (what, "GFLOP", *(("p50 (ms)", "GFLOP/s", "of the peak") if measured else ()),
+                    "GFLOP ×", *(("time ×",) if measured else ()))  # fmt: skip
+        first = next(iter(growth.values()))
+        table = []
+        for size, row in growth.items():
             cells = [size, f"{row['gflop']:.4g}"]
             if measured:
                 share = row.get("share_of_peak")
@@ -341,8 +340,9 @@ def _print(report: dict[str, Any]) -> None:
             cells.append(f"{row['gflop'] / first['gflop']:.2f}")
             if measured:
                 cells.append(f"{row['p50_ms'] / first['p50_ms']:.2f}")
-            table.add_row(*cells)
-        show(table)
+            table.append(cells)
+        print_table(headings, table, right=headings, title=f"A step by {what}")
+        console.print()
     if measured and report["peak_gflop_per_s"] is not None:
         console.print(
             f"The peak, {report['peak_gflop_per_s']:.0f} GFLOP/s, was measured in the same run "

@@ -20,10 +20,9 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from vljepa_ros.bundle.spec import load_bundle
-from vljepa_ros.console import console, print_json
+from vljepa_ros.console import console, print_json, print_table
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.backends import BACKENDS, backends
 from vljepa_ros.inference.engine import PRECISIONS
@@ -33,7 +32,6 @@ from .contenders import Bench, EngineContender
 from .machine import describe, device_memory_of, machine
 
 CAMERAS, QUERIES = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8, 16, 32)
-WIDTH = 120  # characters
 PEERS = {"torch": "torch, eager", "compile": "torch.compile", "saccadic": "saccadic"}
 
 
@@ -92,11 +90,6 @@ def engines(
 def progress() -> Progress:
     """A bar on stderr that leaves nothing behind."""
     return Progress(console=Console(stderr=True), transient=True)
-
-
-def show(table: Table) -> None:
-    """Print a table whole, also into a file or a pipe, where there is no width to go by."""
-    console.print(table, width=console.width if console.is_terminal else WIDTH)
 
 
 def _wanted(
@@ -260,27 +253,26 @@ def _print(report: dict[str, Any]) -> None:
     rows = report["engines"]
     shown = {**{name: name for name in PEERS.values() if name in rows}, ANEW: "whole clip"}
     for task in dict.fromkeys(task for row in rows.values() for task in row["tasks"]):
-        table = Table(title=task, title_justify="left")
         known = {peer for row in rows.values() if task in row["tasks"]
                  for peer in row["tasks"][task]["times_faster_than"]}  # fmt: skip
         peers = [peer for peer in shown if peer in known]
         headings = ("contender", "runs in", "p50 (ms)", "p90", "p99", "per s", "cosine")
-        for heading in (*headings, *(f"× {shown[peer]}" for peer in peers)):
-            left = heading in headings[:2]
-            table.add_column(heading, justify="left" if left else "right")
+        numbers = (*headings[2:], *(f"× {shown[peer]}" for peer in peers))
+        cells = []
         for name, row in rows.items():
             if task not in row["tasks"]:
                 continue
             found = row["tasks"][task]
             parts = dict.fromkeys(row["runs"][p.split(",")[0]] for p in task.split(" + "))
             faster, cosine = found["times_faster_than"], found["cosine"]
-            table.add_row(
+            cells.append([
                 name, " + ".join(parts), *(f"{found[p]:.2f}" for p in ("p50_ms", "p90_ms",
                 "p99_ms")), f"{found['per_second']:.0f}",
                 "" if cosine is None else f"{cosine:.5f}",
                 *(f"{faster[peer]:.2f}" if peer in faster else "" for peer in peers),
-            )  # fmt: skip
-        show(table)
+            ])  # fmt: skip
+        print_table((*headings[:2], *numbers), cells, right=numbers, title=task)
+        console.print()
     _print_memory(rows)
     for name, growth in report["growth"].items():
         _print_growth(name, growth)
@@ -300,25 +292,25 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_memory(rows: dict[str, Any]) -> None:
-    table = Table(title="Memory (MB)", title_justify="left")
-    for heading in ("contender", "process", "of that the networks", "on the device"):
-        table.add_column(heading, justify="left" if heading == "contender" else "right")
+    numbers = ("process", "of that the networks", "on the device")
+    cells = []
     for name, row in rows.items():
         device = "" if row["device_mb"] is None else f"{row['device_mb']:.0f}"
-        table.add_row(name, f"{row['resident_mb']:.0f}", f"{row['own_mb']:.0f}", device)
-    show(table)
+        cells.append((name, f"{row['resident_mb']:.0f}", f"{row['own_mb']:.0f}", device))
+    print_table(("contender", *numbers), cells, right=numbers, title="Memory (MB)")
+    console.print()
 
 
 def _print_growth(name: str, growth: dict[str, dict[str, float]]) -> None:
     for what, sizes in growth.items():
-        table = Table(title=f"{what}: {name}", title_justify="left")
         one = sizes["1"]
         each = what == "cameras"
-        for heading in (what.split(",")[0], "step (ms)", "each (ms)", "each, of one alone",
-                        "step, of one"):  # fmt: skip
-            table.add_column(heading, justify="right")
+        headings = (what.split(",")[0], "step (ms)", "each (ms)", "each, of one alone",
+                    "step, of one")  # fmt: skip
+        cells = []
         for size, ms in sizes.items():
             share = ms / int(size)
-            table.add_row(size, f"{ms:.2f}", f"{share:.2f}", f"{share / one:.3f}" if each else "",
-                          f"{ms / one:.2f}")  # fmt: skip
-        show(table)
+            cells.append((size, f"{ms:.2f}", f"{share:.2f}", f"{share / one:.3f}" if each else "",
+                          f"{ms / one:.2f}"))  # fmt: skip
+        print_table(headings, cells, right=headings, title=f"{what}: {name}")
+        console.print()

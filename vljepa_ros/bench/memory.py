@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 import typer
-from rich.table import Table
 
-from vljepa_ros.console import console, notice, print_json
+from vljepa_ros.console import console, notice, print_json, print_table
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.store import Limits, MomentStore
@@ -218,19 +217,17 @@ def _memory() -> dict[str, float]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    table = Table(
-        title=f"{report['moments']} moments of {report['dim']} numbers", title_justify="left"
-    )
-    for heading in ("search", "p50 (ms)", "p90", "p99", f"recall@{BEST}", "NumPy p50", "p99"):
-        table.add_column(heading, justify="left" if heading == "search" else "right")
+    headings = ("search", "p50 (ms)", "p90", "p99", f"recall@{BEST}", "NumPy p50", "p99")
+    rows = []
     ours, theirs = report["store"], report["numpy"]
     for name in ("everything", "camera", "time", "both"):
         a, b = ours[name], theirs[name]
-        table.add_row(
+        rows.append([
             name, *(f"{a[f'p{p}_ms']:.1f}" for p in (50, 90, 99)), f"{a[f'recall@{BEST}']:.3f}",
             *(f"{b[f'p{p}_ms']:.1f}" for p in (50, 99)),
-        )  # fmt: skip
-    console.print(table)
+        ])  # fmt: skip
+    title = f"{report['moments']} moments of {report['dim']} numbers"
+    print_table(headings, rows, right=headings[1:], title=title)
     one, pictures = report["one_at_the_limit_ms"], "with" if report["thumbnails"] else "without"
     console.print(
         f"Adding: {report['moments_per_s']:.0f} moments/s in batches of {CHUNK}, {pictures} "

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import typer
-from rich.table import Table
 
-from vljepa_ros.console import console, print_json
+from vljepa_ros.console import console, print_json, print_table
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.perception.stages import KEPT
 from vljepa_ros.ros.process import Spinner, needs_ros, set_fastdds
@@ -259,22 +258,22 @@ def _report(
 
 
 def _print(report: dict[str, Any]) -> None:
-    table = Table(title="Perception node", title_justify="left")
-    for heading in ("stage", "p50 (ms)", "p99 (ms)"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for name, row in {**report["stages"], "added by the node": report["added"]}.items():
-        table.add_row(name, f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}")
+    numbers = ("p50 (ms)", "p99 (ms)")
+    stages = [
+        (name, f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}")
+        for name, row in {**report["stages"], "added by the node": report["added"]}.items()
+    ]
+    print_table(("stage", *numbers), stages, right=numbers, title="Perception node")
+    console.print()
     frames, answer = report["frames"], report["parameter_answer_ms"]
-    console.print(table)
-    memory = Table(title="Resident memory (MB)", title_justify="left")
-    for heading in ("process", "at the start", "at the end", "most", "drift", "second half"):
-        memory.add_column(heading, justify="left" if heading == "process" else "right")
-    for name, row in report["memory"].items():
-        memory.add_row(
-            name, *(f"{row[key]:.1f}" for key in ("start_mb", "end_mb", "most_mb")),
-            f"{100 * row['largest_drift']:.2f} %", f"{100 * row['late_drift']:.2f} %",
-        )  # fmt: skip
-    console.print(memory)
+    megabytes = ("at the start", "at the end", "most", "drift", "second half")
+    memory = [
+        [name, *(f"{row[key]:.1f}" for key in ("start_mb", "end_mb", "most_mb")),
+         f"{100 * row['largest_drift']:.2f} %", f"{100 * row['late_drift']:.2f} %"]
+        for name, row in report["memory"].items()
+    ]  # fmt: skip
+    print_table(("process", *megabytes), memory, right=megabytes, title="Resident memory (MB)")
+    console.print()
     console.print(
         f"{report['cameras']} x {report['size']} at {report['fps']:.1f} Hz, {report['model_id']}: "
         f"{report['steps']} steps in {report['seconds']:.1f} s, of which the times are of the last "

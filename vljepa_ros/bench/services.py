@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import typer
-from rich.table import Table
 
-from vljepa_ros.console import console, notice, print_json
+from vljepa_ros.console import console, notice, print_json, print_table
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.process import Signals
 from vljepa_ros.words.bank import Bank
@@ -251,9 +250,7 @@ def _milliseconds(durations: list[float]) -> dict[str, float]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    table = Table(title="Services of the perception node", title_justify="left")
-    for heading in ("call", "p50 (ms)", "p90 (ms)", "p99 (ms)"):
-        table.add_column(heading, justify="left" if heading == "call" else "right")
+    numbers = ("p50 (ms)", "p90 (ms)", "p99 (ms)")
     crowd, watches = report["crowd"], report["watches"]
     rows = {
         "predictor": report["predictor"],
@@ -263,10 +260,13 @@ def _print(report: dict[str, Any]) -> None:
         f"ask, {crowd['callers']} callers": crowd,
         f"search, {PHRASES:,} phrases": report["phrases"],
     }
-    for name, row in rows.items():
-        cells = (f"{row[key]:.2f}" if key in row else "" for key in ("p50_ms", "p90_ms", "p99_ms"))
-        table.add_row(name, *cells)
-    console.print(table)
+    keys = ("p50_ms", "p90_ms", "p99_ms")
+    cells = [
+        [name, *(f"{row[key]:.2f}" if key in row else "" for key in keys)]
+        for name, row in rows.items()
+    ]
+    title = "Services of the perception node"
+    print_table(("call", *numbers), cells, right=numbers, title=title)
     console.print(
         f"{report['model_id']}, a camera of {WIDTH}x{HEIGHT} at {report['camera_fps']:g} Hz, "
         f"{crowd['stream_hz_alone']:.2f} steps a second.\n"

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from vljepa_ros.console import console, notice
+from vljepa_ros.console import console, notice, print_table
 from vljepa_ros.errors import VLJepaError
 
 from .times import finite
@@ -249,23 +249,19 @@ def _write(old: Bundle, found: dict[str, Any], out: Path) -> Bundle:
 
 def _report(old: Bundle, new: Bundle, before: Run, after: Run, about: dict[str, Any]) -> None:
     """Before and after, in lines."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "before", "after"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for name, (one, other) in {
+    rows = [(name, _number(one), _number(other)) for name, (one, other) in {
         "gate (grey levels)": (old.thresholds.gate, new.thresholds.gate),
         "change (Ward cost)": (old.thresholds.change, new.thresholds.change),
         "watch (cosine)": (old.thresholds.watch, new.thresholds.watch),
         "familiar from": (old.familiarity_threshold, new.familiarity_threshold),
-    }.items():
-        table.add_row(name, _number(one), _number(other))
-    table.add_row("encodes passed over", f"{before.passed_over:.0%}", f"{after.passed_over:.0%}")
-    table.add_row("changes a minute", f"{before.changes_per_minute:.1f}",
-                  f"{after.changes_per_minute:.1f}")  # fmt: skip
-    table.add_row("not familiar", _share(old, before), _share(new, after))
-    console.print(table)
+    }.items()]  # fmt: skip
+    rows += [
+        ("encodes passed over", f"{before.passed_over:.0%}", f"{after.passed_over:.0%}"),
+        ("changes a minute", f"{before.changes_per_minute:.1f}",
+         f"{after.changes_per_minute:.1f}"),
+        ("not familiar", _share(old, before), _share(new, after)),
+    ]  # fmt: skip
+    print_table(("", "before", "after"), rows, right=("before", "after"))
     for note in about.get("notes", ()):
         notice(f"{note}.")
     if new.familiarity is not None and after.unfamiliar > 0.5:

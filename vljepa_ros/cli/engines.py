@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.table import Table
 
 from vljepa_ros.bundle.locate import DEFAULT
-from vljepa_ros.console import console, notice, print_json
+from vljepa_ros.console import console, notice, print_json, print_table
 from vljepa_ros.errors import EngineError
 from vljepa_ros.stamps import SECOND_NS, clock
 
@@ -165,12 +164,8 @@ def list_engines(
     if not found:
         console.print(f"No engine is built yet in {folder()}: vljepa engines build.")
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("graph", "precision", "library", "GPU", "cosine", "MiB", "built", ""):
-        table.add_column(title, justify="right" if title in ("cosine", "MiB") else "left")
-    for one in found:
-        table.add_row(*_row(one))
-    console.print(table)
+    headings = ("graph", "precision", "library", "GPU", "cosine", "MiB", "built", "problem")
+    print_table(headings, [_row(one) for one in found], right=("cosine", "MiB"))
 
 
 def _record(one: Listed) -> dict[str, Any]:

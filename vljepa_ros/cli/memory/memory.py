@@ -12,9 +12,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from rich.table import Table
 
-from vljepa_ros.console import console, notice, print_json
+from vljepa_ros.console import console, notice, print_json, print_table
 from vljepa_ros.errors import StoreError
 from vljepa_ros.memory.store import Limits, MomentStore, default_store
 from vljepa_ros.stamps import clock
@@ -74,14 +73,12 @@ def list_(
     if as_json:
         print_json([moment_record("memory list", one) for one in moments])
     elif moments:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("time", "s", "camera", "text", "pinned", "id"):
-            table.add_column(heading, no_wrap=heading != "text")
-        for m in moments:
-            seconds = f"{(m.end_ns - m.start_ns) / 1e9:.1f}"
-            pinned = "pinned" if m.pinned else ""
-            table.add_row(clock(m.start_ns), seconds, m.camera, m.text, pinned, m.id)
-        console.print(table)
+        cells = [
+            (clock(m.start_ns), f"{(m.end_ns - m.start_ns) / 1e9:.1f}", m.camera, m.text,
+             "pinned" if m.pinned else "", m.id)
+            for m in moments
+        ]  # fmt: skip
+        print_table(("time", "s", "camera", "text", "pinned", "id"), cells, right=("s",))
     else:
         notice("There are no moments.")
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import typer
-from rich.table import Table
 
 from vljepa_ros.bundle.locate import DEFAULT
 from vljepa_ros.bundle.spec import load_bundle
-from vljepa_ros.console import console, notice, print_json
+from vljepa_ros.console import console, notice, print_json, print_table
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.fleet import COLLECTION, FleetStore
 from vljepa_ros.memory.moment import Moment
@@ -73,7 +72,7 @@ def recall(
     if as_json:
         print_json([moment_record("recall", one.moment, score=one.score) for one in found])
     elif found:
-        console.print(_table(found))
+        _print(found)
     else:
         notice("Nothing that fits has been stored.")
 
@@ -128,28 +127,22 @@ def _in_fleet(
     return fleet.search(text.embedding(bundle.model_id, url), cameras, *bounds, limit)
 
 
-def _table(found: Sequence[Found]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("time", "camera", "s", "score"):
-        table.add_column(column, justify="right" if column in ("s", "score") else "left",
-                         no_wrap=True)  # fmt: skip
+def _print(found: Sequence[Found]) -> None:
     known = any(one.moment.familiarity >= 0 for one in found)
-    if known:
-        table.add_column("familiar", justify="right", no_wrap=True)
     episodes = any(one.moment.episode >= 0 for one in found)
-    if episodes:
-        table.add_column("episode", justify="right", no_wrap=True)
-    table.add_column("text", overflow="fold")
+    rows = []
     for one in found:
         moment = one.moment
         seconds = (moment.end_ns - moment.start_ns) / 1e9
-        table.add_row(
+        rows.append([
             clock(moment.start_ns), moment.camera, f"{seconds:.1f}", f"{one.score:.2f}",
             *([f"{moment.familiarity:.2f}"] if known else []),
             *([str(moment.episode) if moment.episode >= 0 else ""] if episodes else []),
             _told(moment),
-        )  # fmt: skip
-    return table
+        ])  # fmt: skip
+    more = [*(["familiar"] if known else []), *(["episode"] if episodes else [])]
+    numbers = ("s", "score", *more)
+    print_table(("time", "camera", *numbers, "text"), rows, right=numbers)
 
 
 def _told(moment: Moment) -> str:
