@@ -385,7 +385,7 @@ def test_the_exported_messages_are_those_of_the_nodes(
             message = deserialize_message(data, getattr(interfaces, name))
             seen.add(connection.topic)
             if name == "ModelInfo":
-                assert message == sent(info_message(model, (model.bundle.query.default,)))
+                assert message == sent(info_message(model, Settings()))
                 continue
             one = step[message.camera, log_ns - LATE]
             if name == "SemanticEmbedding":

@@ -200,6 +200,8 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
             "camera front" in graph.health["decoder"]
             and "<camera>/thumbnail" in graph.offered("memory")["subscribes"]
             and all("state" in graph.health[node] for node in LIFECYCLE)
+            and "video" in graph.health["camera"]
+            and "page" in graph.health["web"]
             and "model_info" in graph.offered("web")["subscribes"]
         ),
         "every node to be at work",
@@ -227,7 +229,7 @@ def absent(node: str) -> set[str]:
     return {"<camera>/thumbnail"} if node == "web" else set()
 
 
-@pytest.mark.parametrize("node", LIFECYCLE)
+@pytest.mark.parametrize("node", NODES)
 def test_the_lines_of_diagnostics_are_on_the_page(graph: Graph, node: str) -> None:
     page = lines(node)
     for line, keys in graph.health[node].items():

@@ -31,7 +31,9 @@ FIELDS = {
     "msg/ModelInfo.msg": """
         string model_id, string backend, string precision, uint32 embedding_dim, uint32 clip_frames,
         uint32 image_size, float32 sample_rate, string[] queries, float32 watch_threshold,
-        uint64 stream_id, string[] cameras, float32 familiarity_threshold""",
+        uint64 stream_id, string[] cameras, float32 familiarity_threshold,
+        vljepa_ros/Setting[] settings""",
+    "msg/Setting.msg": "string name, float64 value, string origin",
     "msg/Moment.msg": """
         string camera, uint64 segment_id, builtin_interfaces/Time start,
         builtin_interfaces/Time end, string text, float32 score,
@@ -71,7 +73,8 @@ FIELDS = {
         --- float32 score, builtin_interfaces/Time stamp""",
 }  # fmt: skip
 PARTS = {"msg": [""], "srv": ["Request", "Response"], "action": ["Goal", "Result", "Feedback"]}
-ROS_TYPES = {"float32": "float", "bool": "boolean"}  # as rosidl's Python names them
+# As rosidl's Python names them.
+ROS_TYPES = {"float32": "float", "float64": "double", "bool": "boolean"}
 
 
 def generated_type(declared: str) -> str:

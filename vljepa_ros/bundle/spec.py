@@ -22,6 +22,7 @@ REQUIRED = ("x_encoder", "predictor", "y_encoder")
 PARTS = (*REQUIRED, "y_decoder")
 NO_QUERY = ""  # the standing query of a bundle that has none
 UNKNOWN = -1.0  # the familiarity of what a bundle cannot tell of
+BUNDLE, CALIBRATION = "bundle", "calibration"  # where thresholds of a bundle came from
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,19 @@ class Bundle:
     def familiarity_threshold(self) -> float:
         """The familiarity, 0..1, below which nothing is put into words; -1: it cannot tell."""
         return self.familiarity.threshold if self.familiarity is not None else UNKNOWN
+
+    def origin_of(self, threshold: str) -> str:
+        """Where `gate`, `change`, `watch` or `familiarity` came from.
+
+        CALIBRATION: `vljepa calibrate` set it by footage; BUNDLE: it came with the bundle.
+        """
+        before = self.calibration.get("before")
+        if not isinstance(before, dict):
+            return BUNDLE
+        if threshold == "familiarity":
+            return CALIBRATION
+        kept = before.get(threshold) == getattr(self.thresholds, threshold)
+        return BUNDLE if kept else CALIBRATION
 
     def is_unfamiliar(self, familiarity: float) -> bool:
         """Whether what has this familiarity is not what the bundle was made for.

@@ -19,6 +19,7 @@ from std_msgs.msg import Header
 
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.recordings.video import VideoSource
+from vljepa_ros.ros import diagnostics
 from vljepa_ros.ros.messages import rgb_message, to_time
 from vljepa_ros.ros.names import check_camera
 from vljepa_ros.ros.parameters import ParameterError, Spec, declare, unknown, values
@@ -47,6 +48,7 @@ class VideoNode(Node):
         self.finished = threading.Event()
         self.on_finished: Callable[[], None] = self.finished.set
         self.exit_code = 0
+        self.failure = ""  # why it has ended before the source
         self.published = 0
         self._problems = declare(self, self.specs)
         for sentence in unknown(self):
@@ -62,6 +64,8 @@ class VideoNode(Node):
                 Image, f"{self._values['camera']}/image_raw", qos_profile_sensor_data
             )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._diagnostics = diagnostics.publisher(self)
+        self._timer = self.create_timer(1.0, self._diagnose, clock=steady)
         self._starter = self.create_timer(0.0, self._begin, clock=steady)
 
     def _begin(self) -> None:
@@ -74,6 +78,11 @@ class VideoNode(Node):
         self.finished.set()
         if self._thread.is_alive():
             self._thread.join(2.0)
+
+    def _diagnose(self) -> None:
+        status = diagnostics.Status("video", message="playing" if self.published else "waiting")
+        status.values = {"source": self._values["source"], "frames": self.published}
+        diagnostics.publish(self._diagnostics, self, [status])
 
     def _play(self) -> None:
         """The player's thread."""
@@ -90,10 +99,10 @@ class VideoNode(Node):
                 source.close()
         except (VLJepaError, OSError) as error:
             self.get_logger().fatal(str(error))
-            self.exit_code = 1
-        except Exception:
+            self.failure, self.exit_code = str(error), 1
+        except Exception as error:
             self.get_logger().fatal(traceback.format_exc())
-            self.exit_code = 1
+            self.failure, self.exit_code = f"{type(error).__name__}: {error}", 1
         self.on_finished()
 
     def _wait_for_subscriber(self) -> None:

@@ -91,6 +91,15 @@ class CameraNoise:
         self.level, self._count = None, 0
         self.restart()
 
+    def thresholds(self, least: float) -> np.ndarray:
+        """Grey levels from which each block is new, float32 `[G, G]`, or `[]` before it has learnt.
+
+        `least`: the lowest.
+        """
+        if self.level is None:
+            return np.array(least, np.float32)
+        return np.clip(FACTOR * self.level, least, max(least, MOST))
+
     def novelty(self, frames: np.ndarray, reference: np.ndarray, least: float) -> float:
         """The largest change of a block from `reference` to `frames`, in thresholds.
 
@@ -102,7 +111,7 @@ class CameraNoise:
         if self.level is None:
             return float(changes.max()) / least
         learnt = FACTOR * self.level[..., None]
-        thresholds = np.clip(learnt, least, max(least, MOST))
+        thresholds = self.thresholds(least)[..., None]
         low, high = frames.min(0), frames.max(0)
         low_before, high_before = reference.min(0), reference.max(0)
         beyond = np.maximum(low_before - low, high - high_before)
@@ -129,6 +138,13 @@ class NoveltyGate:
         self.noise = CameraNoise()
         self._means: np.ndarray | None = None
         self._end_ns = 0
+
+    @property
+    def median_threshold(self) -> float:
+        """Grey levels from which the median block is new now; 0: everything is."""
+        if not self.learns:
+            return self.threshold
+        return float(np.median(self.noise.thresholds(self.threshold)))
 
     def novelty(self, clip: Clip) -> float:
         """The largest change of a block mean since the clip encoded last, in grey levels.

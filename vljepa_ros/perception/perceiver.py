@@ -180,6 +180,10 @@ class Perceiver:
         level = self._cameras[camera].chunks.gate.noise.level
         return None if level is None else float(np.median(level))
 
+    def gate_threshold(self, camera: str) -> float:
+        """Grey levels from which the camera's median block is new now, by what its gate learnt."""
+        return self._cameras[camera].chunks.gate.median_threshold
+
     def seen(self, camera: str) -> Seen | None:
         """The visual tokens of the camera's last step; None before the stream's first."""
         return self._cameras[camera].seen
@@ -324,10 +328,9 @@ class Perceiver:
             intake = max(state.rate_mhz, millihertz(bundle.clip.sample_rate))
             state.sampler.rate_mhz, state.sampler.max_gap_ns = intake, max_gap_ns
             state.window.configure(intake, max_gap_ns)
-            threshold = settings.gate_threshold
             gate = state.chunks.gate
-            gate.learns = threshold is None
-            gate.threshold = bundle.thresholds.gate if threshold is None else threshold
+            gate.learns = settings.gate_threshold is None
+            gate.threshold = settings.value_of("gate_threshold", bundle)
             gate.max_age_ns = round(settings.gate_max_age * 1e9)
             for query in queries:
                 stream = state.streams.setdefault(query, _Stream(ChangeDetector(1, 1, 1, 1)))

@@ -8,14 +8,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vljepa_ros.bundle.spec import Bundle
+from vljepa_ros.bundle.spec import BUNDLE, Bundle
 from vljepa_ros.errors import VLJepaError
 
 from .change import ChangeDetector
 
+PARAMETER = "parameter"  # whose value is not the bundle's
+
 
 class SettingsError(VLJepaError):
     """A setting is out of its range."""
+
+
+@dataclass(frozen=True)
+class Effective:
+    """A setting as it is in effect.
+
+    `name`: the parameter's, or, of what no parameter sets, the message field's or the manifest's.
+    `origin`: PARAMETER, BUNDLE or CALIBRATION.
+    """
+
+    name: str
+    value: float
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,40 @@ class Settings:
 
     def rate_of(self, camera: str, bundle: Bundle) -> float:
         """Steps per second of a camera."""
-        return self.rates.get(camera) or self.rate or bundle.clip.sample_rate
+        return self.rates.get(camera) or self.value_of("rate", bundle)
+
+    def value_of(self, name: str, bundle: Bundle) -> float:
+        """What is in effect of a setting whose None means the bundle's value."""
+        return next(one.value for one in self.effective(bundle) if one.name == name)
+
+    def effective(self, bundle: Bundle) -> list[Effective]:
+        """Rates and thresholds in effect, and where each came from.
+
+        `rate`, `<camera>.rate`: steps per second. `gate_threshold`: grey levels 0..255, where the
+        gate learns the lowest. `change_threshold`: a Ward cost. `candidate`, `min_segment`: steps.
+        `hysteresis`: 0..1. `watch_threshold`, `phrases.cosine`, `phrases.margin`: cosines.
+        `familiarity_threshold`: 0..1. Those that the bundle does not have are left out.
+        """
+        limits, change, phrases = bundle.thresholds, bundle.change, bundle.phrases
+        found = [
+            _either("rate", self.rate, bundle.clip.sample_rate),
+            *(Effective(f"{name}.rate", rate, PARAMETER) for name, rate in self.rates.items()),
+            _either("gate_threshold", self.gate_threshold, limits.gate, bundle.origin_of("gate")),
+            _either(
+                "change_threshold", self.change_threshold, limits.change, bundle.origin_of("change")
+            ),
+            _either("candidate", self.candidate, change.candidate),
+            _either("min_segment", self.min_segment, change.min_segment),
+            _either("hysteresis", self.hysteresis, change.hysteresis),
+            Effective("watch_threshold", limits.watch, bundle.origin_of("watch")),
+        ]
+        if bundle.familiarity is not None:
+            value, origin = bundle.familiarity_threshold, bundle.origin_of("familiarity")
+            found.append(Effective("familiarity_threshold", value, origin))
+        if phrases is not None:
+            found.append(Effective("phrases.cosine", phrases.cosine, BUNDLE))
+            found.append(Effective("phrases.margin", phrases.margin, BUNDLE))
+        return found
 
     def queries_of(self, bundle: Bundle) -> tuple[str, ...]:
         """The standing questions; the one empty text where the bundle's predictor is asked nothing.
@@ -81,9 +129,16 @@ class Settings:
     def set_detector(self, detector: ChangeDetector, camera: str, bundle: Bundle) -> None:
         """Put these settings into a detector that steps at the camera's rate."""
         scale = self.rate_of(camera, bundle) / bundle.clip.sample_rate
-        default = bundle.change
+        values = {one.name: one.value for one in self.effective(bundle)}
         # Ward's cost grows with the number of steps, so it is counted in sample-rate steps.
-        detector.threshold = (self.change_threshold or bundle.thresholds.change) * scale
-        detector.candidate = max(1, round((self.candidate or default.candidate) * scale))
-        detector.min_segment = max(1, round((self.min_segment or default.min_segment) * scale))
-        detector.hysteresis = default.hysteresis if self.hysteresis is None else self.hysteresis
+        detector.threshold = values["change_threshold"] * scale
+        detector.candidate = max(1, round(values["candidate"] * scale))
+        detector.min_segment = max(1, round(values["min_segment"] * scale))
+        detector.hysteresis = values["hysteresis"]
+
+
+def _either(name: str, given: float | None, usual: float, origin: str = BUNDLE) -> Effective:
+    """What is given, else what the bundle has."""
+    if given is None:
+        return Effective(name, float(usual), origin)
+    return Effective(name, float(given), PARAMETER)

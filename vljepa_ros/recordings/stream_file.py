@@ -18,6 +18,7 @@ import numpy as np
 
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.perception.perceiver import Step
+from vljepa_ros.perception.settings import Settings
 from vljepa_ros.words.speaker import Said
 
 from .bags import BagError
@@ -29,6 +30,7 @@ TOPICS = {
     "/utterances": "Utterance",
     "/model_info": "ModelInfo",
 }
+PARTS = ("Setting",)  # types that those have in them
 LATCHED = "/model_info"
 
 
@@ -52,8 +54,8 @@ class StreamFile:
     What is written before the end of the context is lost where that ends with an exception.
     """
 
-    def __init__(self, out: Path, model: Runtime, queries: tuple[str, ...]) -> None:
-        self._out, self._model, self._queries = out, model, queries
+    def __init__(self, out: Path, model: Runtime, settings: Settings) -> None:
+        self._out, self._model, self._settings = out, model, settings
         self._model_id = model.bundle.model_id
         if out.suffix != ".mcap":
             raise BagError(f"The stream is written as MCAP: {out} must have a name in .mcap.")
@@ -68,7 +70,7 @@ class StreamFile:
         except ImportError as error:
             raise BagError(f"Writing {self._out} needs rosbags: pip install rosbags.") from error
         self._types = get_typestore(Stores.ROS2_HUMBLE)
-        for name in TOPICS.values():
+        for name in (*PARTS, *TOPICS.values()):
             text = (message_folder() / f"{name}.msg").read_text(encoding="utf-8")
             self._types.register(get_types_from_msg(text, f"vljepa_ros/msg/{name}"))
         self._folder = Path(tempfile.mkdtemp(prefix=f".{self._out.name}.", dir=self._out.parent))
@@ -148,15 +150,18 @@ class StreamFile:
         )  # fmt: skip
 
     def _introduce(self, log_ns: int) -> None:
-        bundle = self._model.bundle
+        bundle, settings = self._model.bundle, self._settings
+        setting = self._types.types["vljepa_ros/msg/Setting"]
         encoder = next(engine for engine in self._model.info if engine.name == "x_encoder")
         self._write(
             LATCHED, log_ns, model_id=self._model_id, backend=encoder.backend,
             precision=encoder.precision, embedding_dim=bundle.embedding_dim,
             clip_frames=bundle.clip.frames, image_size=bundle.clip.image_size,
-            sample_rate=bundle.clip.sample_rate, queries=list(self._queries),
+            sample_rate=bundle.clip.sample_rate, queries=list(settings.queries_of(bundle)),
             watch_threshold=bundle.thresholds.watch, stream_id=0, cameras=[],
             familiarity_threshold=bundle.familiarity_threshold,
+            settings=[setting(one.name, one.value, one.origin)
+                      for one in settings.effective(bundle)],
         )  # fmt: skip
 
     def _write(self, topic: str, log_ns: int, **fields: Any) -> None:

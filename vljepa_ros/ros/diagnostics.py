@@ -54,11 +54,12 @@ def publish(to: Publisher, node: Node, statuses: Sequence[Status]) -> None:
     to.publish(array)
 
 
-def node_status(name: str, state: str, failure: str) -> Status:
-    """The node's own line: its lifecycle state, and why it is not further."""
+def node_status(state: str, failure: str, model_id: str) -> Status:
+    """The node's own line: its lifecycle state, why it is not further, and its bundle."""
+    values: dict[str, str | int | float] = {"state": state, "model_id": model_id or "none"}
     if failure:
-        return Status("state", ERROR, failure, {"state": state})
-    return Status("state", OK if state == "active" else WARN, state, {"state": state})
+        return Status("state", ERROR, failure, values)
+    return Status("state", OK if state == "active" else WARN, state, values)
 
 
 def engine_statuses(model: Runtime) -> list[Status]:

@@ -26,6 +26,7 @@ from rclpy.service import Service
 from rclpy.task import Future
 
 from vljepa_ros.bundle.locate import DEFAULT
+from vljepa_ros.bundle.spec import Bundle
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.backends import BACKENDS
 from vljepa_ros.inference.engine import PRECISIONS
@@ -63,7 +64,7 @@ class ModelNode(LifecycleNode):
     """
 
     specs: Sequence[Spec] = ()
-    stays = True  # where it cannot start; else its process ends
+    stays = True  # where it cannot start; else its process ends, and says why
     spare: Sequence[Spec] = ()  # that a parameter file may hold in vain, at their defaults
 
     def __init__(self, name: str, **options: Any) -> None:
@@ -119,6 +120,11 @@ class ModelNode(LifecycleNode):
     def statuses(self) -> list[diagnostics.Status]:
         """What the node says about its parts, once a second."""
         return []
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """The bundle that is loaded; None: none is."""
+        return None
 
     # -------------------------------------------------------------- transitions
 
@@ -288,10 +294,10 @@ class ModelNode(LifecycleNode):
             return
         if self.trigger_configure() is TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
-        if self.state != "active":
+        if self.state != "active" and self.stays:
             name = self.get_fully_qualified_name()
             again = "start it again."
-            if self.stays and shutil.which("ros2"):
+            if shutil.which("ros2"):
                 again = f"ros2 lifecycle set {name} configure, then activate; or {again}"
             self.get_logger().error(f"{name} is {self.state}. When the cause is mended: {again}")
 
@@ -332,5 +338,6 @@ class ModelNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
     def _diagnose(self) -> None:
-        own = diagnostics.node_status(self.get_fully_qualified_name(), self.state, self.failure)
+        model_id = self.bundle.model_id if self.bundle is not None else ""
+        own = diagnostics.node_status(self.state, self.failure, model_id)
         diagnostics.publish(self.diagnostics, self, [own, *self.statuses()])

@@ -29,6 +29,7 @@ from vljepa_ros.msg import (
     SemanticEmbedding,
     Utterance,
 )
+from vljepa_ros.ros import diagnostics
 from vljepa_ros.ros.parameters import ParameterError, Spec, declare, unknown, values
 
 from .bridge import Bridge, number, seconds
@@ -62,6 +63,7 @@ class WebNode(Node):
         self.finished = threading.Event()
         self.on_finished: Callable[[], None] = self.finished.set
         self.exit_code = 0
+        self.failure = ""  # why it has ended by itself
         self.url = ""  # of the page, with a token that was made up; empty: it does not listen yet
         self._problems = declare(self, self.specs)
         for sentence in unknown(self):
@@ -74,6 +76,7 @@ class WebNode(Node):
         self._cameras: dict[str, Told] = {}
         self._words: dict[str, Told] = {}  # of the decoder: whether it can speak
         steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._diagnostics = diagnostics.publisher(self)
         self._starter = self.create_timer(0.0, self._begin, clock=steady)
         self._timer = self.create_timer(1.0, self._on_second, clock=steady)
 
@@ -96,8 +99,9 @@ class WebNode(Node):
             self._fail(traceback.format_exc())
 
     def _fail(self, why: str) -> None:
-        self.get_logger().fatal(why)
-        self.exit_code = 1
+        """End: there is no page. Whoever shares the process goes on."""
+        self.get_logger().error(why)
+        self.failure, self.exit_code = why.strip().splitlines()[-1], 1
         self.on_finished()
 
     def _serve(self) -> None:
@@ -170,9 +174,12 @@ class WebNode(Node):
                 self._cameras[part.removeprefix("camera ")] = now, told
 
     def _on_second(self) -> None:
-        """Tell the pages how the graph is."""
+        """Tell the pages how the graph is, and the graph how the page is."""
         if self._server is None:
             return
+        page = diagnostics.Status("page", message="served")
+        page.values = {"url": self.url.partition("?")[0], "open": self._server.pages}
+        diagnostics.publish(self._diagnostics, self, [page])
         there = {name for name, _ in self.get_service_names_and_types()}
         self._server.push(
             {

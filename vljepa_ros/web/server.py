@@ -142,6 +142,11 @@ class WebServer:
         self._thread = threading.Thread(target=self._run, name="web", daemon=True)
         self._thread.start()
 
+    @property
+    def pages(self) -> int:
+        """How many pages are open."""
+        return len(self._pages)
+
     def push(self, event: Event) -> None:
         """Tell every page, and those that open later."""
         self._bridge.to_loop(self._loop, lambda: self._push(event))

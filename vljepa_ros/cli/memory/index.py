@@ -83,7 +83,7 @@ def index(
     loaded = load_bundle(bundle)
     settings = Settings(queries=tuple(query or ()))
     settings.check()
-    queries = settings.queries_of(loaded)
+    settings.queries_of(loaded)  # or it refuses them
     if words and loaded.decoder is None and loaded.phrases is None:
         notice(f"{loaded.model_id} has neither decoder nor phrases: the moments get no words.")
     with ExitStack() as stack:
@@ -93,7 +93,7 @@ def index(
         before = len(kept)
         model = open_model(loaded, backend, list(loaded.graphs) if words else REQUIRED)
         stack.callback(model.close)
-        file = stack.enter_context(StreamFile(export, model, queries)) if export else None
+        file = stack.enter_context(StreamFile(export, model, settings)) if export else None
         bar = stack.enter_context(_Bar(sum(one.seconds for one in found)))
         indexer = Indexer(
             model,

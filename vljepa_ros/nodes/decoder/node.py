@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vljepa_ros.bundle.spec import Bundle
 from vljepa_ros.client.source import OTHERS, Sources
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.runtime import Runtime
@@ -131,6 +132,11 @@ class DecoderNode(ModelNode):
     def model(self) -> Runtime | None:
         """The engines that run now."""
         return self.engines.model
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """The bundle that is loaded."""
+        return self.model.bundle if self.model is not None else None
 
     # -------------------------------------------------------------- changes
 
@@ -376,6 +382,10 @@ class DecoderNode(ModelNode):
         words = Status("words", values={"words": who, "phrases": 0})
         words.values |= {f"said by {name}": self.sources[name] for name in SOURCES}
         choice, progress = self._banks.choice, self._banks.progress
+        spec = choice.spec if choice is not None else None
+        for name in ("cosine", "margin"):  # from which a phrase is said
+            asked = "none" if spec is None else f"{getattr(spec, name):g} (bundle)"
+            words.values[f"phrases.{name}"] = asked
         if choice is not None:
             words.values["phrases"] = choice.phrases
             if self._banks.problem:

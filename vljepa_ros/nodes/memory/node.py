@@ -20,7 +20,7 @@ import numpy as np
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
-from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.bundle.spec import Bundle, load_bundle
 from vljepa_ros.client.source import OTHERS, Sources
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.fleet import COLLECTION
@@ -161,6 +161,11 @@ class MemoryNode(ModelNode):
         if self._open.store is not None:
             self._open.store.close()
         self._open.store = self._writer = self._recorder = None
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """The bundle whose moments are kept."""
+        return self._open.bundle if self._open.store is not None else None
 
     # -------------------------------------------------------------- the executor's side
 
@@ -310,7 +315,9 @@ class MemoryNode(ModelNode):
         if writer.waiting or writer.written != self._sized:
             worker.wake()  # to write or to measure again, also where nothing more is heard
         status = Status("store")
+        store = self._open.store
         status.values = {
+            "folder": str(store.folder.absolute()) if store is not None else "",
             "moments": self._size[0],
             "bytes": self._size[1],
             "written/s": self._rate.update(writer.written),

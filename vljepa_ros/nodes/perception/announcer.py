@@ -50,7 +50,7 @@ class Announcer:
         perceiver, model, publisher = self._stream.perceiver, self._stream.model, self._publisher
         if perceiver is None or model is None or publisher is None:
             return
-        info = info_message(model, perceiver.settings.queries_of(model.bundle))
+        info = info_message(model, perceiver.settings)
         info.stream_id = self._stream.id
         info.cameras = self._stream.seeing() if self._node.state == "active" else []
         publisher.publish(info)

@@ -96,6 +96,7 @@ class Health:
             "encodes skipped": counters.reused,
             "encodes skipped (%)": 100 * counters.reused / max(steps, 1),
             "noise (grey levels)": "not learnt yet" if noise is None else noise,
+            "new from (grey levels)": perceiver.gate_threshold(camera.name),
             "changes": counters.changes,
             "familiarity": latest.familiarity if latest is not None else UNKNOWN,
             "restarts": counters.restarts,
@@ -161,6 +162,13 @@ class Health:
         new = total - self._counted.get(camera.name, Counter())
         self._counted[camera.name] = total
         return new
+
+
+def settings_status(perceiver: Perceiver) -> Status:
+    """The line of the rates and thresholds in effect, and of where each came from."""
+    found = perceiver.settings.effective(perceiver.bundle)
+    values = {one.name: f"{one.value:g} ({one.origin})" for one in found}
+    return Status("settings", message="what is in effect, and from where", values=dict(values))
 
 
 def stage_status(stages: Stages) -> Status:

@@ -8,8 +8,9 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 from vljepa_ros.inference.runtime import Runtime
-from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding
+from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Setting
 from vljepa_ros.perception.perceiver import Change, Step
+from vljepa_ros.perception.settings import Settings
 from vljepa_ros.ros.messages import floats, to_time
 
 
@@ -56,8 +57,11 @@ def change_message(
     )
 
 
-def info_message(model: Runtime, queries: tuple[str, ...]) -> ModelInfo:
-    """Which model the stream comes from; backend and precision are the X-encoder's."""
+def info_message(model: Runtime, settings: Settings) -> ModelInfo:
+    """Which model the stream comes from, and with which settings.
+
+    Backend and precision are the X-encoder's.
+    """
     bundle = model.bundle
     encoder = next(engine for engine in model.info if engine.name == "x_encoder")
     return ModelInfo(
@@ -68,7 +72,11 @@ def info_message(model: Runtime, queries: tuple[str, ...]) -> ModelInfo:
         clip_frames=bundle.clip.frames,
         image_size=bundle.clip.image_size,
         sample_rate=float(bundle.clip.sample_rate),
-        queries=list(queries),
+        queries=list(settings.queries_of(bundle)),
         watch_threshold=float(bundle.thresholds.watch),
         familiarity_threshold=bundle.familiarity_threshold,
+        settings=[
+            Setting(name=one.name, value=one.value, origin=one.origin)
+            for one in settings.effective(bundle)
+        ],
     )

@@ -14,6 +14,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from vljepa_ros.bundle.spec import Bundle
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.perception.perceiver import Step
 from vljepa_ros.perception.thumbnails import thumbnail
@@ -24,7 +25,7 @@ from vljepa_ros.ros.parameters import Spec, overrides
 
 from . import overlay
 from .announcer import Announcer
-from .health import CameraHealth, Health, stage_status
+from .health import CameraHealth, Health, settings_status, stage_status
 from .key_frames import KeyFrames
 from .labels import StandingLabels
 from .messages import change_message, embedding_message
@@ -148,13 +149,20 @@ class PerceptionNode(ModelNode):
             self._key_frames.count = values["change_frames"]
 
     def statuses(self) -> list[Status]:
-        """A line for each camera while active, for each engine, and for the stages."""
-        if self.stream.perceiver is None:
+        """A line for each camera while active, for the settings, each engine, and the stages."""
+        perceiver = self.stream.perceiver
+        if perceiver is None:
             return []
         cameras = self._health.statuses() if self.state == "active" else []
         agents = (self._announcer.status(), self._questions.status(), self._watches.status())
         engines = self.stream.engines.statuses()
-        return [*cameras, *agents, *engines, stage_status(self.stream.stages)]
+        settled = settings_status(perceiver)
+        return [*cameras, settled, *agents, *engines, stage_status(self.stream.stages)]
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """The bundle that is loaded."""
+        return self.stream.model.bundle if self.stream.model is not None else None
 
     # -------------------------------------------------------------- what it publishes
 
