@@ -17,7 +17,7 @@ from vljepa_ros.stamps import clock, to_ns
 
 from ..records import record, scored
 from ..times import finite
-from .calls import TIMEOUT, live
+from .calls import LOOK, TIMEOUT, live
 from .view import BAR
 
 INTERVAL = 1.0  # seconds between two scores where there is no terminal
@@ -25,8 +25,9 @@ INTERVAL = 1.0  # seconds between two scores where there is no terminal
 CAMERA = typer.Option("", help="The camera that is meant; not needed where there is one alone.")
 NAMESPACE = typer.Option("", help="Namespace of the perception node.")
 WAIT = typer.Option(
-    TIMEOUT, min=0.1, callback=finite, help="Seconds until an answer is no longer waited for."
-)
+    None, min=0.1, callback=finite,
+    help=f"Seconds that the node and its answer are waited for. Default: {LOOK:g} and {TIMEOUT:g}.",
+)  # fmt: skip
 JSON = typer.Option(False, "--json", help="Print JSON.")
 LINES = typer.Option(False, "--json", help="Print JSON Lines, one for each score.")
 LABELS = typer.Argument(..., help="What it may be, in words.")
@@ -38,7 +39,7 @@ def ask(
     candidate: list[str] = CANDIDATE,
     camera: str = CAMERA,
     namespace: str = NAMESPACE,
-    timeout: float = WAIT,
+    timeout: float | None = WAIT,
     as_json: bool = JSON,
 ) -> None:
     """Ask what a camera sees now."""
@@ -66,7 +67,7 @@ def classify(
     camera: str = CAMERA,
     template: str = typer.Option("", help='A sentence around each label, e.g. "a video of {}".'),
     namespace: str = NAMESPACE,
-    timeout: float = WAIT,
+    timeout: float | None = WAIT,
     as_json: bool = JSON,
 ) -> None:
     """Score labels against what a camera sees now, the best first."""
@@ -108,7 +109,7 @@ def watch(
         about = {"camera": camera, "stamp": stamp_ns, "text": text, "score": score}
         print_json(record("watch: score", **about), line=True)
 
-    with live("watch", namespace, TIMEOUT) as graph, _Score(shown=not as_json) as score:
+    with live("watch", namespace) as graph, _Score(shown=not as_json) as score:
         show = print_score if as_json else score.show
         call = graph.client.watch(text, camera, threshold, timeout, show)
         moment = graph.result(call, f"'{text}' was true")

@@ -11,6 +11,7 @@ not come back from there ends with exit code 1 and a trace.
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 import sys
 import time
@@ -28,26 +29,64 @@ if TYPE_CHECKING:
     from vljepa_ros.client import Call, SemanticClient
     from vljepa_ros.memory.store import Found
 
+LOOK = 3.0  # seconds until a service that nobody offers is taken for absent
 TIMEOUT = 7.0  # seconds; longer than the nodes wait for one another, so that theirs is the sentence
 SPIN = 0.1  # seconds until a signal is seen
 LOCKED_UP = 30.0  # seconds; no node takes as long to be made or taken away
+SERVICES = {  # what a command calls, of which type, and whose it is
+    "ask": ("ask", "vljepa_ros/srv/Ask", "perception"),
+    "classify": ("classify", "vljepa_ros/srv/Classify", "perception"),
+    "watch": ("watch/_action/send_goal", "vljepa_ros/action/Watch_SendGoal", "perception"),
+    "recall": ("recall", "vljepa_ros/srv/Recall", "memory"),
+}
+
+
+class Joined:
+    """A node of the command's own, spun by whoever waits. `stopped`: the signals that have come."""
+
+    def __init__(self, node: Any, stopped: list[int]) -> None:
+        self.node = node
+        self.stopped = stopped
+
+    def spin(self) -> None:
+        """Let what has come be handled; returns after `SPIN` seconds at the latest."""
+        import rclpy
+
+        rclpy.spin_once(self.node, timeout_sec=SPIN)
+        faulthandler.cancel_dump_traceback_later()  # node and clients have been made
 
 
 class Live:
-    """A node of the command's own, spun by whoever waits."""
+    """A client of the running graph."""
 
-    def __init__(self, node: Any, client: SemanticClient, stopped: list[int]) -> None:
+    def __init__(self, joined: Joined, client: SemanticClient) -> None:
         self.client = client
-        self._node = node
-        self._stopped = stopped  # the signals that have come
+        self._joined = joined
+
+    def find(self, command: str, namespace: str, seconds: float) -> None:
+        """Until somebody offers what `command` calls in `namespace`.
+
+        VLJepaError where nobody does within `seconds`, which names who does elsewhere.
+        """
+        base, kind, owner = SERVICES[command]
+        wanted, end = f"{namespace}/{base}", time.monotonic() + seconds
+        while True:
+            there = _offered(self._joined.node, base, kind)
+            if wanted in there:
+                return
+            if self._joined.stopped:
+                raise VLJepaError("Stopped before there was an answer.")
+            if time.monotonic() >= end:
+                raise VLJepaError(_nobody(wanted, there, owner))
+            self._joined.spin()
 
     def result(self, call: Call, what: str = "there was an answer") -> Any:
         """The result of a call; VLJepaError where it has none, or is stopped before `what`.
 
         Where nobody reads the output any more, the command ends.
         """
-        while not call.done() and not self._stopped and not reader_has_gone():
-            self._spin()
+        while not call.done() and not self._joined.stopped and not reader_has_gone():
+            self._joined.spin()
         if not call.done():
             call.cancel()
             self._see_off()
@@ -59,26 +98,18 @@ class Live:
     def _see_off(self) -> None:
         """Until the node has heard of the cancellation, or a second signal comes."""
         end = time.monotonic() + TIMEOUT
-        while self.client.pending and len(self._stopped) < 2 and time.monotonic() < end:
-            self._spin()
-
-    def _spin(self) -> None:
-        """Let what has come be handled; returns after `SPIN` seconds at the latest."""
-        import rclpy
-
-        rclpy.spin_once(self._node, timeout_sec=SPIN)
-        faulthandler.cancel_dump_traceback_later()  # node and clients have been made
+        while self.client.pending and len(self._joined.stopped) < 2 and time.monotonic() < end:
+            self._joined.spin()
 
 
 @contextmanager
-def live(command: str, namespace: str, timeout: float) -> Iterator[Live]:
-    """A client of the graph in `namespace`, whose calls take `timeout` seconds at most."""
-    namespace = checked_namespace("--namespace", namespace)
+def joined(command: str) -> Iterator[Joined]:
+    """A node in the graph, without parameter services."""
     set_fastdds()
     try:
         import rclpy
 
-        from vljepa_ros.client import SemanticClient
+        import vljepa_ros.client  # noqa: F401 - now: it takes longer than a node to be made
     except ImportError as error:
         raise needs_ros(command, error) from error
     with _noted() as stopped, ExitStack() as stack:
@@ -88,10 +119,53 @@ def live(command: str, namespace: str, timeout: float) -> Iterator[Live]:
         stack.callback(rclpy.try_shutdown)
         node = rclpy.create_node(f"vljepa_{command}", start_parameter_services=False)
         stack.callback(node.destroy_node)
-        client = SemanticClient(node, namespace, timeout)
-        stack.callback(client.destroy)
         stack.callback(_end_if_locked_up)
-        yield Live(node, client, stopped)
+        yield Joined(node, stopped)
+
+
+@contextmanager
+def live(command: str, namespace: str, timeout: float | None = None) -> Iterator[Live]:
+    """A client of the graph in `namespace`, once what `command` calls is there.
+
+    `timeout`: seconds that a call may take, and that its node is waited for; None: `TIMEOUT` and
+    `LOOK`.
+    """
+    namespace = checked_namespace("--namespace", namespace)
+    with joined(command) as graph:
+        from vljepa_ros.client import SemanticClient
+
+        client = SemanticClient(graph.node, namespace, TIMEOUT if timeout is None else timeout)
+        try:
+            found = Live(graph, client)
+            found.find(command, namespace, LOOK if timeout is None else timeout)
+            yield found
+        finally:
+            _end_if_locked_up()
+            client.destroy()
+
+
+def _offered(node: Any, base: str, kind: str) -> list[str]:
+    """The names of the services of a type that end in `base`."""
+    return [
+        name
+        for name, kinds in node.get_service_names_and_types()
+        if kind in kinds and name.endswith(f"/{base}")
+    ]
+
+
+def _nobody(wanted: str, there: Sequence[str], owner: str) -> str:
+    """That nobody offers a service, who offers it elsewhere, and what to do."""
+    name, *others = (one.split("/_action/")[0] for one in (wanted, *sorted(there)))
+    if not others:
+        domain = os.environ.get("ROS_DOMAIN_ID", "0")
+        return (
+            f"Nobody offers {name} in ROS domain {domain}: start the {owner} node (vljepa up or "
+            "the launch file), with the same ROS_DOMAIN_ID."
+        )
+    places = [one.rpartition("/")[0] for one in others]
+    given = [f"give --namespace {place}" if place else "leave --namespace out" for place in places]
+    are = "is" if len(others) == 1 else "are"
+    return f"Nobody offers {name}; {', '.join(others)} {are} there: {' or '.join(given)}."
 
 
 def _end_if_locked_up() -> None:
@@ -123,17 +197,16 @@ def recall_live(
     limit: int = 0,
     fleet: bool = False,
     namespace: str = "",
-    timeout: float = TIMEOUT,
 ) -> list[Found]:
     """What the running memory node recalls, best first; the moments are without embeddings.
 
     Bounds in nanoseconds, 0: none. `fleet`: it is to ask the fleet's server. VLJepaError where it
-    refuses, or does not answer within `timeout` seconds.
+    refuses, or does not answer in time.
     """
     from vljepa_ros.ros.messages import to_time
 
     after, before = (to_time(bound) for bound in (after_ns, before_ns))
-    with live("recall", namespace, timeout) as graph:
+    with live("recall", namespace) as graph:
         call = graph.client.recall(text, cameras, after, before, limit, fleet)
         return [_found(message) for message in graph.result(call).moments]
 
