@@ -35,6 +35,7 @@ ARGUMENTS = {
     "video": ("", "Video file, folder of images or device to play as the first camera."),
     "memory": ("false", "Remember what was seen, on disk: the memory node and its service recall."),
     "web": ("false", "Serve a page to look at, on the web node's address."),
+    "web_port": ("", "Port of the page; 0: one that is free; empty: params_file's."),
     "log_level": ("info", "debug, info, warn, error or fatal."),
     "use_respawn": ("false", "Start a node again when its process dies."),
 }
@@ -44,6 +45,12 @@ def _flag(name: str, value: str) -> bool:
     if value.lower() not in ("true", "false", "1", "0"):
         raise ValueError(f"Launch argument '{name}' must be true or false, not '{value}'.")
     return value.lower() in ("true", "1")
+
+
+def _port(value: str) -> dict[str, int]:
+    if value and not (value.isdecimal() and int(value) < 65536):
+        raise ValueError(f"Launch argument 'web_port' must be 0 to 65535, not '{value}'.")
+    return {"port": int(value)} if value else {}
 
 
 def _cameras(value: str) -> list[str]:
@@ -86,7 +93,7 @@ def _nodes(context: LaunchContext) -> list:
         for name, values in own.items()
     ]
     if _flag("web", given["web"]):
-        file = [given["params_file"], clock]
+        file = [given["params_file"], {**clock, **_port(given["web_port"])}]
         actions.append(Node(executable="web_node", name="web", parameters=file, **again, **common))
     if given["video"]:
         source = {"source": _absolute(given["video"])}

@@ -60,6 +60,6 @@ def test_every_argument_is_described() -> None:
     arguments = {a.name: a.description for a in description.get_launch_arguments()}
     assert set(arguments) == {
         "params_file", "namespace", "autostart", "use_sim_time", "bundle", "backend", "cameras",
-        "video", "memory", "web", "log_level", "use_respawn",
+        "video", "memory", "web", "web_port", "log_level", "use_respawn",
     }  # fmt: skip
     assert all(text.endswith(".") for text in arguments.values())

@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,13 +182,22 @@ class Spinner:
         sys.setswitchinterval(SWITCH)
         forward_logs()
         self.node = node
+        self.failure = ""  # of a callback, after which a thread spins no more
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
         node.on_finished = self.finish
         self._thread: threading.Thread | None = None
         if thread:
-            self._thread = threading.Thread(target=self.spin, name=node.get_name(), daemon=True)
+            self._thread = threading.Thread(target=self._run, name=node.get_name(), daemon=True)
             self._thread.start()
+
+    def _run(self) -> None:
+        """Spin in a thread of its own, whose exceptions nobody would look at."""
+        try:
+            self.spin()
+        except Exception as error:
+            self.node.get_logger().error(traceback.format_exc())
+            self.failure = f"{type(error).__name__}: {error}"
 
     def spin(self) -> None:
         """Spin until the node has finished."""

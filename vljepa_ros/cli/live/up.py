@@ -10,26 +10,35 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
+from vljepa_ros.console import Lines
+from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.params_file import check_params
 from vljepa_ros.ros.process import Signals, Spinner, init_ros, needs_ros, set_fastdds
 from vljepa_ros.stamps import clock, to_ns
 
+from .overrides import merged, parsed, refuse_unknown
 from .view import CameraView, Said, StreamView
 
 REFRESH = 8.0  # pictures of the terminal view per second
 STATUS = 10.0  # seconds between two plain status lines
 FLUSH = 1.0  # seconds without news, after the end of a video, until the summary
+
+PORT = typer.Option(
+    None, min=0, max=65535, help="Serve the page on this port; 0: one that is free."
+)  # fmt: skip
+SET = typer.Option(
+    None, "--set", metavar="NODE.PARAM=VALUE",
+    help="A parameter, e.g. perception.change_threshold=0.5; again for more.",
+)  # fmt: skip
 
 
 def up(
@@ -44,7 +53,9 @@ def up(
     loop: bool = typer.Option(False, "--loop", help="Play the video again when it ends."),
     memory: bool = typer.Option(False, "--memory", help="Remember what was seen, on disk."),
     web: bool = typer.Option(False, "--web", help="Serve a page to look at."),
-    log_level: str = typer.Option("", help="debug, info, warn or error."),
+    port: int | None = PORT,
+    settings: list[str] = SET,
+    log_level: str = typer.Option("warn", help="Of the nodes: debug, info, warn or error."),
     tui: bool | None = typer.Option(
         None, "--tui/--no-tui", help="Live view; by default where stdout is a terminal."
     ),
@@ -57,32 +68,44 @@ def up(
     names = [name.strip() for name in cameras.split(",") if name.strip()]
     inside = checked_namespace("--namespace", namespace)
     file = Path(params) if params else default_params()
-    extra = {"memory": memory, "web": web, "camera": bool(video)}
-    check_params(file, inside, ["perception", "decoder", *(name for name in extra if extra[name])])
+    wanted = {"memory": memory, "web": web or port is not None, "camera": bool(video)}
+    started = ["perception", "decoder", *(name for name, asked in wanted.items() if asked)]
+    check_params(file, inside, started)
     try:
         import rclpy
 
         import vljepa_ros.msg  # noqa: F401
     except ImportError as error:
         raise needs_ros("up", error) from error
-    level = log_level or ("warn" if live else "info")
-    arguments = ["--ros-args", "--params-file", str(file), "--log-level", level]
+    model = {key: value for key, value in (("bundle", bundle), ("backend", backend)) if value}
+    options: dict[str, dict[str, Any]] = {
+        "perception": {**model, **({"cameras": names} if names else {})},
+        "decoder": model,
+        "memory": {"bundle": bundle} if bundle else {},
+        "web": {} if port is None else {"port": port},
+        "camera": {"loop": True} if loop else {},
+    }
+    values = parsed(settings or (), started)
+    arguments = ["--ros-args", "--params-file", str(file), "--log-level", log_level]
     if inside:
         arguments += ["-r", f"__ns:={inside}"]
     init_ros(arguments)
     signals.on_stop(stop.set)
-    code = 0
-    graph = Graph(names, bundle, backend, memory, web)
+    graph = Graph(merged({node: options[node] for node in started}, values))
     try:
+        for node in (*graph.models, *graph.pages):
+            refuse_unknown(node, values.get(node.get_name(), {}))
         with _screen(live, graph) as console:
-            code = graph.run(Video(video, loop), console, stop, plain=not live)
-        if code == 0:
-            console.print(graph.view.summary())
+            graph.run(video, console, stop, plain=not live)
+        if graph.view.savings()[1] or not graph.failure:
+            words = graph.view.words(console.room) if live else []  # else they stand above
+            for line in (*words, *graph.view.summary()):
+                console.print(line)
     finally:
         graph.end()
         rclpy.try_shutdown()
-    if code:
-        raise typer.Exit(code)
+    if graph.failure:
+        raise VLJepaError(graph.failure)
 
 
 def default_params() -> Path:
@@ -96,40 +119,33 @@ def default_params() -> Path:
         return source
 
 
-@dataclass(frozen=True)
-class Video:
-    """What the camera node plays; an empty source: there is none."""
-
-    source: str
-    loop: bool = False
-
-
 class Graph:
-    """The nodes of one process, and the view of what they do."""
+    """The nodes of one process, and the view of what they do.
 
-    def __init__(
-        self, cameras: list[str], bundle: str, backend: str, memory: bool = False, web: bool = False
-    ) -> None:
+    `values`: parameters, by the nodes that are wanted; the camera's are used by `run`. `failure`:
+    why `run` has ended before its time, a sentence.
+    """
+
+    def __init__(self, values: Mapping[str, dict[str, Any]]) -> None:
         from vljepa_ros.client.source import Sources
         from vljepa_ros.nodes.decoder import DecoderNode
         from vljepa_ros.nodes.perception.node import PerceptionNode
         from vljepa_ros.ros.listener import ListenerNode
 
-        model = {key: value for key, value in (("bundle", bundle), ("backend", backend)) if value}
-        named = {"cameras": cameras} if cameras else {}
-        self.perception = PerceptionNode(parameter_overrides=_overrides({**model, **named}))
-        self.decoder = DecoderNode(parameter_overrides=_overrides(model))
+        self._values = values
+        self.perception = PerceptionNode(parameter_overrides=_overrides(values["perception"]))
+        self.decoder = DecoderNode(parameter_overrides=_overrides(values["decoder"]))
         self.models: list[Any] = [self.perception, self.decoder]
-        if memory:
+        if "memory" in values:
             from vljepa_ros.nodes.memory.node import MemoryNode
 
-            own = {"bundle": bundle} if bundle else {}
-            self.models.append(MemoryNode(parameter_overrides=_overrides(own)))
-        self.pages: list[Any] = []
-        if web:
+            self.models.append(MemoryNode(parameter_overrides=_overrides(values["memory"])))
+        self.pages: list[Any] = []  # that are served, or may be
+        if "web" in values:
             from vljepa_ros.web.node import WebNode
 
-            self.pages.append(WebNode())
+            self.pages.append(WebNode(parameter_overrides=_overrides(values["web"])))
+        self.failure = ""
         self.cameras = list(self.perception.get_parameter("cameras").value)
         self.view = StreamView({name: CameraView() for name in self.cameras})
         self._news = time.monotonic()
@@ -143,40 +159,62 @@ class Graph:
             node.stays = False
         self.spinners = [Spinner(node) for node in (listener, *self.models, *self.pages)]
 
-    def run(self, video: Video, console: Console, stop: threading.Event, plain: bool) -> int:
-        """Until the video has ended or `stop` is set; returns the exit code.
+    def run(self, video: str, console: Lines, stop: threading.Event, plain: bool) -> None:
+        """Until the video has ended, a node that is needed has failed, or `stop` is set.
 
-        `plain`: print a line for what happens, because there is no live view.
+        `video`: what to play; empty: nothing. `plain`: print a line for what happens, because there
+        is no live view.
         """
         if plain:
             self._print = console.print
         while not stop.is_set() and not self._is_up():
-            if self._has_failed():  # which is logged
-                return 1
+            if self._cannot_start() or self._has_failed():
+                return
             stop.wait(0.02)
         for page in self.pages:
-            console.print(f"The page is at {page.url}")
-        player = self._play(video) if video.source and not stop.is_set() else None
+            if page.url:
+                console.print(f"The page is at {page.url}")
+        player = self._play(video) if video and not stop.is_set() else None
         shown = time.monotonic()
         while not stop.wait(1 / REFRESH):
             self._refresh()
+            self._do_without_pages(console)
+            if self._has_failed():
+                return
             if player is not None and player.finished.is_set() and self._is_done():
                 self._explain(console)
-                return int(player.exit_code)
+                self.failure = player.failure
+                return
             if time.monotonic() - shown >= STATUS:
                 shown = time.monotonic()
                 self._print(self.view.status())
-        return 0
 
     def _is_up(self) -> bool:
         return all(node.state == "active" for node in self.models) and all(
-            page.url for page in self.pages
+            page.url or page.failure for page in self.pages
         )
 
+    def _cannot_start(self) -> bool:
+        """Whether a model's node cannot; then `failure` says why."""
+        for node in self.models:
+            if node.failure:
+                self.failure = f"{node.get_fully_qualified_name()} cannot start: {node.failure}"
+        return bool(self.failure)
+
     def _has_failed(self) -> bool:
-        return any(node.failure for node in self.models) or any(
-            page.exit_code for page in self.pages
-        )
+        """Whether a node that is needed does no more; then `failure` says why."""
+        for spinner in self.spinners:
+            if spinner.failure and spinner.node not in self.pages:
+                name = spinner.node.get_fully_qualified_name()
+                self.failure = f"{name} has failed: {spinner.failure}; the log above says where."
+        return bool(self.failure)
+
+    def _do_without_pages(self, console: Lines) -> None:
+        """Forget the pages that have ended: they are an extra."""
+        failed = {spinner.node for spinner in self.spinners if spinner.failure}
+        for page in [page for page in self.pages if page.failure or page in failed]:
+            self.pages.remove(page)
+            console.print(f"Perception goes on without the page. {page.failure}".strip())
 
     def end(self) -> None:
         """End the nodes, all at once."""
@@ -186,18 +224,16 @@ class Graph:
         for thread in threads:
             thread.join()
 
-    def _play(self, video: Video) -> Any:
+    def _play(self, video: str) -> Any:
         from vljepa_ros.nodes.video import VideoNode
 
-        source = video.source if video.source.isdigit() else str(Path(video.source).absolute())
-        values: dict[str, Any] = {"source": source, "camera": self.cameras[0]}
-        if video.loop:
-            values["loop"] = True
+        source = video if video.isdigit() else str(Path(video).absolute())
+        values = {"source": source, "camera": self.cameras[0], **self._values["camera"]}
         node = VideoNode(parameter_overrides=_overrides(values))
         self.spinners.append(Spinner(node))
         return node
 
-    def _explain(self, console: Console) -> None:
+    def _explain(self, console: Lines) -> None:
         """Why there was not one step, where a video was played."""
         camera = self.perception.snapshot().get(self.cameras[0])
         info = self._info
@@ -280,9 +316,9 @@ def _overrides(values: dict[str, Any]) -> list[Any]:
 
 
 @contextmanager
-def _screen(live: bool, graph: Graph) -> Iterator[Console]:
+def _screen(live: bool, graph: Graph) -> Iterator[Lines]:
     """The console; where `live`, with the view at its foot and everything logged above it."""
-    console = Console(highlight=False, markup=False, soft_wrap=not live)
+    console = Lines()
     if not live:
         yield console
         return

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
+from vljepa_ros.console import table_lines
 from vljepa_ros.stamps import clock, other_clock
 
 BAR = 40  # characters of a score of FULL; all fits a terminal of 60 columns
@@ -143,15 +143,8 @@ class StreamView:
         ]
         return "; ".join(parts)
 
-    def summary(self) -> RenderableType:
-        """What is left to say at the end."""
-        table = Table(title="What was said", title_justify="left", expand=False)
-        for heading in ("time", "camera", "text", "confidence", "by"):
-            table.add_column(heading)
-        for item in self.said:
-            table.add_row(
-                clock(item.start_ns), item.camera, item.text, f"{item.confidence:.2f}", item.source
-            )
+    def summary(self) -> list[str]:
+        """What is left to say at the end, in lines."""
         cameras = self.cameras.values()
         facts = (
             f"{self.seconds():.1f} s of stream, {sum(c.changes for c in cameras)} changes, "
@@ -159,8 +152,17 @@ class StreamView:
         )
         if unknown := sum(c.unfamiliar for c in cameras):
             facts += f" {unknown} of the changes are to what the model does not know."
-        words = table if self.said else Text("Nothing was said.")
-        return Group(words, Text(facts), Text(self.saved()))
+        return [*([] if self.said else ["Nothing was said."]), facts, self.saved()]
+
+    def words(self, room: int | None) -> list[str]:
+        """What was said, as a table in `room` characters (None: any number)."""
+        headings = ("time", "camera", "text", "confidence", "by")
+        rows = [
+            (clock(item.start_ns), item.camera, item.text, f"{item.confidence:.2f}", item.source)
+            for item in self.said
+        ]
+        table = table_lines(headings, rows, ("confidence",), room)
+        return ["What was said", *table, ""] if rows else []
 
 
 def _lines(name: str, camera: CameraView) -> list[Text]:
