@@ -16,6 +16,7 @@ INTERRUPTED = 130  # exit code on Ctrl-C: 128 + SIGINT
 # Name: (module in this package, its function or Typer application), in the order of --help.
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("live.up", "up"),
+    "status": ("live.status", "status"),
     "listen": ("live.listen", "listen"),
     "ask": ("live.ask", "ask"),
     "classify": ("live.ask", "classify"),

@@ -18,7 +18,7 @@ from typing import Any
 import typer
 from rich.live import Live
 
-from vljepa_ros.console import Lines
+from vljepa_ros.console import GONE, Output, reader_has_gone
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.params_file import check_params
@@ -106,6 +106,8 @@ def up(
         rclpy.try_shutdown()
     if graph.failure:
         raise VLJepaError(graph.failure)
+    if _is_unread(console):
+        raise typer.Exit(GONE)
 
 
 def default_params() -> Path:
@@ -159,7 +161,7 @@ class Graph:
             node.stays = False
         self.spinners = [Spinner(node) for node in (listener, *self.models, *self.pages)]
 
-    def run(self, video: str, console: Lines, stop: threading.Event, plain: bool) -> None:
+    def run(self, video: str, console: Output, stop: threading.Event, plain: bool) -> None:
         """Until the video has ended, a node that is needed has failed, or `stop` is set.
 
         `video`: what to play; empty: nothing. `plain`: print a line for what happens, because there
@@ -167,7 +169,7 @@ class Graph:
         """
         if plain:
             self._print = console.print
-        while not stop.is_set() and not self._is_up():
+        while not stop.is_set() and not self._is_up() and not _is_unread(console):
             if self._cannot_start() or self._has_failed():
                 return
             stop.wait(0.02)
@@ -176,7 +178,7 @@ class Graph:
                 console.print(f"The page is at {page.url}")
         player = self._play(video) if video and not stop.is_set() else None
         shown = time.monotonic()
-        while not stop.wait(1 / REFRESH):
+        while not stop.wait(1 / REFRESH) and not _is_unread(console):
             self._refresh()
             self._do_without_pages(console)
             if self._has_failed():
@@ -209,7 +211,7 @@ class Graph:
                 self.failure = f"{name} has failed: {spinner.failure}; the log above says where."
         return bool(self.failure)
 
-    def _do_without_pages(self, console: Lines) -> None:
+    def _do_without_pages(self, console: Output) -> None:
         """Forget the pages that have ended: they are an extra."""
         failed = {spinner.node for spinner in self.spinners if spinner.failure}
         for page in [page for page in self.pages if page.failure or page in failed]:
@@ -233,7 +235,7 @@ class Graph:
         self.spinners.append(Spinner(node))
         return node
 
-    def _explain(self, console: Lines) -> None:
+    def _explain(self, console: Output) -> None:
         """Why there was not one step, where a video was played."""
         camera = self.perception.snapshot().get(self.cameras[0])
         info = self._info
@@ -309,6 +311,11 @@ class Graph:
             shown.rate_in, shown.rate_out = camera.rate_in, camera.rate_out
 
 
+def _is_unread(console: Output) -> bool:
+    """Whether nobody reads the output any more; a line that was not read made it quiet."""
+    return console.quiet or reader_has_gone()
+
+
 def _overrides(values: dict[str, Any]) -> list[Any]:
     from rclpy.parameter import Parameter
 
@@ -316,9 +323,9 @@ def _overrides(values: dict[str, Any]) -> list[Any]:
 
 
 @contextmanager
-def _screen(live: bool, graph: Graph) -> Iterator[Lines]:
+def _screen(live: bool, graph: Graph) -> Iterator[Output]:
     """The console; where `live`, with the view at its foot and everything logged above it."""
-    console = Lines()
+    console = Output()
     if not live:
         yield console
         return

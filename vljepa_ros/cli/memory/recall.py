@@ -14,7 +14,7 @@ import typer
 
 from vljepa_ros.bundle.locate import DEFAULT
 from vljepa_ros.bundle.spec import load_bundle
-from vljepa_ros.console import console, notice, print_json, print_table
+from vljepa_ros.console import notice, print_json, print_table
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.memory.fleet import COLLECTION, FleetStore
 from vljepa_ros.memory.moment import Moment
