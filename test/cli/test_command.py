@@ -154,7 +154,7 @@ def doctor(bundle: Path, *without: str) -> tuple[int, dict[str, dict[str, str]],
 def test_doctor_where_the_robot_can_run(tiny_bundle: Path) -> None:
     code, checks, report = doctor(tiny_bundle)
     assert (code, report["ok"]) == (0, True), report
-    assert checks["interfaces"]["found"] == "7 messages, 6 services, 1 actions"
+    assert checks["interfaces"]["found"] == "8 messages, 6 services, 1 actions"
     assert "verified" in checks["bundle"]["found"]
     assert str(report["would_run"]).startswith("onnxruntime")
 

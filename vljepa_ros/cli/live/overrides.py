@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from vljepa_ros.errors import VLJepaError
-from vljepa_ros.ros.parameters import Spec
+
+if TYPE_CHECKING:
+    from vljepa_ros.ros.parameters import Spec
 
 Values = dict[str, dict[str, Any]]  # by node and parameter
 HOW_TO_START = {"memory": "--memory", "web": "--web", "camera": "--video"}
@@ -29,9 +31,7 @@ def parsed(settings: Iterable[str], started: Collection[str]) -> Values:
         target, equals, value = text.partition("=")
         node, dot, name = target.strip().partition(".")
         if not (equals and dot and name):
-            raise VLJepaError(
-                f"--set '{text}': write NODE.PARAM=VALUE, e.g. perception.change_threshold=0.5."
-            )
+            raise VLJepaError(f"--set '{text}': write NODE.PARAM=VALUE, e.g. perception.rate=2.")
         specs = _specs()
         if node not in specs:
             raise VLJepaError(f"--set '{text}': there is no node '{node}'{_instead(node, specs)}")

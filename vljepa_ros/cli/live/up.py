@@ -37,7 +37,7 @@ PORT = typer.Option(
 )  # fmt: skip
 SET = typer.Option(
     None, "--set", metavar="NODE.PARAM=VALUE",
-    help="A parameter, e.g. perception.change_threshold=0.5; again for more.",
+    help="A parameter, e.g. perception.rate=2; again for more.",
 )  # fmt: skip
 
 
