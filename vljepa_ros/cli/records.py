@@ -97,6 +97,11 @@ FIELDS: dict[str, Field] = {
     "recorded": Field("number", "seconds of recordings that were looked at"),
     "took": Field("number", "seconds that it took"),
     "problems": Field("list", "what could not be used, in sentences"),
+    "nodes": Field("list", "an object with `name`, `state`, `model_id`, `at` (a page's address, "
+                   "a store's folder, a camera's source), `engines`, `problems` for each node"),
+    "streams": Field("list", "an object with `name` (the perception node's), `model_id`, "
+                     "`queries`, `cameras` and `settings` for each; a setting has `name`, `value` "
+                     "and `origin`: parameter, bundle or calibration"),
     "ok": Field("flag", "the robot could run here"),
     "would_run": Field("text", "the backend that `auto` would take"),
     "checks": Field("list", "an object with `name`, `state` (works, note, broken), `found` and "
@@ -112,6 +117,7 @@ _MOMENT = (
 
 # The names of each kind of record, by the command that prints it; of several in a stream, by type.
 RECORDS: dict[str, tuple[str, ...]] = {
+    "status": ("nodes", "streams"),
     "ask": ("camera", "stamp", "answer", "scores", "familiarity", "message"),
     "classify": ("camera", "stamp", "scores", "familiarity", "message"),
     "watch: score": ("type", "camera", "stamp", "text", "score"),

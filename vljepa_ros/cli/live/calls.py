@@ -90,7 +90,7 @@ class Live:
         if not call.done():
             call.cancel()
             self._see_off()
-            if not self._stopped:
+            if not self._joined.stopped:
                 sys.exit(GONE)
             raise VLJepaError(f"Stopped before {what}.")
         return call.result()

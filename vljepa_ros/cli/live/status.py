@@ -6,7 +6,6 @@ all have spoken that are there, or with a sentence where nobody is or nobody spe
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import defaultdict
@@ -15,13 +14,15 @@ from typing import Any
 
 import typer
 
-from vljepa_ros.console import console, print_table
+from vljepa_ros.console import console, print_json, print_table
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.names import checked_namespace
 
-from .calls import LOOK, Joined, joined
+from ..records import record
+from . import calls
+from .calls import Joined, joined
 
-ROUND = 1.5  # seconds in which whoever is well has spoken once
+ROUND = 1.5  # seconds without news in which whoever is well would have spoken
 PATIENCE = 5.0  # seconds for which one that is there may be silent
 OWNERS = {  # who offers a service of the type
     "vljepa_ros/srv/Ask": "perception",
@@ -59,7 +60,7 @@ def status(
         seen.gather()
         report = seen.report()
     if as_json:
-        console.print(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report)
     else:
         _print(report)
 
@@ -80,26 +81,31 @@ class Gathered:
 
     def gather(self) -> None:
         """Listen until all that are there have spoken. VLJepaError where there is nothing."""
-        began = heard = time.monotonic()
+        began = news = time.monotonic()
+        found = float("inf")  # when somebody was
+        known: list[Any] = []
         while True:
             self._graph.spin()
             if self._graph.stopped:
                 raise VLJepaError("Stopped before the nodes had spoken.")
             self._subscribe()
             now, there, told = time.monotonic(), self._there(), self._ours()
-            if not told:
-                heard = now
-            silent = there - told
-            if told and not silent and now - heard >= ROUND and self._has_infos():
-                return
-            if not there and not told and now - began >= LOOK:
+            if known != (known := [self._graph.node.get_node_names(), there, told]):
+                news = now
+            if there or told:
+                found = min(found, now)
+            elif now - began >= calls.LOOK:
                 raise VLJepaError(self._nobody())
-            if now - began >= LOOK + PATIENCE:
+            silent = there - told
+            if told and not silent and now - news >= ROUND and self._has_infos():
+                return
+            if now - found >= PATIENCE:
                 break
         if not told:
+            are = "is there and says" if len(silent) == 1 else "are there and say"
             raise VLJepaError(
-                f"{', '.join(sorted(silent))} is there and says nothing: it hangs, or is being "
-                "started; see its log, or end it and start it again."
+                f"{', '.join(sorted(silent))} {are} nothing: see the log, end what hangs, and start "
+                "it again."
             )
 
     def report(self) -> dict[str, Any]:
@@ -122,7 +128,8 @@ class Gathered:
                     "problems": list(_problems(own)),
                 }
             )  # fmt: skip
-        return {"nodes": nodes, "streams": [self._stream(name) for name in self._perceiving()]}
+        streams = [self._stream(name) for name in self._perceiving()]
+        return record("status", nodes=nodes, streams=streams)
 
     # -------------------------------------------------------------- inside
 

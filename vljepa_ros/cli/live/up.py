@@ -18,7 +18,7 @@ from typing import Any
 import typer
 from rich.live import Live
 
-from vljepa_ros.console import GONE, Output, reader_has_gone
+from vljepa_ros.console import Output, reader_has_gone
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.params_file import check_params
@@ -106,8 +106,6 @@ def up(
         rclpy.try_shutdown()
     if graph.failure:
         raise VLJepaError(graph.failure)
-    if _is_unread(console):
-        raise typer.Exit(GONE)
 
 
 def default_params() -> Path:
