@@ -104,7 +104,7 @@ class Gathered:
         if not told:
             are = "is there and says" if len(silent) == 1 else "are there and say"
             raise VLJepaError(
-                f"{', '.join(sorted(silent))} {are} nothing: see the log, end what hangs, and start "
+                f"{', '.join(sorted(silent))} {are} nothing: see the log, end what hangs, start "
                 "it again."
             )
 
