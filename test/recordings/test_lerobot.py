@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from lerobot_sets import AV1, H264, TOP, Made, decoded, plain, png, write_lines, write_table
 
 from vljepa_ros.recordings.lerobot.dataset import Dataset, DatasetError, Episode, EpisodeError
-from vljepa_ros.recordings.lerobot.language import Label, rewordings, subtasks, tasks
+from vljepa_ros.recordings.lerobot.language import Label, labels, rewordings, subtasks, tasks
 from vljepa_ros.recordings.lerobot.pictures import pictures
 from vljepa_ros.recordings.lerobot.rows import Rows
 from vljepa_ros.recordings.lerobot.selection import (
@@ -306,6 +306,25 @@ def test_a_damaged_image_costs_its_episode(tmp_path: Path) -> None:
     rewrite(file, damaged)
     found = outcome(root)
     assert found[0] == "" and found[1].startswith("its picture at 0.200 s: The PNG image of ")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("timestamp", "noon", "are no numbers"), ("timestamp", None, "do not rise"),
+        ("episode_index", "one", "cannot be read"), ("language_persistent", 3, ""),
+        ("task_index", "one", ""),
+    ],
+)  # fmt: skip
+def test_a_column_of_another_type(tmp_path: Path, column: str, value: Any, said: str) -> None:
+    root = Made(lengths=(4, 4), image=True).write(tmp_path / "set", 2)
+    file = sorted(root.glob("data/**/*.parquet"))[0]
+    rewrite(file, lambda rows: [{**row, column: value} for row in rows])
+    found = outcome(root)
+    assert (said in found[0] if said else found[0] == "") and found[1] == ""
+    if not said:
+        rows = Rows(episodes(root)[0])
+        assert [one.text for one in labels(rows)] == ["Pick the red cube"]
 
 
 def test_times_that_do_not_rise(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ INFO = "meta/info.json"
 PICTURES = ("video", "image")  # dtypes of features
 DEPTH = ("video.is_depth_map", "is_depth_map")
 DEEP = re.compile(r"gray(9|1\d)")  # pixel formats of depth
+MOST = 2**31  # episodes, and frames of one
 CHUNK = 1000  # episodes of a chunk, where it is not said
 # The text of a task is the index of a pandas frame, with and without a name.
 TEXTS = ("task", "subtask", "__index_level_0__")
@@ -141,7 +142,7 @@ class Dataset:
         if self.version == 2:
             return self._file("video", row, "", camera), 0.0
         at = row.get(f"videos/{camera}/from_timestamp")
-        if at is None or row.get(f"videos/{camera}/file_index") is None:
+        if not isinstance(at, int | float) or row.get(f"videos/{camera}/file_index") is None:
             return "", 0.0
         return self._file("video", row, f"videos/{camera}", camera), float(at)
 
@@ -236,9 +237,11 @@ class Dataset:
         first, end = row.get("dataset_from_index"), row.get("dataset_to_index")
         if row.get("length") is None and isinstance(first, int) and isinstance(end, int):
             row["length"] = end - first
-        row["tasks"] = [text for text in row.get("tasks") or () if isinstance(text, str)]
+        tasks = row.get("tasks")
+        tasks = tasks if isinstance(tasks, list) else [tasks]
+        row["tasks"] = [text for text in tasks if isinstance(text, str)]
         index, length = row.get("episode_index"), row.get("length")
-        if isinstance(index, int) and isinstance(length, int) and index >= 0 and length > 0:
+        if type(index) is type(length) is int and 0 <= index < MOST and 0 < length < MOST:
             return True
         self.problems.append(
             f"{self.root}/meta describes an episode {index!r} of {length!r} frames; it is left out."

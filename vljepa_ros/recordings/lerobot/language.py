@@ -81,7 +81,8 @@ def _runs(rows: Rows, kind: str, texts: Mapping[int, str]) -> list[Label]:
         if row < len(numbers) and numbers[row] == numbers[first]:
             continue
         end = float(rows.times[row]) if row < len(numbers) else rows.end
-        if text := _line(texts.get(numbers[first])):
+        number = numbers[first]
+        if text := _line(texts.get(number) if isinstance(number, int) else None):
             found.append(Label(kind, float(rows.times[first]), end, text))
         first = row
     return found

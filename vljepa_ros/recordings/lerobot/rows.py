@@ -34,7 +34,11 @@ class Rows:
             )
         grid = np.arange(count) / fps
         said = self.column("timestamp")
-        times = grid if said is None else np.asarray(said, np.float64)
+        try:
+            times = grid if said is None else np.asarray(said, np.float64)
+        except (TypeError, ValueError) as error:
+            why = f"the times of its rows in {episode.data} are no numbers."
+            raise EpisodeError(episode, why) from error
         self.times = np.where(np.abs(times - grid) < SNAP, grid, times)
         if not np.all(np.diff(self.times, prepend=-1.0) > 0):  # NaN is not
             raise EpisodeError(episode, f"the times of its rows in {episode.data} do not rise.")
@@ -46,10 +50,14 @@ class Rows:
 
     def longest(self, name: str) -> list[Any]:
         """The longest list in a column of lists: what is written at every row, or once."""
+        import pyarrow.compute
+        from pyarrow import types
+
         if name not in self._table.column_names:
             return []
-        import pyarrow.compute
-
+        kind = self._table[name].type
+        if not (types.is_list(kind) or types.is_large_list(kind)):
+            return []
         lengths = pyarrow.compute.list_value_length(self._table[name])
         lengths = np.asarray(lengths.fill_null(0))
         return list(self._table[name][int(lengths.argmax())].as_py() or ())
@@ -92,4 +100,8 @@ def _of(episode: Episode, table: Any) -> Any:
 
     if INDEX not in table.column_names:
         return table
-    return table.filter(pyarrow.compute.equal(table[INDEX], episode.index))
+    try:
+        return table.filter(pyarrow.compute.equal(table[INDEX], episode.index))
+    except pyarrow.ArrowException as error:  # of a column of another type
+        why = f"{episode.data} cannot be read ({reason_of(error)})."
+        raise EpisodeError(episode, why) from error
