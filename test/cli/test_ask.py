@@ -228,6 +228,31 @@ def test_a_signal_cancels_the_watch(
     probe.wait_for_health("perception: watches", lambda values: values["standing"] == "0")
 
 
+def test_a_watch_that_nobody_reads_ends(
+    camera: Stream, probe: Probe, domain_id: int, likely: str
+) -> None:
+    """As behind `| head -1`: without a word, and at the node, too."""
+    process = subprocess.Popen(
+        [*COMMAND, "watch", likely, "--threshold", "1", "--json"], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, "ROS_DOMAIN_ID": str(domain_id)},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        os.set_blocking(process.stdout.fileno(), False)
+
+        def printed() -> bytes | None:
+            camera.step(noise(0))
+            return process.stdout.readline()  # type: ignore[union-attr]
+
+        probe.wait(printed, "a score")
+        process.stdout.close()  # and no score comes any more that could fail
+        assert (process.stderr.read(), process.wait(DEADLINE)) == (b"", 141)
+        probe.wait_for_health("perception: watches", lambda values: values["standing"] == "0")
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_ctrl_c_while_the_answer_is_made(camera: Stream, domain_id: int) -> None:
     interrupted = [sys.executable, str(Path(__file__).parents[1] / "support" / "interrupted.py")]
     command = [*interrupted, "vljepa_ros.srv.Ask.Response", "vljepa"]

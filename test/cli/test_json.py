@@ -161,6 +161,26 @@ def test_where_nobody_reads_on_a_command_ends_without_a_word(how: list[str]) -> 
     assert (process.stderr.read(), process.wait(60)) == (b"", 141)
 
 
+def test_commands_that_nobody_reads_end_without_a_word(tiny_bundle: Path) -> None:
+    commands = {
+        ("--help",): 1,  # Typer's own
+        ("doctor", "--json", "--bundle", str(tiny_bundle)): 141,
+        ("bundle", "show", str(tiny_bundle)): 141,
+        ("engines", "list"): 141,
+    }
+    read, write = os.pipe()
+    os.close(read)
+    code = "from vljepa_ros.cli import main; main()"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, *words], stdout=write, stderr=subprocess.PIPE)
+        for words in commands
+    ]
+    os.close(write)
+    for process, wanted in zip(processes, commands.values()):
+        _, said = process.communicate(timeout=60)
+        assert (said, process.returncode) == (b"", wanted)
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_ctrl_c_ends_a_command_without_a_word(how: list[str]) -> None:
     process = many(how)
