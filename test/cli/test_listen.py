@@ -25,7 +25,7 @@ from std_msgs.msg import Header
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.ros.process import FASTDDS_VARIABLE
 
-DEADLINE = 30.0  # seconds; only a failure takes so long
+DEADLINE = 90.0  # seconds; only a failure takes so long
 
 
 class Listen:

@@ -29,7 +29,7 @@ from vljepa_ros.training.site.learn import SiteRecipe, is_of_images, learn  # no
 
 HZ = 8
 SAYINGS = {"dark": "the lamp is dark", "on": "the lamp turns red", "off": "the lamp goes out"}
-pytestmark = pytest.mark.timeout(300)  # a busy machine learns for minutes
+pytestmark = pytest.mark.timeout(600)  # a busy machine learns for minutes
 
 
 @pytest.fixture(scope="module")
