@@ -19,7 +19,6 @@ from typing import IO, Any, NoReturn
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.text import Text
 
 GONE = 141  # exit code where nobody reads stdout any more: 128 + SIGPIPE, as of any other tool
 GAP = 2  # blanks between two columns
@@ -33,8 +32,10 @@ class Output(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As rich does; on a terminal, text is wrapped between words."""
-        if self.is_terminal and all(isinstance(one, (str, Text)) for one in objects):
-            options = {"soft_wrap": False, "overflow": "ignore", "crop": False, **options}
+        if self.is_terminal:
+            objects = tuple(
+                _paragraph(one, self.width) if isinstance(one, str) else one for one in objects
+            )
         super().print(*objects, **options)
 
     @property
@@ -179,6 +180,18 @@ def _one_by_one(headings: Sequence[str], rows: Sequence[Sequence[str]], room: in
             for k, part in enumerate(_wrapped(cell, max(1, room - width - GAP)) if cell else []):
                 lines.append(_line(["" if k else heading, part], [width, 0], [False, False]))
     return lines
+
+
+def _paragraph(text: str, width: int) -> str:
+    """A text whose lines have `width` characters at most, but for longer words, each indented."""
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        if cell_len(line) <= width or not line.strip():
+            lines.append(line)
+        else:
+            lines += [indent + part for part in _wrapped(line.strip(), width - len(indent))]
+    return "\n".join(lines)
 
 
 def _wrapped(text: str, width: int) -> list[str]:

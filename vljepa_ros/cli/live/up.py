@@ -327,6 +327,7 @@ def _screen(live: bool, graph: Graph) -> Iterator[Output]:
     if not live:
         yield console
         return
+    console.soft_wrap = False  # or what the panels of the view hold is cut
     read, write = os.pipe()
     stderr = os.dup(2)
     os.dup2(write, 2)  # ROS logs from C++, past sys.stderr
