@@ -307,6 +307,17 @@ def test_recall_asks_the_memory_node(
         moments: list[dict[str, object]] = []
         probe.wait(recalled, "a moment", deadline=60.0)
         assert {moment["camera"] for moment in moments} == {"camera"}
+        here = ("--namespace", "/")
+        code, out, err = Command(domain_id, "memory", "show", *here).result(camera)
+        assert (code, err) == (0, "") and f"folder   {tmp_path / 'store'}\n" in out
+        pinned = str(moments[0]["id"])
+        for what, wanted in (("pin", "1 of them pinned"), ("unpin", "0 of them pinned")):
+            result = Command(domain_id, "memory", what, pinned, *here).result(camera)
+            assert result == (0, "", "")
+            _, out, _ = Command(domain_id, "memory", "show", *here).result(camera)
+            assert wanted in out
+        code, _, err = Command(domain_id, "memory", "pin", "none", *here).result(camera)
+        assert code == 1 and "'none'" in err
         command = Command(domain_id, "recall", "the cube falls", "--camera", "rear")
         code, _, err = command.result(camera)
         assert code == 1

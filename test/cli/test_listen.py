@@ -22,6 +22,7 @@ from rclpy.context import Context
 from rclpy.node import Node
 from std_msgs.msg import Header
 
+from vljepa_ros.cli.live.listen import Listener
 from vljepa_ros.msg import SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.ros.process import FASTDDS_VARIABLE
 
@@ -181,6 +182,16 @@ def test_one_namespace_only(node: Node, listen: Callable[..., Listen]) -> None:
     wanted.publish(Utterance(text="the sentinel"))
     assert "the sentinel" in listener.next_line()
     assert other.get_subscription_count() == 0
+
+
+def test_the_namespaces_that_have_streams_are_named_where_there_is_none(node: Node) -> None:
+    listener = Listener(node, "robot1", False, lambda *_: None)
+    assert "yet; start vljepa up or the launch file" in listener._nobody()
+    publisher = node.create_publisher(Utterance, "/robot2/utterances", 10)
+    wanted = "yet; there are streams in /robot2 (--namespace). Waiting."
+    graph.wait(lambda: listener._nobody().endswith(wanted), "the other namespace to be named")
+    assert listener._nobody().startswith("Nobody publishes changes or utterances in /robot1 in ")
+    node.destroy_publisher(publisher)
 
 
 def test_embeddings_only_when_asked_for(node: Node, listen: Callable[..., Listen]) -> None:

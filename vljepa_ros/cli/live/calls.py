@@ -15,9 +15,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vljepa_ros.console import GONE, reader_has_gone
 from vljepa_ros.errors import VLJepaError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from vljepa_ros.client import Call, SemanticClient
     from vljepa_ros.memory.store import Found
 
+T = TypeVar("T")
 LOOK = 3.0  # seconds until a service that nobody offers is taken for absent
 TIMEOUT = 7.0  # seconds; longer than the nodes wait for one another, so that theirs is the sentence
 SPIN = 0.1  # seconds until a signal is seen
@@ -38,6 +40,7 @@ SERVICES = {  # what a command calls, of which type, and whose it is
     "classify": ("classify", "vljepa_ros/srv/Classify", "perception"),
     "watch": ("watch/_action/send_goal", "vljepa_ros/action/Watch_SendGoal", "perception"),
     "recall": ("recall", "vljepa_ros/srv/Recall", "memory"),
+    "memory": ("pin", "vljepa_ros/srv/Pin", "memory"),
 }
 
 
@@ -94,6 +97,24 @@ class Live:
                 sys.exit(GONE)
             raise VLJepaError(f"Stopped before {what}.")
         return call.result()
+
+    def heard(self, hear: Callable[[Any], None], told: Sequence[T]) -> T:
+        """What `hear` has made of /diagnostics first; VLJepaError where it makes nothing of it."""
+        from diagnostic_msgs.msg import DiagnosticArray
+
+        node, end = self._joined.node, time.monotonic() + TIMEOUT
+        subscription = node.create_subscription(DiagnosticArray, "/diagnostics", hear, 100)
+        try:
+            while not told and not self._joined.stopped:
+                if time.monotonic() > end:
+                    raise VLJepaError("The memory node does not say where its store is; see its "
+                                      "log, and give the folder by --store.")  # fmt: skip
+                self._joined.spin()
+        finally:
+            node.destroy_subscription(subscription)
+        if not told:
+            raise VLJepaError("Stopped before the memory node had spoken.")
+        return told[0]
 
     def _see_off(self) -> None:
         """Until the node has heard of the cancellation, or a second signal comes."""
@@ -209,6 +230,31 @@ def recall_live(
     with live("recall", namespace) as graph:
         call = graph.client.recall(text, cameras, after, before, limit, fleet)
         return [_found(message) for message in graph.result(call).moments]
+
+
+def pin_live(ids: Sequence[str], pinned: bool, namespace: str) -> None:
+    """Have the running memory node pin moments, or unpin them. VLJepaError where it refuses one."""
+    with live("memory", namespace) as graph:
+        for one in ids:
+            graph.result(graph.client.pin(one, pinned), f"{one} was pinned")
+
+
+def store_live(namespace: str) -> Path:
+    """The folder of the running memory node's store, as it tells once a second.
+
+    VLJepaError where there is no such node, or it says nothing.
+    """
+    told: list[Path] = []
+    where = checked_namespace("--namespace", namespace)
+
+    def hear(message: Any) -> None:
+        for status in message.status:
+            node, _, part = status.name.partition(": ")
+            if part == "store" and f"/{node}".rpartition("/")[0] == where:
+                told.extend(Path(pair.value) for pair in status.values if pair.key == "folder")
+
+    with live("memory", namespace) as graph:
+        return graph.heard(hear, told)
 
 
 def _found(message: Any) -> Found:

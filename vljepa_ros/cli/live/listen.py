@@ -98,10 +98,22 @@ class Listener:
     def _nobody(self) -> str:
         where = "" if self.prefix == "/" else f" in {self.prefix[:-1]}"
         domain = os.environ.get("ROS_DOMAIN_ID", "0")
-        return (
-            f"Nobody publishes {' or '.join(self.kinds)}{where} in ROS domain {domain} yet; start "
-            "vljepa up or the launch file, with the same ROS_DOMAIN_ID. Waiting."
-        )
+        nobody = f"Nobody publishes {' or '.join(self.kinds)}{where} in ROS domain {domain} yet; "
+        if others := self._elsewhere():
+            return f"{nobody}there are streams in {', '.join(others)} (--namespace). Waiting."
+        return f"{nobody}start vljepa up or the launch file, with the same ROS_DOMAIN_ID. Waiting."
+
+    def _elsewhere(self) -> list[str]:
+        """The other namespaces that have streams."""
+        kinds = {f"vljepa_ros/msg/{KINDS[kind]}" for kind in self.kinds}
+        return sorted(
+            {
+                topic.rpartition("/")[0] or "/"
+                for topic, types in self.node.get_topic_names_and_types()
+                if kinds & set(types) and topic not in self.subscriptions
+                and self.node.count_publishers(topic)
+            }
+        )  # fmt: skip
 
     def _subscribe(self, topic: str, kind: str) -> None:
         import vljepa_ros.msg as interfaces

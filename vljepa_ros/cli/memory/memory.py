@@ -26,6 +26,9 @@ app = typer.Typer(
     add_completion=False,
 )
 STORE = typer.Option(None, help="The folder of the moments. Default: the robot's own.")
+NAMESPACE = typer.Option(
+    None, help="Of the memory node that runs in this namespace; / where it is in none."
+)  # fmt: skip
 CAMERA = typer.Option(None, help="Only moments of this camera; again for more.")
 IDS = typer.Argument(..., help="Ids of moments, as `vljepa memory list` shows them.")
 
@@ -33,10 +36,11 @@ IDS = typer.Argument(..., help="Ids of moments, as `vljepa memory list` shows th
 @app.command()
 def show(
     store: Path = STORE,
+    namespace: str = NAMESPACE,
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Print what the store holds: how many moments, of which model, cameras and times."""
-    with MomentStore(store or default_store(), read_only=True) as opened:
+    with MomentStore(_folder(store, namespace), read_only=True) as opened:
         first, last = opened.span_ns()
         count = len(opened)
         facts = record(
@@ -63,12 +67,13 @@ def show(
 @app.command("list")
 def list_(
     store: Path = STORE,
+    namespace: str = NAMESPACE,
     camera: list[str] = CAMERA,
     limit: int = typer.Option(20, min=1, help="How many."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Print the newest moments."""
-    with MomentStore(store or default_store(), read_only=True) as opened:
+    with MomentStore(_folder(store, namespace), read_only=True) as opened:
         moments = opened.newest(limit, tuple(camera or ()))
     if as_json:
         print_json([moment_record("memory list", one) for one in moments])
@@ -84,19 +89,35 @@ def list_(
 
 
 @app.command()
-def pin(ids: list[str] = IDS, store: Path = STORE) -> None:
-    """Keep moments for good. While a robot writes the store, call its service `pin` instead."""
-    _pin(ids, store, True)
+def pin(ids: list[str] = IDS, store: Path = STORE, namespace: str = NAMESPACE) -> None:
+    """Keep moments for good. While a robot writes the store, ask its node: --namespace."""
+    _pin(ids, store, namespace, True)
 
 
 @app.command()
-def unpin(ids: list[str] = IDS, store: Path = STORE) -> None:
+def unpin(ids: list[str] = IDS, store: Path = STORE, namespace: str = NAMESPACE) -> None:
     """Let moments go when their time comes."""
-    _pin(ids, store, False)
+    _pin(ids, store, namespace, False)
 
 
-def _pin(ids: list[str], folder: Path | None, pinned: bool) -> None:
-    with MomentStore(folder or default_store(), limits=Limits(0, 0)) as opened:
+def _folder(store: Path | None, namespace: str | None) -> Path:
+    """The store that is meant: a folder, a running node's, or the robot's own."""
+    if namespace is None:
+        return store or default_store()
+    if store is not None:
+        raise StoreError("Give one of --store and --namespace.")
+    from ..live.calls import store_live
+
+    return store_live(namespace)
+
+
+def _pin(ids: list[str], store: Path | None, namespace: str | None, pinned: bool) -> None:
+    if namespace is not None and store is None:
+        from ..live.calls import pin_live
+
+        pin_live(ids, pinned, namespace)
+        return
+    with MomentStore(_folder(store, namespace), limits=Limits(0, 0)) as opened:
         unknown = [one for one in ids if not opened.pin(one, pinned)]
         if unknown:
             raise StoreError(
@@ -108,6 +129,7 @@ def _pin(ids: list[str], folder: Path | None, pinned: bool) -> None:
 def push(
     url: str = typer.Option(..., help="Address of the Qdrant server, e.g. http://fleet:6333."),
     store: Path = STORE,
+    namespace: str = NAMESPACE,
     collection: str = typer.Option("vljepa", help="Collection on the server."),
     api_key_env: str = typer.Option("QDRANT_API_KEY", help="Environment variable with the key."),
 ) -> None:
@@ -115,7 +137,7 @@ def push(
     from vljepa_ros.memory import fleet
 
     with ExitStack() as stack:
-        opened = stack.enter_context(MomentStore(store or default_store(), read_only=True))
+        opened = stack.enter_context(MomentStore(_folder(store, namespace), read_only=True))
         errors = Console(stderr=True)
         bar = stack.enter_context(
             Progress(
