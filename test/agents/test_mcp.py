@@ -7,15 +7,18 @@ import base64
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -35,6 +38,7 @@ from vljepa_ros.agents.server import NAMES, make_server
 from vljepa_ros.stamps import to_ns
 
 ROOT = Path(__file__).resolve().parents[2]
+AWAY = ROOT / "examples" / "away.py"
 COMMAND = "from vljepa_ros.cli import main; main()"
 HAND = "a hand passes over the table"
 HANDS = ((2.2, 4.9), (31.15, 32.65))  # seconds of the video in which a hand is over the table
@@ -85,7 +89,7 @@ def robot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Robot]:
 
 
 def run(work: Awaitable[Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 3 * DEADLINE))  # type: ignore[arg-type]
+    return asyncio.run(asyncio.wait_for(work, 110))  # type: ignore[arg-type]
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> Any:
@@ -363,9 +367,13 @@ async def talk(client: Client, robot: Robot) -> None:
     (event,) = await until(seen, "the camera")
     assert event["camera"] == "camera"
     # It came late; what was before it knows from the memory.
-    told = await call(client, "recent", seconds=3600)
     begun = robot.player.stamps[0.0] / SECOND
-    assert any(e["text"] and seconds(e["start"]) < begun + 25 for e in told["events"]), told
+
+    async def remembered() -> bool:
+        told = await call(client, "recent", seconds=3600)
+        return any(e["text"] and seconds(e["start"]) < begun + 25 for e in told["events"])
+
+    await until(remembered, "what was before")
     assert len(pictures(await client.call_tool("recall", {"text": HAND, "limit": 2}))) == 2
     waited = await client.call_tool(
         "watch", {"text": HAND, "threshold": 0.001, "timeout": 60}, progress_callback=_ignore
@@ -421,19 +429,16 @@ def test_stdout_is_the_protocol_s_alone_and_its_end_is_the_server_s(robot: Robot
         server.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_over_http_for_who_knows_the_token(robot: Robot, number: int) -> None:
+def test_over_http_for_who_knows_the_token(robot: Robot) -> None:
     import httpx2
 
-    own = "" if number == signal.SIGINT else "s" * 20
-    server = Server(robot, "--http", "--port", "0", VLJEPA_MCP_TOKEN=own)
+    server = Server(robot, "--http", "--port", "0")
     try:
         assert server.process.stdout is not None
         lines = [server.process.stdout.readline() for _ in range(2)]
         address = re.search(r"http://127\.0\.0\.1:\d+/mcp", lines[0])
         token = re.fullmatch(r"Authorization: Bearer (\S{20,})\n", lines[1])
         assert address and token, (lines, Path(server.log.name).read_text())
-        assert token[1] == (own or token[1])
 
         async def work() -> None:
             for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": token[1]}):
@@ -444,15 +449,88 @@ def test_over_http_for_who_knows_the_token(robot: Robot, number: int) -> None:
             async with httpx2.AsyncClient() as web:  # a page of another site, that points here
                 answer = await web.post(address[0], headers={**right, "Host": "evil.test"}, json={})
             assert answer.status_code == 421
-            if number == signal.SIGINT:
-                async with httpx2.AsyncClient(headers=right, timeout=DEADLINE) as web:
-                    way = streamable_http_client(address[0], http_client=web)
-                    async with Client(way) as client:
-                        await talk(client, robot)
+            async with (
+                httpx2.AsyncClient(headers=right, timeout=DEADLINE) as web,
+                Client(streamable_http_client(address[0], http_client=web)) as client,
+            ):
+                await talk(client, robot)
+                # It ends while somebody waits for something.
+                waiting = asyncio.create_task(
+                    client.call_tool("watch", {"text": HAND, "threshold": 1})
+                )
+                await until(lambda: _standing(robot, "1"), "the watch to stand")
+                server.process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(server.process.wait, 20)
+                waiting.cancel()
 
         run(work())
-        server.process.send_signal(number)
-        assert server.process.wait(20) == 0
+        assert server.process.returncode == 0
         assert "Traceback" not in Path(server.log.name).read_text()
     finally:
         server.close()
+
+
+class LanguageModel(BaseHTTPRequestHandler):
+    """A stand-in behind an OpenAI-compatible server: it calls `recent`, then says what it heard."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(request)
+        last = request["messages"][-1]
+        call = {"name": "recent", "arguments": '{"seconds": 3600}'}
+        said: dict[str, Any] = {"role": "assistant", "content": None}
+        if last["role"] == "tool":
+            events = json.loads(last["content"])["events"]
+            said["content"] = "You missed: " + "; ".join(event["text"] for event in events)
+        else:
+            said["tool_calls"] = [{"id": "call_1", "type": "function", "function": call}]
+        body = json.dumps({"choices": [{"message": said}]}).encode()
+        self.send_response(200 if request["model"] == "good" else 404)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def language_model() -> Iterator[str]:
+    """Its address."""
+    LanguageModel.asked.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), LanguageModel)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_agent_tells_what_happened_while_one_was_away(
+    robot: Robot, language_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example, against the demo's graph; the language model alone is made up."""
+    done = subprocess.run(
+        [sys.executable, str(AWAY), "--minutes", "3", "--url", language_model, "--model", "good"],
+        env=environment(robot), capture_output=True, text=True, timeout=2 * DEADLINE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = {one.text for one in robot.player.probe.utterances}
+    missed = done.stdout.strip().removeprefix("You missed: ").split("; ")
+    assert len(missed) > 3 and len(said & set(missed)) > 3
+    first, _ = LanguageModel.asked
+    assert [tool["function"]["name"] for tool in first["tools"]] == list(NAMES)
+    assert "left 3 minutes ago" in first["messages"][0]["content"]
+    assert 'recent {"seconds": 3600}' in done.stderr
+
+    away = runpy.run_path(str(AWAY))
+
+    async def work() -> None:
+        async with Client(robot.server) as client:
+            assert await away["tell"](client, away["Model"](language_model, "bad"), "what?", 3) == 1
+
+    run(work())
+    told = capsys.readouterr().err
+    assert "gives no answer (HTTP Error 404" in told and "Traceback" not in told

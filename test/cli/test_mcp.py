@@ -52,3 +52,12 @@ def test_what_cannot_be_served_is_a_sentence(options: list[str], token: str, sai
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(said.format(taken=port)) or said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_token_is_made_up_or_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vljepa_ros.cli.live.agents import TOKEN, _token
+
+    monkeypatch.delenv(TOKEN, raising=False)
+    assert len({_token() for _ in range(9)}) == 9 and len(_token()) > 20
+    monkeypatch.setenv(TOKEN, "the-robot-s-own")
+    assert _token() == "the-robot-s-own"

@@ -85,7 +85,7 @@ class Watched:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, *arguments], env=self.environment, cwd=self.folder, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def run(self, *arguments: str, code: int = 0) -> str:
@@ -170,6 +170,7 @@ def test_the_commands(watched: Watched, bundle: str, video: str) -> None:
         ["index", video, "--bundle", bundle, "--store", "store"],
         ["recall", "x", "--bundle", bundle, "--store", "store"],
         ["memory", "show", "--store", "store"],
+        ["mcp"],  # stdin is at its end
         ["ask", "what?", "--timeout", "0.1"],  # nobody answers, which ends this in a sentence
     ]
     said = watched.run("-c", COMMANDS, json.dumps(commands), code=1)

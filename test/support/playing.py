@@ -34,26 +34,17 @@ class Player:
         self.picture = next(self._frames)
         self._now_ns = begin_ns
         self._end = threading.Event()
-        self._paused = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def play(self, until: float) -> None:
         """Play on; returns once that has been perceived."""
         self.target = until
-
-        def over() -> bool:
-            return (bool(self.stamps) and self.at >= until) or not self._thread.is_alive()
-
-        wait(over, f"{until} s of the video", 2 * DEADLINE)
-        assert self._thread.is_alive(), "the player has failed"
-
-    def pause(self) -> None:
-        """Show nothing any more, until `resume`."""
-        self._paused.set()
-
-    def resume(self) -> None:
-        self._paused.clear()
+        while not (self.stamps and self.at >= until):
+            shown = len(self.stamps)
+            wait(lambda: len(self.stamps) > shown or not self._thread.is_alive(),  # noqa: B023
+                 f"the picture after {self.at} s of the video")  # fmt: skip
+            assert self._thread.is_alive(), "the player has failed"
 
     def close(self) -> None:
         self._end.set()
@@ -62,17 +53,13 @@ class Player:
 
     def _run(self) -> None:
         while not self._end.is_set():
-            if self._paused.is_set():
-                time.sleep(0.01)
-                continue
             on = self.at < self.target
             if on:
                 self.picture = next(self._frames)
             stamp = self._show()
             if on or not self.stamps:
                 at = self.at + (0.25 if on else 0.0)
-                self.stamps[at] = stamp
-                self.at = at
+                self.at, self.stamps[at] = at, stamp
             else:
                 time.sleep(0.1)
 

@@ -107,10 +107,14 @@ class Graph:
             return f"Camera '{camera}' has shown nothing yet; see that it publishes images."
         return f"Camera '{camera}' has shown nothing for {seconds:.0f} s; see whether it has ended."
 
-    def offers(self, service: str) -> bool:
+    async def offers(self, service: str) -> bool:
         """Whether somebody offers a service in the graph's namespace."""
         name = self._node.resolve_service_name(self._name(service))
-        return any(found == name for found, _ in self._node.get_service_names_and_types())
+        while name not in {found for found, _ in self._node.get_service_names_and_types()}:
+            if self.heard_for >= JOINING:
+                return False
+            await asyncio.sleep(TICK)
+        return True
 
     def _name(self, base: str) -> str:
         return f"/{self._where}/{base}" if self._where else base

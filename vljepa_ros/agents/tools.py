@@ -278,7 +278,7 @@ class Tools:
         """The Moments of a time before this server listened; what is to be said of them."""
         graph = self._graph
         since = f"I have listened for {graph.heard_for:.0f} s"
-        if not graph.offers("recall"):
+        if not await graph.offers("recall"):
             return [], f"{since}; what was before is not known, as no memory node runs."
         query = graph.info.queries[0] if graph.info is not None and graph.info.queries else ""
         try:
