@@ -35,6 +35,7 @@ from playing import Player
 
 from vljepa_ros.agents.graph import Graph
 from vljepa_ros.agents.server import NAMES, make_server
+from vljepa_ros.cli.live.status import Gathered
 from vljepa_ros.stamps import to_ns
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +62,7 @@ class Robot:
         self.agent = Agent(self.domain_id)
         self.graph = Graph(self.agent.node)
         self.agent.clients.append(self.graph.client)
-        self.server = make_server(self.graph)
+        self.server = make_server(self.graph, Gathered(self.agent.node, "").current)
         self.player = Player(self.domain_id, ROOT / "videos" / "tabletop.mp4", EPOCH * SECOND)
 
     def close(self) -> None:
@@ -251,16 +252,18 @@ def test_now_is_in_words_answers_and_a_picture(robot: Robot) -> None:
             assert np.abs(picture.astype(int) - frame).mean() < 6
 
             state = await until(lambda: _all_told(client), "every node to tell of itself")
-            assert state["model"].startswith("tabletop-")
-            assert state["questions"] == ["What is happening?"]
+            (stream,) = state["streams"]
+            assert stream["model_id"].startswith("tabletop-")
+            assert stream["queries"] == ["What is happening?"]
+            assert [one["camera"] for one in stream["cameras"]] == ["camera"]
 
     run(work())
 
 
 async def _all_told(client: Client) -> Any:
     state = await call(client, "status")
-    names = {node["name"] for node in state["nodes"]}
-    return names == {"/perception", "/decoder", "/memory"} and state["cameras"] and state
+    active = {one["name"] for one in state["nodes"] if one["state"] == "active"}
+    return active == {"/perception", "/decoder", "/memory"} and state["streams"] and state
 
 
 def test_a_wrong_camera_and_wrong_arguments_are_sentences(robot: Robot) -> None:
@@ -309,10 +312,9 @@ def test_what_does_not_happen_is_an_answer_and_a_watch_can_be_given_up(robot: Ro
 
 
 async def _standing(robot: Robot, number: str) -> bool:
-    _, status = robot.graph.health.get("perception: watches", (0, None))
-    return status is not None and any(
-        pair.key == "standing" and pair.value == number for pair in status.values
-    )
+    health = robot.player.probe.health.get("perception: watches")
+    pairs = [] if health is None else health.values
+    return any(pair.key == "standing" and pair.value == number for pair in pairs)
 
 
 def test_fifty_calls_at_once_are_all_answered(robot: Robot) -> None:

@@ -22,6 +22,7 @@ from mcp import Client
 from vljepa_ros.agents import graph as graph_module
 from vljepa_ros.agents.graph import Graph
 from vljepa_ros.agents.server import make_server
+from vljepa_ros.cli.live.status import Gathered
 from vljepa_ros.client import SemanticClient
 
 PATIENCE = 900.0  # seconds: a busy machine must not make a stream old
@@ -54,6 +55,10 @@ def joined(agent: Agent) -> Graph:
     return graph
 
 
+def served(agent: Agent, graph: Graph) -> Any:
+    return make_server(graph, Gathered(agent.node, "").current)
+
+
 def run(work: Awaitable[Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 4 * DEADLINE))  # type: ignore[arg-type]
 
@@ -67,11 +72,15 @@ async def told(client: Client, tool: str, **arguments: Any) -> str:
     return part.text
 
 
+async def status(client: Client) -> Any:
+    return (await client.call_tool("status", {})).structured_content
+
+
 def test_where_nobody_perceives(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_module, "JOINING", 0.5)
 
     async def work() -> None:
-        async with Client(make_server(joined(agent))) as client:
+        async with Client(served(agent, joined(agent))) as client:
             calls = [told(client, tool, **given) for tool, given in (*ASKED, *HEARD)]
             sentences = await asyncio.gather(*calls)
             for (tool, _), said in zip((*ASKED, *HEARD), sentences):
@@ -104,7 +113,7 @@ def test_what_falls_silent_and_what_is_killed(
             await asyncio.sleep(0.05)
 
     async def work() -> None:
-        async with Client(make_server(graph)) as client:
+        async with Client(served(agent, graph)) as client:
             # It sees, and nobody puts it into words.
             monkeypatch.setattr(graph_module, "SILENT", PATIENCE)
             while graph.history.now_ns("camera") is None:  # it may have found the stream later
@@ -131,8 +140,10 @@ def test_what_falls_silent_and_what_is_killed(
             seen = await notes(client, "has given no sign for")
             assert seen["cameras"] == []
             assert "has ended or hangs" in await told(client, "look")
-            state = (await client.call_tool("status", {})).structured_content
-            assert any("has ended or hangs" in note for note in state["notes"])
+            end = time.monotonic() + DEADLINE
+            while any(one["state"] == "active" for one in (await status(client))["nodes"]):
+                assert time.monotonic() < end, "it is still called active"
+                await asyncio.sleep(0.05)
             past = (await client.call_tool("recent", {})).structured_content
             assert any("has ended or hangs" in note for note in past["notes"])
 

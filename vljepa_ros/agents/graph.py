@@ -13,8 +13,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
-
 from vljepa_ros.client import Call, SemanticClient, SemanticTimeout
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.msg import ModelInfo
@@ -39,7 +37,6 @@ class Graph:
         self.client = SemanticClient(node, namespace)
         self.history = History()
         self.info: ModelInfo | None = None  # the newest
-        self.health: dict[str, tuple[float, Any]] = {}  # when each line of /diagnostics came
         self._node = node
         self._where = namespace.strip("/")
         self._joined = time.monotonic()
@@ -48,7 +45,6 @@ class Graph:
         self.client.on_embedding(self.history.on_step)
         self.client.on_change(self.history.on_change)
         self.client.on_utterance(self.history.on_words)
-        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_health, 100)
 
     def close(self) -> None:
         """Cancel the watches and give up the rest; the node is to spin a moment longer."""
@@ -67,13 +63,18 @@ class Graph:
         return time.monotonic() - self._joined
 
     @property
+    def joining(self) -> bool:
+        """Whether what is there may not have been found yet."""
+        return self.heard_for < JOINING
+
+    @property
     def gone(self) -> bool:
         """Whether the perception node gives no sign."""
         return time.monotonic() - self._sign > GONE
 
     async def cameras(self, camera: str = "") -> list[str]:
         """The camera that is meant; empty: all. VLJepaError where there is none."""
-        while self.info is None and self.heard_for < JOINING:
+        while self.info is None and self.joining:
             await asyncio.sleep(TICK)
         if self.info is None:
             raise VLJepaError(self._nobody())
@@ -111,7 +112,7 @@ class Graph:
         """Whether somebody offers a service in the graph's namespace."""
         name = self._node.resolve_service_name(self._name(service))
         while name not in {found for found, _ in self._node.get_service_names_and_types()}:
-            if self.heard_for >= JOINING:
+            if not self.joining:
                 return False
             await asyncio.sleep(TICK)
         return True
@@ -130,13 +131,6 @@ class Graph:
 
     def _on_info(self, info: ModelInfo) -> None:
         self.info, self._sign = info, time.monotonic()
-
-    def _on_health(self, message: DiagnosticArray) -> None:
-        now = time.monotonic()
-        for status in message.status:
-            self.health[status.name] = now, status
-        for name in [n for n, (heard, _) in self.health.items() if now - heard > 60]:
-            del self.health[name]
 
     # -------------------------------------------------------------- what it answers
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from mcp.server.mcpserver import Context
@@ -21,14 +23,16 @@ from vljepa_ros.errors import VLJepaError
 from vljepa_ros.stamps import SECOND_NS, to_ns
 
 from .answers import Answer, Event, Now, Recent, Score, Watched
-from .graph import Graph
+from .graph import TICK, Graph
 from .history import Segment
-from .state import State, state_of
 from .when import ago, iso, parse_time
 
 MOMENTS = 100  # that the memory node gives at most
 LONGEST = 600.0  # seconds of a watch
 DAY = 86400.0
+FIRST = 1.0  # seconds in which the settings come, once they are asked for
+
+Report = Callable[[], dict[str, Any]]
 
 Camera = Annotated[str, Field(description="Name of the camera; empty where there is only one.")]
 Cameras = Annotated[str, Field(description="Name of the camera; empty: all of them.")]
@@ -36,10 +40,11 @@ When = "an ISO 8601 time, or an age such as '90 s ago', '5 min ago', '2 h ago'; 
 
 
 class Tools:
-    """The tools, for one graph."""
+    """The tools, for one graph. `report`: how its nodes are, as `vljepa status` has it."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, report: Report) -> None:
         self._graph = graph
+        self._report = report
 
     async def what_is_happening(self, camera: Cameras = "") -> Now:
         """What the robot's cameras see right now, in words, and since when.
@@ -210,13 +215,20 @@ class Tools:
         text = TextContent(type="text", text=json.dumps(told, ensure_ascii=False))
         return CallToolResult(content=[text, *_picture(jpeg)], structured_content=told)
 
-    async def status(self) -> State:
-        """Whether the robot's perception works: its nodes, cameras and model, and what is wrong.
+    async def status(self) -> dict[str, Any]:
+        """Whether the robot's perception works: its nodes, what is wrong, its cameras and model.
 
         Use it where another tool failed, or to learn the names of the cameras.
         """
         await self._graph.cameras()
-        return state_of(self._graph)
+        end = time.monotonic() + FIRST
+        while True:
+            report = self._report()
+            silent = any(one["state"] == "silent" for one in report["nodes"])
+            unknown = not all(one["settings"] for one in report["streams"])
+            if not ((silent and self._graph.joining) or (unknown and time.monotonic() < end)):
+                return report
+            await asyncio.sleep(TICK)
 
     # -------------------------------------------------------------- inside
 

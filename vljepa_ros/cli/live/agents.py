@@ -51,42 +51,42 @@ def mcp(
         import vljepa_ros.msg  # noqa: F401
     except ImportError as error:
         raise needs_ros("mcp", error) from error
-    from vljepa_ros.agents import server as serving
+    from vljepa_ros.agents.http import HttpServer, listen
     from vljepa_ros.agents.node import AgentNode
+    from vljepa_ros.agents.server import make_server, serve_stdio
+
+    from .status import Gathered
 
     token = _token() if http else ""
-    listening = serving.listen(port) if http else None
+    listening = listen(port) if http else None
     init_ros([])
     node = AgentNode(inside)
     spinner = Spinner(node)
     try:
-        server = serving.make_server(node.graph)
+        server = make_server(node.graph, Gathered(node, inside).current)
         if wire is not None:
-            _run(lambda: serving.serve_stdio(server, wire), signals.on_stop)
+            _run(partial(serve_stdio, server, wire), signals)
         elif listening is not None:
-            web = serving.http_server(server, token)
-            address = f"http://127.0.0.1:{listening.getsockname()[1]}{serving.PATH}"
-            console.print(f"Serving on {address}, for who sends the header")
+            web = HttpServer(server, listening, token)
+            console.print(f"Serving on {web.url}, for who sends the header")
             console.print(f"Authorization: Bearer {token}")
-            signals.on_stop(partial(setattr, web, "should_exit", True))
-            _run(lambda: web.serve(sockets=[listening]))
+            _run(web.serve, signals, web.stop)
     finally:
         spinner.end()
         rclpy.try_shutdown()
 
 
 def _run(
-    serve: Callable[[], Awaitable[Any]],
-    on_stop: Callable[[Callable[[], Any]], Any] = lambda stop: None,
+    serve: Callable[[], Awaitable[Any]], signals: Signals, stop: Callable[[], Any] | None = None
 ) -> None:
-    """Serve until it returns. `on_stop` gets what ends it, for another thread."""
+    """Serve until it returns by itself, or a signal comes. `stop`: what ends it, in its loop."""
     import anyio
     from anyio.from_thread import BlockingPortal
 
     async def until_stopped() -> None:
         async with BlockingPortal() as portal:
             with anyio.CancelScope() as scope:
-                on_stop(lambda: portal.call(scope.cancel))
+                signals.on_stop(lambda: portal.call(stop or scope.cancel))
                 await serve()
 
     anyio.run(until_stopped)

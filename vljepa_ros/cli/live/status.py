@@ -7,6 +7,7 @@ all have spoken that are there, or with a sentence where nobody is or nobody spe
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from . import calls
 from .calls import Joined, joined
 
 ROUND = 1.5  # seconds without news in which whoever is well would have spoken
+QUIET = 3.0  # seconds without a word after which a node counts as silent
 PATIENCE = 5.0  # seconds for which one that is there may be silent
 OWNERS = {  # who offers a service of the type
     "vljepa_ros/srv/Ask": "perception",
@@ -56,8 +58,8 @@ def status(
     """
     inside = checked_namespace("--namespace", namespace)
     with joined("status") as graph:
-        seen = Gathered(graph, inside)
-        seen.gather()
+        seen = Gathered(graph.node, inside)
+        seen.gather(graph)
         report = seen.report()
     if as_json:
         print_json(report)
@@ -66,31 +68,33 @@ def status(
 
 
 class Gathered:
-    """What the nodes in `namespace` (empty: all) have said of themselves."""
+    """What the nodes in `namespace` (empty: all) have said of themselves to `node`."""
 
-    def __init__(self, graph: Joined, namespace: str) -> None:
+    def __init__(self, node: Any, namespace: str) -> None:
         from diagnostic_msgs.msg import DiagnosticArray
 
-        self._graph = graph
+        self._node = node
+        self._lock = threading.RLock()
+        self._heard: dict[str, float] = {}  # time.monotonic() of each node's last line
         self._prefix = f"{namespace}/"
         self._lines: dict[str, dict[str, Any]] = defaultdict(dict)  # by node and part
         self._elsewhere: set[str] = set()  # nodes of other namespaces
         self._infos: dict[int, Any] = {}  # ModelInfo by stream
         self._topics: set[str] = set()
-        graph.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_health, 100)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_health, 100)
 
-    def gather(self) -> None:
+    def gather(self, graph: Joined) -> None:
         """Listen until all that are there have spoken. VLJepaError where there is nothing."""
         began = news = time.monotonic()
         found = float("inf")  # when somebody was
         known: list[Any] = []
         while True:
-            self._graph.spin()
-            if self._graph.stopped:
+            graph.spin()
+            if graph.stopped:
                 raise VLJepaError("Stopped before the nodes had spoken.")
             self._subscribe()
             now, there, told = time.monotonic(), self._there(), self._ours()
-            if known != (known := [self._graph.node.get_node_names(), there, told]):
+            if known != (known := [self._node.get_node_names(), there, told]):
                 news = now
             if there or told:
                 found = min(found, now)
@@ -107,6 +111,15 @@ class Gathered:
                 f"{', '.join(sorted(silent))} {are} nothing: see the log, end what hangs, start "
                 "it again."
             )
+
+    def current(self) -> dict[str, Any]:
+        """The report for one that goes on listening, in any thread: of who still speaks."""
+        with self._lock:
+            self._subscribe()
+            oldest = time.monotonic() - QUIET
+            for name in [name for name, heard in self._heard.items() if heard < oldest]:
+                del self._heard[name], self._lines[name]
+            return self.report()
 
     def report(self) -> dict[str, Any]:
         """All of it, as `--json` has it."""
@@ -138,7 +151,8 @@ class Gathered:
             name, colon, part = one.name.partition(": ")
             full = f"/{name}"
             if colon and full.startswith(self._prefix):
-                self._lines[full][part] = one
+                with self._lock:
+                    self._lines[full][part], self._heard[full] = one, time.monotonic()
             elif colon and part == "state" and "model_id" in _pairs(one):
                 self._elsewhere.add(full)
 
@@ -149,13 +163,14 @@ class Gathered:
         from vljepa_ros.msg import ModelInfo
 
         latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        for topic, kinds in self._graph.node.get_topic_names_and_types():
+        for topic, kinds in self._node.get_topic_names_and_types():
             if "vljepa_ros/msg/ModelInfo" in kinds and topic not in self._topics:
                 self._topics.add(topic)
-                self._graph.node.create_subscription(ModelInfo, topic, self._on_info, latched)
+                self._node.create_subscription(ModelInfo, topic, self._on_info, latched)
 
     def _on_info(self, info: Any) -> None:
-        self._infos[info.stream_id] = info
+        with self._lock:
+            self._infos[info.stream_id] = info
 
     def _ours(self) -> set[str]:
         """The nodes of this package that have spoken."""
@@ -168,7 +183,7 @@ class Gathered:
     def _there(self) -> set[str]:
         """The nodes in the graph that offer a service of this package."""
         found: set[str] = set()
-        node = self._graph.node
+        node = self._node
         for name, namespace in node.get_node_names_and_namespaces():
             full = f"{namespace.rstrip('/')}/{name}"
             try:
