@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -372,8 +373,11 @@ async def talk(client: Client, robot: Robot) -> None:
     begun = robot.player.stamps[0.0] / SECOND
 
     async def remembered() -> bool:
-        told = await call(client, "recent", seconds=3600)
-        return any(e["text"] and seconds(e["start"]) < begun + 25 for e in told["events"])
+        events = (await call(client, "recent", seconds=3600))["events"]
+        for event, after in pairwise(events):  # nothing is told twice
+            end = seconds(event["start"]) + event["seconds"]
+            assert end <= seconds(after["start"]) + 0.3, (event, after)
+        return any(e["text"] and seconds(e["start"]) < begun + 25 for e in events)
 
     await until(remembered, "what was before")
     assert len(pictures(await client.call_tool("recall", {"text": HAND, "limit": 2}))) == 2

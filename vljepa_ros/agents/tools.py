@@ -267,27 +267,32 @@ class Tools:
         graph = self._graph
         now_ns, silence = graph.now_ns(camera), graph.silence(camera)
         begin_ns = max(0, now_ns - round(seconds * SECOND_NS))
-        segments = graph.history.segments(camera, begin_ns)
         notes = [silence] if silence else []
-        first = next((one.start_ns for one in segments if one.whole), now_ns)
         known: list[Any] = []
-        if begin_ns < first:
-            known, note = await self._remembered(camera, begin_ns, first)
+        segments = graph.history.segments(camera, begin_ns)
+        if begin_ns < _first_whole(segments, now_ns):
+            known, note = await self._remembered(camera, begin_ns, now_ns)
             notes += [note] if note else []
-        # What had begun before this server listened is in the memory once it is over. Until then
-        # it began where the memory ends, as that holds every step.
-        covered = max((to_ns(moment.end) for moment in known), default=0)
-        partial = [one for one in segments if not one.whole and one.last_ns > covered]
+            segments = graph.history.segments(camera, begin_ns)  # as it is by now
+        first_ns = _first_whole(segments, now_ns)
+        known = [moment for moment in known if to_ns(moment.start) < first_ns]
+        covered_ns = max((to_ns(moment.end) for moment in known), default=begin_ns)
+        # What was going on when this server came is in the memory once it is over.
+        partial = [one for one in segments if not one.whole and one.start_ns >= covered_ns]
         for one in partial:
-            one.start_ns = min(one.start_ns, covered or one.start_ns)
             if one.end_ns is None and not silence:
                 notes += await self._put_into_words(one)
+            if known and one.start_ns - covered_ns > SECOND_NS:
+                notes.append(
+                    f"{camera}: what was from {iso(covered_ns)} to {iso(one.start_ns)} is known "
+                    "once it is over: ask again."
+                )
         heard = [*partial, *(one for one in segments if one.whole)]
         events = [(to_ns(moment.start), self._remembered_event(moment)) for moment in known]
         return events + [(one.start_ns, self._event(one, silence)) for one in heard], notes
 
     async def _remembered(self, camera: str, begin_ns: int, end_ns: int) -> tuple[list[Any], str]:
-        """The Moments of a time before this server listened; what is to be said of them."""
+        """The Moments of a time that was not heard whole; what is to be said of them."""
         graph = self._graph
         since = f"I have listened for {graph.heard_for:.0f} s"
         if not await graph.offers("recall"):
@@ -303,10 +308,9 @@ class Tools:
             )  # fmt: skip
         except VLJepaError as error:
             return [], f"{since}; what was before is not known: {error}"
-        moments = [moment for moment in found.moments if to_ns(moment.start) < end_ns]
         if len(found.moments) < MOMENTS:
-            return moments, ""
-        return moments, f"There is more than {MOMENTS} moments; ask for a shorter time."
+            return list(found.moments), ""
+        return list(found.moments), f"There is more than {MOMENTS} moments; ask for a shorter time."
 
     def _remembered_event(self, moment: Any) -> Event:
         start_ns, end_ns = to_ns(moment.start), to_ns(moment.end)
@@ -381,6 +385,11 @@ class Tools:
             f"the model does not know what is seen here (familiarity {familiarity:.2f}, known from "
             f"{info.familiarity_threshold:.2f} on), so what it says of it means little."
         )
+
+
+def _first_whole(segments: list[Segment], now_ns: int) -> int:
+    """Where the first segment begins that was heard whole; `now_ns` where there is none."""
+    return next((one.start_ns for one in segments if one.whole), now_ns)
 
 
 def _picture(jpeg: bytes) -> list[ImageContent]:
