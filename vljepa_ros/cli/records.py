@@ -98,7 +98,8 @@ FIELDS: dict[str, Field] = {
     "took": Field("number", "seconds that it took"),
     "problems": Field("list", "what could not be used, in sentences"),
     "nodes": Field("list", "an object with `name`, `state`, `model_id`, `at` (a page's address, "
-                   "a store's folder, a camera's source), `engines`, `problems` for each node"),
+                   "a store's folder, a camera's source), `words` (who says them), `engines` "
+                   "and `problems` for each node"),
     "streams": Field("list", "an object with `name` (the perception node's), `model_id`, "
                      "`queries`, `cameras` and `settings` for each; a setting has `name`, `value` "
                      "and `origin`: parameter, bundle or calibration"),

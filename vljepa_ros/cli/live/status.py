@@ -133,6 +133,7 @@ class Gathered:
                     "model_id": _values(own, "state").get("model_id", ""),
                     "at": _values(own, "page").get("url") or _values(own, "video").get("source", "")
                     or _values(own, "store").get("folder", ""),
+                    "words": _values(own, "words").get("words", ""),
                     "engines": [
                         {"name": part.removeprefix("engine "), **_engine(_values(own, part))}
                         for part in own
