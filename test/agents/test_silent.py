@@ -39,7 +39,8 @@ HEARD: list[tuple[str, dict[str, Any]]] = [
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not there is not waited for as long as on a robot."""
     monkeypatch.setattr(graph_module, "SemanticClient", partial(SemanticClient, timeout=1.0))
-    monkeypatch.setattr(graph_module, "LOOK", 1.0)
+    monkeypatch.setattr(graph_module, "LOOK", 0.3)
+    monkeypatch.setattr(graph_module, "GONE", 1.5)
 
 
 @pytest.fixture

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from blocked import run_without
 
 pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
+
+from graph import domain, wait
+from terminals import open_terminal
 
 COMMAND = "import sys; from vljepa_ros.cli import main; sys.argv = ['vljepa', {}]; main()"
 
@@ -61,3 +66,28 @@ def test_the_token_is_made_up_or_one_s_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert len({_token() for _ in range(9)}) == 9 and len(_token()) > 20
     monkeypatch.setenv(TOKEN, "the-robot-s-own")
     assert _token() == "the-robot-s-own"
+
+
+def test_on_a_terminal_it_says_who_is_to_start_it_and_ends_on_ctrl_c() -> None:
+    pytest.importorskip("mcp.server.mcpserver", reason="mcp is missing: pip install 'mcp>=2'")
+    master, slave = open_terminal()
+    with tempfile.TemporaryFile() as said:
+
+        def told() -> str:
+            return os.pread(said.fileno(), 1 << 16, 0).decode()
+
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from vljepa_ros.cli import main; main()", "mcp"],
+            env={**os.environ, "ROS_DOMAIN_ID": str(domain())}, stdin=slave,
+            stdout=subprocess.PIPE, stderr=said,
+        )  # fmt: skip
+        try:
+            wait(lambda: "see docs/mcp.md" in told(), "its sentence")
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=20)[0] == b""
+            assert process.returncode == 0 and "Traceback" not in told()
+        finally:
+            process.kill()
+            process.wait()
+            os.close(master)
+            os.close(slave)

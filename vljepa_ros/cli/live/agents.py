@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import typer
 
-from vljepa_ros.console import console
+from vljepa_ros.console import console, notice
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.process import Signals, Spinner, init_ros, needs_ros, set_fastdds
@@ -65,6 +65,8 @@ def mcp(
     try:
         server = make_server(node.graph, Gathered(node, inside).current)
         if wire is not None:
+            if sys.stdin.isatty():
+                notice("An agent starts this itself, and speaks to it: see docs/mcp.md.")
             _run(partial(serve_stdio, server, wire), signals)
         elif listening is not None:
             web = HttpServer(server, listening, token)
