@@ -38,6 +38,11 @@ class StoreError(VLJepaError):
     """A moment store cannot be opened, read or written, or was given what it does not take."""
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, as people write it: "1 frame", "2 frames", "1,000 frames"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
     """Around imports: VLJepaError where a package of this extra is not installed."""

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ PATIENT = [
     "from vljepa_ros.cli import main; main()",
 ]  # fmt: skip
 CANDIDATES = ["the cube", "the ball", "a hand"]
+THRESHOLD = 0.5  # below which a match is weak
 PATIENCE = 900.0  # seconds: a busy machine must not make a stream old
 SOON = ("--timeout", str(DEADLINE))
 NOBODY = ("--timeout", "0.5")  # where nobody answers
@@ -83,7 +85,7 @@ class Command:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    thresholds = {"gate": 3.0, "change": 0.05, "watch": 0.5}
+    thresholds = {"gate": 3.0, "change": 0.05, "watch": THRESHOLD}
     return make_bundle(tmp_path_factory.mktemp("ask") / "tiny", thresholds=thresholds)
 
 
@@ -128,23 +130,51 @@ def likely(camera: Stream, bundle: Path) -> str:
     return texts[best]
 
 
+def said(response: Any) -> str:
+    """What stderr has: what to make of the answer."""
+    return response.message and response.message + "\n"
+
+
+def scored(texts: Sequence[str], response: Any) -> list[dict[str, Any]]:
+    """As JSON has it."""
+    return [
+        {"text": text, "score": round(s, 4), "cosine": round(c, 4), "weak": c < THRESHOLD}
+        for text, s, c in zip(texts, response.scores, response.cosines)
+    ]
+
+
 def test_ask_with_candidates(camera: Stream, probe: Probe, domain_id: int) -> None:
     question = "what is red ?"
     wanted = probe.call(Ask, "ask", Ask.Request(question=question, candidates=CANDIDATES))
     options = [part for name in CANDIDATES for part in ("--candidate", name)]
     code, out, err = Command(domain_id, "ask", question, *options, *SOON).result()
-    assert (code, err) == (0, "")
-    pairs = sorted(zip(wanted.scores, CANDIDATES), reverse=True)
-    assert out.splitlines() == [f"{score:.2f}  {name}" for score, name in pairs]
+    assert (code, err) == (0, said(wanted))
+    rows = sorted(zip(wanted.scores, wanted.cosines, CANDIDATES), reverse=True)
+    assert out.splitlines() == [
+        f"score  cosine  (weak below {THRESHOLD:.2f})",
+        *(f"{s:5.2f}  {c:6.2f}  {n}{'  (weak)' * (c < THRESHOLD)}" for s, c, n in rows),
+    ]
     code, out, err = Command(domain_id, "ask", question, *options, "--json", *SOON).result()
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, said(wanted))
     check_record("ask", json.loads(out))
     assert json.loads(out) == {
         "camera": "", "stamp": iso(to_ns(wanted.stamp)), "stamp_ns": to_ns(wanted.stamp),
-        "answer": wanted.answer,
-        "scores": [{"text": n, "score": round(s, 4)} for n, s in zip(CANDIDATES, wanted.scores)],
-        "familiarity": None, "message": "",
+        "answer": wanted.answer, "scores": scored(CANDIDATES, wanted), "threshold": THRESHOLD,
+        "familiarity": None, "message": wanted.message,
     }  # fmt: skip
+
+
+def test_one_candidate_gets_its_cosine(camera: Stream, probe: Probe, domain_id: int) -> None:
+    """And not 100 %."""
+    given = ("ask", "what is red ?", "--candidate", CANDIDATES[0], *SOON)
+    wanted = probe.call(Ask, "ask", Ask.Request(question=given[1], candidates=CANDIDATES[:1]))
+    code, out, err = Command(domain_id, *given).result()
+    assert (code, err) == (0, said(wanted))
+    weak = "  (weak)" * (wanted.cosines[0] < THRESHOLD)
+    assert out.splitlines() == [
+        f"cosine  (weak below {THRESHOLD:.2f})",
+        f"{wanted.cosines[0]:6.2f}  {CANDIDATES[0]}{weak}",
+    ]
 
 
 def test_an_open_answer(camera: Stream, probe: Probe, domain_id: int) -> None:
@@ -160,14 +190,15 @@ def test_classify(camera: Stream, probe: Probe, domain_id: int) -> None:
     )
     options = (*CANDIDATES, "--template", "one {}", *SOON)
     code, out, err = Command(domain_id, "classify", *options).result()
-    assert (code, err) == (0, "")
-    pairs = list(zip(wanted.labels, wanted.scores))
-    assert out.splitlines() == [f"{score:.2f}  {name}" for name, score in pairs]
+    assert (code, err) == (0, said(wanted))
+    rows = zip(wanted.labels, wanted.scores, wanted.cosines)
+    assert out.splitlines()[1:] == [
+        f"{s:5.2f}  {c:6.2f}  {n}{'  (weak)' * (c < THRESHOLD)}" for n, s, c in rows
+    ]
     code, out, _ = Command(domain_id, "classify", *options, "--json").result()
     assert code == 0
-    scores = [{"text": name, "score": round(score, 4)} for name, score in pairs]
     check_record("classify", json.loads(out))
-    assert json.loads(out)["scores"] == scores
+    assert json.loads(out)["scores"] == scored(wanted.labels, wanted)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_record_has_its_names_in_their_order_and_times_twice() -> None:
 
 
 def test_what_a_model_cannot_tell_is_null() -> None:
-    found = moment_record("recall", moment(), score=0.5)
+    found = moment_record("recall", moment(), score=0.5, weak=False)
     check_record("recall", found)
     assert found["familiarity"] is None
     again = record("watch: moment", camera="", segment_id=1, start=1, end=2, text="", score=0.1,

@@ -142,7 +142,7 @@ def test_a_sheet_of_any_number(model: Runtime, count: int) -> None:
         (["a", "--store", "{store}", "--after", "noon"], "--after 'noon' is no time"),
         (["a", "--store", "{store}", "--url", "http://x"], "Give one of --store, --url"),
         (["a", "--store", "{store}/absent"], "There is no moment store"),
-        (["a", "--store", "{store}", "--sheet", "{store}/a.txt"], "is no name of an image"),
+        (["a", "--store", "{store}", "--sheet", "{store}/a.txt"], "is no name of a picture"),
         (["a", "--store", "{store}", "--sheet", "{store}/no/a.png"], "cannot be written"),
         (["a", "--url", "http://127.0.0.1:1"], "The Qdrant server at http://127.0.0.1:1 does not"),
     ],

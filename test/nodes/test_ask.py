@@ -105,6 +105,9 @@ def test_the_best_candidate_wins_as_the_model_says(
         np.testing.assert_allclose(
             answer.scores, softmax(cosines, model.bundle.temperature), atol=1e-5
         )
+        np.testing.assert_allclose(answer.cosines, cosines, atol=1e-5)
+        assert answer.threshold == pytest.approx(model.bundle.thresholds.watch)
+        assert ("weak match" in answer.message) == (cosines.max() < answer.threshold)
         np.testing.assert_allclose(answer.embedding, embedding, atol=1e-5)
         assert to_ns(answer.stamp) == camera.now
 
@@ -121,7 +124,7 @@ def test_an_open_answer_is_what_the_decoder_says(
     probe.wait(found, "the decoder to be discovered")
     answer = ask(probe, candidates=[])
     assert answer.answer == model.decode(embedding)
-    assert len(answer.scores) == 0
+    assert len(answer.scores) == len(answer.cosines) == 0 and answer.message == ""
     np.testing.assert_allclose(answer.embedding, embedding, atol=1e-5)
 
 
@@ -129,7 +132,21 @@ def test_the_answer_names_the_candidate_as_it_was_given(camera: Stream, probe: P
     answer = ask(probe, question="  what\nis\tred ?  ", candidates=["  the \n cube "])
     assert answer.success, answer.message
     assert answer.answer == "  the \n cube "
-    assert list(answer.scores) == [1.0]
+
+
+def test_one_candidate_is_no_certain_answer(camera: Stream, probe: Probe, model: Runtime) -> None:
+    """A softmax of one would be 1, whatever is asked."""
+    tokens = see(camera, model, 125)
+    embedding = model.predict(tokens, [QUESTION])[0, 0]
+    candidates = sorted(model._text_tokenizer._tokenizer.get_vocab())
+    cosines = model.embed_text(candidates) @ embedding
+    for place in int(cosines.argmin()), int(cosines.argmax()):
+        answer = ask(probe, candidates=[candidates[place]])
+        assert answer.success and answer.answer == candidates[place]
+        assert list(answer.scores) == list(answer.cosines)
+        assert answer.cosines[0] == pytest.approx(cosines[place], abs=1e-5)
+        weak = cosines[place] < model.bundle.thresholds.watch
+        assert ("The answer is a weak match" in answer.message) == weak
 
 
 @pytest.mark.parametrize(

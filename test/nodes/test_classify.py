@@ -89,7 +89,16 @@ def test_labels_come_best_first_as_the_model_says(
     order = np.argsort(-wanted, kind="stable")
     assert answer.labels == [LABELS[k] for k in order]
     np.testing.assert_allclose(answer.scores, wanted[order], atol=1e-5)
+    np.testing.assert_allclose(
+        softmax(np.array(answer.cosines), model.bundle.temperature), wanted[order], atol=1e-4
+    )
     assert answer.stamp == step.header.stamp
+    alone = classify(probe, label_template=template, labels=[answer.labels[0]])
+    assert list(alone.scores) == list(alone.cosines)
+    assert alone.cosines[0] == pytest.approx(answer.cosines[0], abs=1e-5)
+    for one in answer, alone:
+        weak = one.cosines[0] < one.threshold == pytest.approx(model.bundle.thresholds.watch)
+        assert ("The best label is a weak match" in one.message) == weak
 
 
 REFUSED: dict[str, dict[str, Any]] = {
@@ -195,10 +204,20 @@ def test_standing_labels_are_scored_at_every_step(
         step, scores = labels.step(21 + k)
         wanted = scores_of(model, step.embedding, LABELS)
         np.testing.assert_allclose(scores.scores, wanted, atol=1e-5)
+        shares = softmax(np.array(scores.cosines), model.bundle.temperature)
+        np.testing.assert_allclose(shares, wanted, atol=1e-4)
         assert scores.best == LABELS[int(wanted.argmax())]
         assert (scores.camera, scores.list_version) == ("front", told.version)
         assert scores.model_id == model.bundle.model_id
         assert scores.header == step.header
+
+
+def test_one_label_alone_is_no_certainty(labels: Labels, model: Runtime) -> None:
+    labels.set(labels=LABELS[:1])
+    step, scores = labels.step(28)
+    (text,) = model.embed_text([f"a video of {LABELS[0]}"])
+    assert list(scores.scores) == list(scores.cosines)
+    assert scores.cosines[0] == pytest.approx(float(text @ step.embedding), abs=1e-5)
 
 
 def test_scores_carry_the_version_they_were_computed_with(

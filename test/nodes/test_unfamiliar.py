@@ -108,7 +108,7 @@ def test_of_what_it_does_not_know_it_says_nothing_or_what_it_is_told_to(
 def test_answers_about_what_it_does_not_know_say_so(camera: Stream, probe: Probe) -> None:
     camera.restart(noise(1))
     for answer in ask(probe), classify(probe):
-        assert answer.success and answer.message == ""
+        assert answer.success and "may mean nothing" not in answer.message
         assert answer.familiarity >= 0.5
     camera.restart(strange(0))
     for answer, what in (ask(probe), "the answer"), (classify(probe), "the best label"):

@@ -43,15 +43,15 @@ FIELDS = {
         string model_id, uint32 version, string[] labels, string label_template""",
     "msg/LabelScores.msg": """
         std_msgs/Header header, string camera, string model_id, uint32 list_version, string best,
-        float32[] scores, uint64 stream_id""",
+        float32[] scores, uint64 stream_id, float32[] cosines""",
     "srv/Ask.srv": """
         string camera, string question, string[] candidates
         --- bool success, string message, string answer, float32[] scores, float32[] embedding,
-        builtin_interfaces/Time stamp, float32 familiarity""",
+        builtin_interfaces/Time stamp, float32 familiarity, float32[] cosines, float32 threshold""",
     "srv/Classify.srv": """
         string camera, string[] labels, string label_template
         --- bool success, string message, string[] labels, float32[] scores,
-        builtin_interfaces/Time stamp, float32 familiarity""",
+        builtin_interfaces/Time stamp, float32 familiarity, float32[] cosines, float32 threshold""",
     "srv/EmbedText.srv": """
         string[] texts
         --- bool success, string message, string model_id, uint32 embedding_dim,
@@ -62,7 +62,7 @@ FIELDS = {
     "srv/Recall.srv": """
         string text, string[] cameras, builtin_interfaces/Time after,
         builtin_interfaces/Time before, uint32 limit, bool fleet
-        --- bool success, string message, vljepa_ros/Moment[] moments""",
+        --- bool success, string message, vljepa_ros/Moment[] moments, float32 threshold""",
     "srv/Pin.srv": """
         string id, bool pinned
         --- bool success, string message""",

@@ -21,7 +21,6 @@ from vljepa_ros.inference.tensors import Joined, Tensor
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.question_queue import Answer, Question, QuestionQueue
 from vljepa_ros.perception.settings import Settings, SettingsError
-from vljepa_ros.perception.texts import softmax
 from vljepa_ros.perception.window import Clip, Window, millihertz
 
 SECOND = 10**9
@@ -361,4 +360,4 @@ def test_a_bundle_without_a_query_has_one_stream_and_refuses_questions(tmp_path:
     assert latest is not None
     np.testing.assert_allclose(answer.embedding, latest.embedding, atol=1e-6)
     cosines = model.embed_text(["a cube", "a ball"]) @ latest.embedding
-    np.testing.assert_allclose(answer.scores, softmax(cosines, 0.07), atol=1e-5)
+    np.testing.assert_allclose(answer.cosines, cosines, atol=1e-5)

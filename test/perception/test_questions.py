@@ -31,7 +31,9 @@ from vljepa_ros.perception.texts import (
     checked_text,
     checked_texts,
     find_camera,
+    scores_of,
     softmax,
+    weakness,
 )
 
 SECOND = 1_000_000_000
@@ -85,6 +87,23 @@ def test_softmax_sums_to_one_and_keeps_the_order(cosines: list[float], temperatu
     assert scores.dtype == np.float32
     assert scores.sum() == pytest.approx(1, abs=1e-4)
     assert scores[int(np.argmax(cosines))] == scores.max()
+
+
+@pytest.mark.parametrize("cosine", [-0.4, 0.0, 0.31, 1.0])
+def test_one_text_alone_is_no_certainty(cosine: float) -> None:
+    assert scores_of(np.array([cosine]), 0.07).tolist() == [np.float32(cosine)]
+    two = np.array([cosine, 0.1])
+    np.testing.assert_array_equal(scores_of(two, 0.07), softmax(two, 0.07))
+    assert scores_of(np.zeros(0), 0.07).shape == (0,)
+
+
+def test_what_lies_below_the_threshold_is_called_weak(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle, verify=False)  # whose threshold is 0.5
+    assert weakness(bundle, 0.5, "the answer") == ""
+    said = weakness(bundle, 0.49, "the answer")
+    assert said == (
+        "The answer is a weak match: its cosine is 0.49, and the bundle's threshold 0.50."
+    )
 
 
 # -------------------------------------------------------------- the queue
@@ -143,11 +162,8 @@ class Asked:
         embedding = model.predict([seen.tokens], [question.text])[0, 0]
         np.testing.assert_allclose(outcome.embedding, embedding, atol=1e-5)
         cosines = model.embed_text(question.candidates) @ embedding
-        if question.candidates:
-            wanted = softmax(cosines, model.bundle.temperature)
-            np.testing.assert_allclose(outcome.scores, wanted, atol=1e-5)
-        else:
-            assert outcome.scores.shape == (0,)
+        np.testing.assert_allclose(outcome.cosines, cosines, atol=1e-5)
+        assert outcome.cosines.shape == (len(question.candidates),)
         assert outcome.stamp_ns == seen.stamp_ns
 
 

@@ -231,6 +231,7 @@ def test_a_page_is_told_all_that_happens(stream: Stream, web: str) -> None:
         scores = page.wait_for("scores", camera="camera", stamp=last)
         assert sum(scores["scores"]) == pytest.approx(1, abs=1e-3)
         assert scores["best"] == LABELS[int(np.argmax(scores["scores"]))]
+        assert np.argmax(scores["cosines"]) == np.argmax(scores["scores"])
         assert scores["version"] == labels["version"]
 
         def ready() -> list[dict[str, Any]]:
@@ -336,6 +337,8 @@ def test_a_question_is_answered(stream: Stream, web: str) -> None:
         assert answer["ok"] and answer["stamp"] == now and answer["seconds"] > 0
         assert answer["answer"] == candidates[int(np.argmax(answer["scores"]))]
         assert sum(answer["scores"]) == pytest.approx(1, abs=1e-3)
+        assert np.argmax(answer["cosines"]) == np.argmax(answer["scores"])
+        assert 0 < answer["threshold"] < 1
         answer = page.ask("ask", question="what is red ?", camera="camera")
         assert answer["ok"] and isinstance(answer["answer"], str) and answer["scores"] == []
 

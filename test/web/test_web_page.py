@@ -210,10 +210,17 @@ def test_a_question_is_answered(graph: Graph, page: Browser) -> None:
     page.click("#ask button")
     page.wait(f"{ANSWERS} === 3")
     rows = [page.text(f"#answers li:nth-child({k})") for k in (1, 2, 3)]
-    assert {re.sub(r"\d+ %", "", row) for row in rows} == {"the cube", "the ball", "nothing"}
+    figures = r"\d+ % · -?\d\.\d\d( · weak)?"
+    assert {re.sub(figures, "", row) for row in rows} == {"the cube", "the ball", "nothing"}
     assert page.text("#answer") in rows[0]
     shares = [int(re.findall(r"(\d+) %", row)[0]) for row in rows]
     assert shares == sorted(shares, reverse=True) and abs(sum(shares) - 100) <= 2
+    page.fill(candidates="the cube")  # alone it has no share of 1, but its cosine
+    page.click("#ask button")
+    figure = r"/^the cube-?\d\.\d\d( · weak)?$/"
+    page.wait(
+        f"{ANSWERS} === 1 && {figure}.test(document.querySelector('#answers li').textContent)"
+    )
     page.fill(candidates="")
     page.click("#ask button")
     page.wait(f"{ANSWERS} === 0 && document.getElementById('answer').textContent")

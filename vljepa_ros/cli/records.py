@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vljepa_ros.stamps import iso
 
@@ -77,8 +77,12 @@ FIELDS: dict[str, Field] = {
     "answer": Field("text", "the answer in words, or the best candidate"),
     "source": Field("text", "who put it into words"),
     "score": Field("number", "cosine between what was asked for and what was seen, -1 to 1"),
-    "scores": Field("list", "an object with `text` and `score`, softmax, for each candidate or "
-                    "label"),
+    "weak": Field("flag", "its score is below the bundle's threshold"),
+    "scores": Field("list", "an object for each candidate or label: `text`, `score`, softmax (of "
+                    "one alone its cosine), `cosine`, -1 to 1, and `weak`: it is below "
+                    "`threshold`"),
+    "threshold": Field("number", "cosine below which a match is weak: the bundle's; null for an "
+                       "open answer"),
     "confidence": Field("number", "cosine between the words and what was seen, -1 to 1"),
     "change_score": Field("number", "how far the meaning has moved; 1 is a change"),
     "reused": Field("flag", "nothing new was found, and the last embedding stands"),
@@ -119,8 +123,8 @@ _MOMENT = (
 # The names of each kind of record, by the command that prints it; of several in a stream, by type.
 RECORDS: dict[str, tuple[str, ...]] = {
     "status": ("nodes", "streams"),
-    "ask": ("camera", "stamp", "answer", "scores", "familiarity", "message"),
-    "classify": ("camera", "stamp", "scores", "familiarity", "message"),
+    "ask": ("camera", "stamp", "answer", "scores", "threshold", "familiarity", "message"),
+    "classify": ("camera", "stamp", "scores", "threshold", "familiarity", "message"),
     "watch: score": ("type", "camera", "stamp", "text", "score"),
     "watch: moment": (
         "type", "camera", "segment_id", "start", "end", "text", "score", "familiarity",
@@ -136,7 +140,7 @@ RECORDS: dict[str, tuple[str, ...]] = {
         "type", "namespace", *_SAID, "sequence", "stamp", "window_start", "change_score", "reused",
         "latency", "familiarity", "embedding",
     ),
-    "recall": (*_MOMENT, "score"),
+    "recall": (*_MOMENT, "score", "weak"),
     "memory show": (
         "folder", "model_id", "embedding_dim", "start", "end", "moments", "pinned_moments",
         "cameras", "megabytes",
@@ -204,9 +208,21 @@ def moment_record(kind: str, moment: Moment, **more: Any) -> dict[str, Any]:
     return record(kind, **{name: _of(moment, name) for name in _MOMENT}, **more)
 
 
-def scored(pairs: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
+class Match(NamedTuple):
+    """How well a text fits: its share of 1 (of one alone its cosine), and its cosine."""
+
+    text: str
+    score: float
+    cosine: float
+    weak: bool
+
+
+def scored(matches: Iterable[Match]) -> list[dict[str, Any]]:
     """The field `scores`."""
-    return [{"text": text, "score": _rounded(score)} for text, score in pairs]
+    return [
+        {"text": m.text, "score": _rounded(m.score), "cosine": _rounded(m.cosine), "weak": m.weak}
+        for m in matches
+    ]
 
 
 def ordered(names: Iterable[str]) -> list[str]:

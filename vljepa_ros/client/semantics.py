@@ -114,9 +114,11 @@ class SemanticClient:
     def ask(self, question: str, candidates: Sequence[str] = (), camera: str = "") -> Call:
         """A question about what `camera` sees now (empty: the only camera). Result: Ask.Response.
 
-        With `candidates`, `answer` is the best of them and `scores` their softmax, in their order;
-        without, the answer is decoded and `scores` is empty. `message` says so where the question
-        was not used, as the model is asked nothing: then candidates are to be statements.
+        With `candidates`, `answer` is the best of them, `cosines` says how well each fits, in their
+        order, weakly below `threshold`, and `scores` is their softmax (of a single one its cosine);
+        without, the answer is decoded and both are empty. `message` says so where the best is weak,
+        or the question was not used, as the model is asked nothing: then candidates are to be
+        statements.
         """
         return self._call(
             Ask, "ask",
@@ -129,6 +131,7 @@ class SemanticClient:
     def classify(self, labels: Sequence[str], camera: str = "", template: str = "") -> Call:
         """Which of `labels` fits what `camera` sees now. Result: Classify.Response, best first.
 
+        `scores`, `cosines` and `threshold` are as of `ask`.
         `template`: a sentence around each label, with `{}` in it; empty: the bundle's own.
         """
         return self._call(

@@ -17,7 +17,7 @@ from vljepa_ros.bundle.spec import UNKNOWN
 from vljepa_ros.errors import TensorsLostError, VLJepaError
 
 from .perceiver import Perceiver
-from .texts import QuestionError, not_ready, softmax
+from .texts import QuestionError, not_ready
 
 MOST_WAITING = 1000  # questions
 # Different questions in one predictor run. On a CPU each takes its time; so many take less than
@@ -27,14 +27,14 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Answer:
-    """`scores`: float32, one per candidate.
+    """`cosines`: float32, one per candidate, to the embedding.
 
     `stamp_ns`: of the newest frame it is about, `familiarity`: of its clip, as in `Step`.
     """
 
     camera: str
     embedding: np.ndarray
-    scores: np.ndarray
+    cosines: np.ndarray
     stamp_ns: int
     familiarity: float
 
@@ -82,11 +82,11 @@ class QuestionQueue:
             for question in sorted(batch, key=lambda one: len(one.candidates)):
                 embedding = embeddings[question.text]
                 try:
-                    scores = yield from self._scores(embedding, question.candidates)
+                    cosines = yield from self._cosines(embedding, question.candidates)
                 except VLJepaError as error:
                     settle(question, error)
                 else:
-                    settle(question, Answer(question.camera, embedding, scores, *seen))
+                    settle(question, Answer(question.camera, embedding, cosines, *seen))
         except VLJepaError as error:
             for question in list(left):
                 settle(question, error)
@@ -146,14 +146,13 @@ class QuestionQueue:
         about = seen.stamp_ns, seen.familiarity
         return dict(zip(texts, embeddings, strict=True)), about
 
-    def _scores(
+    def _cosines(
         self, embedding: np.ndarray, candidates: Sequence[str]
     ) -> Generator[None, None, np.ndarray]:
         if not candidates:
             return np.zeros(0, np.float32)
-        model = self._perceiver.model
-        texts = yield from model.embed_text_in_pieces(candidates)
-        return softmax(texts @ embedding, model.bundle.temperature)
+        texts = yield from self._perceiver.model.embed_text_in_pieces(candidates)
+        return np.asarray(texts @ embedding, np.float32)
 
 
 def _given_up() -> QuestionError:

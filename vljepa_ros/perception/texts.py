@@ -115,6 +115,30 @@ def note(bundle: Bundle, familiarity: float, means: str) -> str:
     )
 
 
+def weakness(bundle: Bundle, cosine: float, what: str) -> str:
+    """What to make of a match with this `cosine`; empty where the bundle's threshold is reached.
+
+    `what`: what matches so, e.g. "the answer".
+    """
+    threshold = bundle.thresholds.watch
+    if cosine >= threshold:
+        return ""
+    return (
+        f"{what[:1].upper()}{what[1:]} is a weak match: its cosine is {cosine:.2f}, and the "
+        f"bundle's threshold {threshold:.2f}."
+    )
+
+
+def scores_of(cosines: np.ndarray, temperature: float) -> np.ndarray:
+    """float32 `[N]`: the softmax of two or more cosines `[N]`; of one alone that cosine itself.
+
+    A softmax of one is 1, whatever it is of: a certain answer that nobody gave.
+    """
+    if len(cosines) == 1:
+        return np.asarray(cosines, np.float32)
+    return softmax(cosines, temperature)
+
+
 def softmax(cosines: np.ndarray, temperature: float) -> np.ndarray:
     """float32 `[N]` that sum to 1, of cosines `[N]` over `temperature`, above 0."""
     logits = np.asarray(cosines, np.float64) / temperature

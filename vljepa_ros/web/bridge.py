@@ -172,6 +172,8 @@ def _answer(response: Any) -> Event:
     return {
         "answer": response.answer,
         "scores": [number(score) for score in response.scores],
+        "cosines": [number(cosine) for cosine in response.cosines],
+        "threshold": number(response.threshold),
         "stamp": seconds(response.stamp),
         "familiarity": number(response.familiarity),
         "note": response.message,

@@ -281,6 +281,7 @@ def _scores(message: LabelScores) -> dict[str, Any]:
         "version": message.list_version,
         "best": message.best,
         "scores": [number(score) for score in message.scores],
+        "cosines": [number(cosine) for cosine in message.cosines],
     }
 
 

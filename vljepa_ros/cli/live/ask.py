@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 from rich.live import Live as Screen
@@ -15,7 +16,7 @@ from rich.text import Text
 from vljepa_ros.console import console, notice, print_json
 from vljepa_ros.stamps import clock, to_ns
 
-from ..records import record, scored
+from ..records import Match, record, scored
 from ..times import finite
 from .calls import LOOK, TIMEOUT, live
 from .view import BAR
@@ -46,16 +47,17 @@ def ask(
     candidates = list(candidate or ())
     with live("ask", namespace, timeout) as graph:
         answer = graph.result(graph.client.ask(question, candidates, camera))
-    scores = list(zip(candidates, answer.scores))
+    matches = _matches(candidates, answer)
     if as_json:
         print_json(
             record(
                 "ask", camera=camera, stamp=to_ns(answer.stamp), answer=answer.answer,
-                scores=scored(scores), familiarity=answer.familiarity, message=answer.message,
+                scores=scored(matches), threshold=answer.threshold if candidates else None,
+                familiarity=answer.familiarity, message=answer.message,
             )
         )  # fmt: skip
     elif candidates:
-        _print_scores(sorted(scores, key=lambda pair: -pair[1]))
+        _print_matches(sorted(matches, key=lambda match: -match.cosine), answer.threshold)
     else:
         console.print(answer.answer)
     if answer.message:
@@ -73,16 +75,16 @@ def classify(
     """Score labels against what a camera sees now, the best first."""
     with live("classify", namespace, timeout) as graph:
         found = graph.result(graph.client.classify(label, camera, template))
-    scores = list(zip(found.labels, found.scores))
+    matches = _matches(found.labels, found)
     if as_json:
         print_json(
             record(
-                "classify", camera=camera, stamp=to_ns(found.stamp), scores=scored(scores),
-                familiarity=found.familiarity, message=found.message,
+                "classify", camera=camera, stamp=to_ns(found.stamp), scores=scored(matches),
+                threshold=found.threshold, familiarity=found.familiarity, message=found.message,
             )
         )  # fmt: skip
     else:
-        _print_scores(scores)
+        _print_matches(matches, found.threshold)
     if found.message:
         notice(found.message)
 
@@ -159,6 +161,18 @@ class _Score:
             console.print(f"{clock(stamp_ns)}  {score:.2f}")
 
 
-def _print_scores(scores: Sequence[tuple[str, float]]) -> None:
-    for text, score in scores:
-        console.print(f"{score:.2f}  {text}")
+def _matches(texts: Sequence[str], response: Any) -> list[Match]:
+    """Of a response of `ask` or `classify`; none for an open answer."""
+    return [
+        Match(text, score, cosine, cosine < response.threshold)
+        for text, score, cosine in zip(texts, response.scores, response.cosines)
+    ]
+
+
+def _print_matches(matches: Sequence[Match], threshold: float) -> None:
+    """A line each, under a heading; one alone has no share."""
+    alone = len(matches) == 1
+    console.print(f"{'' if alone else 'score  '}cosine  (weak below {threshold:.2f})")
+    for match in matches:
+        share, weak = "" if alone else f"{match.score:5.2f}  ", "  (weak)" if match.weak else ""
+        console.print(f"{share}{match.cosine:6.2f}  {match.text}{weak}")

@@ -218,18 +218,20 @@ def recall_live(
     limit: int = 0,
     fleet: bool = False,
     namespace: str = "",
-) -> list[Found]:
+) -> tuple[list[Found], float]:
     """What the running memory node recalls, best first; the moments are without embeddings.
 
-    Bounds in nanoseconds, 0: none. `fleet`: it is to ask the fleet's server. VLJepaError where it
-    refuses, or does not answer in time.
+    And the cosine below which a match is weak; 0 where the node does not say. Bounds in
+    nanoseconds, 0: none. `fleet`: it is to ask the fleet's server. VLJepaError where it refuses, or
+    does not answer in time.
     """
     from vljepa_ros.ros.messages import to_time
 
     after, before = (to_time(bound) for bound in (after_ns, before_ns))
     with live("recall", namespace) as graph:
         call = graph.client.recall(text, cameras, after, before, limit, fleet)
-        return [_found(message) for message in graph.result(call).moments]
+        response = graph.result(call)
+    return [_found(message) for message in response.moments], float(response.threshold)
 
 
 def pin_live(ids: Sequence[str], pinned: bool, namespace: str) -> None:

@@ -22,12 +22,13 @@ from vljepa_ros.memory.store import Found, MomentStore
 from vljepa_ros.stamps import clock
 
 from ..models import open_model
+from ..paths import PICTURES, checked_output
 from ..records import moment_record
 from ..times import parse_stamp
 
 STORE = typer.Option(None, help="The folder of the moments. Default: ask the running memory node.")
 CAMERA = typer.Option(None, help="Only this camera; again for more.")
-SHEET = typer.Option(None, help="Also draw the moments into this picture, .png or .jpg.")
+SHEET = typer.Option(None, help=f"Also draw the moments into this picture ({' '.join(PICTURES)}).")
 API_KEY = "QDRANT_API_KEY"  # environment variable
 
 
@@ -50,6 +51,8 @@ def recall(
     """Find the moments that fit a text best: the running robot's, a store's, or a fleet's."""
     from vljepa_ros.perception.texts import checked_text
 
+    if sheet is not None:
+        checked_output(sheet, PICTURES, "a picture")
     wanted = checked_text("text", text)
     bounds = (parse_stamp("--after", after), parse_stamp("--before", before))
     if bounds[1] and bounds[0] > bounds[1]:
@@ -57,22 +60,30 @@ def recall(
     if (store is not None) + bool(url) + fleet > 1:
         raise VLJepaError("Give one of --store, --url and --fleet.")
     cameras = list(dict.fromkeys(camera or ()))
-    if store is not None:
-        found = _in_store(store, _Text(wanted, bundle, backend), cameras, bounds, limit)
-    elif url:
-        found = _in_fleet(url, collection, _Text(wanted, bundle, backend), cameras, bounds, limit)
+    if store is not None or url:
+        asked = _Text(wanted, bundle, backend)
+        enough = asked.bundle.thresholds.watch
+        if store is not None:
+            found = _in_store(store, asked, cameras, bounds, limit)
+        else:
+            found = _in_fleet(url, collection, asked, cameras, bounds, limit)
     else:
         from ..live.calls import recall_live
 
-        found = recall_live(wanted, cameras, *bounds, limit, fleet, namespace)
+        found, enough = recall_live(wanted, cameras, *bounds, limit, fleet, namespace)
     if sheet is not None:
         from .sheet import write_sheet
 
-        write_sheet(sheet, wanted, found)
+        write_sheet(sheet, wanted, found, enough)
     if as_json:
-        print_json([moment_record("recall", one.moment, score=one.score) for one in found])
+        print_json(
+            [
+                moment_record("recall", one.moment, score=one.score, weak=one.score < enough)
+                for one in found
+            ]
+        )
     elif found:
-        _print(found)
+        _print(found, enough)
     else:
         notice("Nothing that fits has been stored.")
 
@@ -127,7 +138,9 @@ def _in_fleet(
     return fleet.search(text.embedding(bundle.model_id, url), cameras, *bounds, limit)
 
 
-def _print(found: Sequence[Found]) -> None:
+def _print(found: Sequence[Found], enough: float) -> None:
+    """`enough`: the score below which a match is weak."""
+    weak = any(one.score < enough for one in found)
     known = any(one.moment.familiarity >= 0 for one in found)
     episodes = any(one.moment.episode >= 0 for one in found)
     rows = []
@@ -136,13 +149,16 @@ def _print(found: Sequence[Found]) -> None:
         seconds = (moment.end_ns - moment.start_ns) / 1e9
         rows.append([
             clock(moment.start_ns), moment.camera, f"{seconds:.1f}", f"{one.score:.2f}",
+            *(["weak" if one.score < enough else ""] if weak else []),
             *([f"{moment.familiarity:.2f}"] if known else []),
             *([str(moment.episode) if moment.episode >= 0 else ""] if episodes else []),
             _told(moment),
         ])  # fmt: skip
     more = [*(["familiar"] if known else []), *(["episode"] if episodes else [])]
-    numbers = ("s", "score", *more)
-    print_table(("time", "camera", *numbers, "text"), rows, right=numbers)
+    match = ["match"] if weak else []
+    print_table(
+        ("time", "camera", "s", "score", *match, *more, "text"), rows, right=("s", "score", *more)
+    )
 
 
 def _told(moment: Moment) -> str:

@@ -28,21 +28,19 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FINER = 4  # text is drawn so many times larger, and shrunk
 
 
-def write_sheet(path: Path, title: str, found: Sequence[Found]) -> None:
-    """Draw the moments into an image file, by its ending. Raises VLJepaError."""
-    try:
-        done, data = cv2.imencode(path.suffix or ".", draw_sheet(title, found))
-    except cv2.error:
-        done = False
-    if not done:
-        raise VLJepaError(f"{path} is no name of an image; let it end with .png or .jpg.")
+def write_sheet(path: Path, title: str, found: Sequence[Found], enough: float = 0.0) -> None:
+    """Draw the moments into a picture, by its ending. Raises VLJepaError.
+
+    `enough`: the score below which a match is weak.
+    """
+    _, data = cv2.imencode(path.suffix.lower(), draw_sheet(title, found, enough))
     try:
         path.write_bytes(data.tobytes())
     except OSError as error:
         raise VLJepaError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def draw_sheet(title: str, found: Sequence[Found]) -> np.ndarray:
+def draw_sheet(title: str, found: Sequence[Found], enough: float = 0.0) -> np.ndarray:
     """The sheet, BGR uint8 `[H, W, 3]`."""
     columns = max(1, min(COLUMNS, math.ceil(math.sqrt(len(found)))))
     rows = math.ceil(len(found) / columns)
@@ -54,11 +52,11 @@ def draw_sheet(title: str, found: Sequence[Found]) -> np.ndarray:
     for place, one in enumerate(found):
         row, column = divmod(place, columns)
         x, y = MARGIN + column * across, TITLE + row * down
-        _draw_cell(sheet[y : y + HEIGHT + CAPTION, x : x + WIDTH], place + 1, one)
+        _draw_cell(sheet[y : y + HEIGHT + CAPTION, x : x + WIDTH], place + 1, one, enough)
     return sheet
 
 
-def _draw_cell(cell: np.ndarray, rank: int, found: Found) -> None:
+def _draw_cell(cell: np.ndarray, rank: int, found: Found, enough: float) -> None:
     cell[:] = CELL
     moment = found.moment
     picture = _picture(moment.thumbnail)
@@ -69,13 +67,17 @@ def _draw_cell(cell: np.ndarray, rank: int, found: Found) -> None:
         x, y = (WIDTH - width) // 2, (HEIGHT - height) // 2
         cell[y : y + height, x : x + width] = picture
     bar = round(WIDTH * min(max(found.score, 0.0), 1.0))
-    cell[HEIGHT : HEIGHT + 3, :bar] = ACCENT
+    weak = found.score < enough
+    accent = GREY if weak else ACCENT
+    cell[HEIGHT : HEIGHT + 3, :bar] = accent
     y = HEIGHT + 20
     seconds = (moment.end_ns - moment.start_ns) / 1e9
-    _write(cell, f"{rank}.  {clock(moment.start_ns)}  +{seconds:.1f} s", (10, y), 14, WHITE)
-    _write(cell, f"{found.score:.2f}", (WIDTH - 42, y), 14, ACCENT)
+    _write(cell, f"{rank}.  {clock(moment.start_ns)} for {seconds:.1f} s", (10, y), 14, WHITE)
+    _write(cell, f"{found.score:.2f}", (WIDTH - 42, y), 14, accent)
     where = f"{moment.camera}, episode {moment.episode}" if moment.episode >= 0 else moment.camera
-    _write(cell, textwrap.shorten(where, 40, placeholder="..."), (10, y + LINE), 12, GREY)
+    _write(cell, textwrap.shorten(where, 32, placeholder="..."), (10, y + LINE), 12, GREY)
+    if weak:
+        _write(cell, "weak", (WIDTH - 42, y + LINE), 12, GREY)
     words = textwrap.wrap(moment.text, 42, max_lines=2, placeholder=" ...")
     for number, line in enumerate(words):
         _write(cell, line, (10, y + (2 + number) * LINE), 13, WHITE)

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError, counted
 from vljepa_ros.memory.fleet import FleetStore
 from vljepa_ros.memory.store import Found, MomentStore
 from vljepa_ros.perception.texts import checked_text, shown
@@ -82,6 +82,8 @@ class Recall:
         response.success = True
         response.moments = [moment_message(one.moment, one.score) for one in found]
         response.message = self._note(found)
+        if self._open.bundle is not None:
+            response.threshold = self._open.bundle.thresholds.watch
         self.count += 1
         self.latency = time.monotonic() - began
         return response
@@ -126,8 +128,8 @@ class Recall:
         if not strange:
             return ""
         return (
-            f"{len(strange)} of {len(found)} moments show what the model does not know, and fit by "
-            "chance: their familiarity is below the bundle's threshold."
+            f"What {len(strange)} of {counted(len(found), 'moment')} show the model does not know, "
+            "and the fit is chance: the familiarity is below the bundle's threshold."
         )
 
     def _check_cameras(self, cameras: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 
 from vljepa_ros.msg import LabelList, LabelScores
 from vljepa_ros.perception.perceiver import Step
-from vljepa_ros.perception.texts import checked_template, checked_texts, softmax
+from vljepa_ros.perception.texts import checked_template, checked_texts, scores_of
 from vljepa_ros.ros.lifecycle import ModelNode
 from vljepa_ros.ros.messages import floats, to_time
 
@@ -89,16 +89,17 @@ class StandingLabels:
         assert model is not None
         bundle, started = model.bundle, time.monotonic()
         for step in steps:
-            scores = softmax(standing.texts @ step.embedding, bundle.temperature)
+            cosines = standing.texts @ step.embedding
             self._scores.publish(
                 LabelScores(
                     header=Header(stamp=to_time(step.stamp_ns), frame_id=step.frame_id),
                     camera=step.camera,
                     model_id=bundle.model_id,
                     list_version=standing.version,
-                    best=standing.labels[int(scores.argmax())],
-                    scores=floats(scores),
+                    best=standing.labels[int(cosines.argmax())],
+                    scores=floats(scores_of(cosines, bundle.temperature)),
                     stream_id=self._stream.id,
+                    cosines=floats(cosines),
                 )
             )
         self._stream.stages.lap("labels", started)

@@ -24,7 +24,8 @@ from vljepa_ros.perception.texts import (
     checked_texts,
     not_ready,
     note,
-    softmax,
+    scores_of,
+    weakness,
 )
 from vljepa_ros.ros.diagnostics import Status
 from vljepa_ros.ros.lifecycle import ModelNode
@@ -68,16 +69,16 @@ class Questions:
             candidates = checked_texts("candidate", request.candidates)
             answer = await self._answer(request.camera, text, candidates, arrived)
             if candidates:
-                response.answer = request.candidates[int(answer.scores.argmax())]
+                response.answer = request.candidates[int(answer.cosines.argmax())]
             else:
                 response.answer = await self._in_words(answer.camera, answer.embedding)
         except VLJepaError as error:
             return self._refuse(response, error)
         response.success = True
-        response.scores = floats(answer.scores)
         response.embedding = floats(answer.embedding)
         response.stamp = to_time(answer.stamp_ns)
         self._tell(response, answer.familiarity, "the answer")
+        self._judge(response, answer.cosines, "the answer")
         if unasked and request.question.strip():
             response.message = f"{UNUSED} {response.message}".rstrip()
         self.counts["answered"] += 1
@@ -145,24 +146,24 @@ class Questions:
             labels = checked_texts("label", request.labels)
             template = request.label_template and checked_template(request.label_template)
             camera = self._stream.camera_to_ask(request.camera)
-            scores, stamp_ns, familiarity = await self._node.in_worker(
-                lambda: self._label_scores(camera, labels, template, arrived)
+            cosines, stamp_ns, familiarity = await self._node.in_worker(
+                lambda: self._label_cosines(camera, labels, template, arrived)
             )
         except VLJepaError as error:
             return self._refuse(response, error)
-        order = np.argsort(-scores, kind="stable")
+        order = np.argsort(-cosines, kind="stable")
         response.success = True
         response.labels = [request.labels[i] for i in order]
-        response.scores = floats(scores[order])
         response.stamp = to_time(stamp_ns)
         self._tell(response, familiarity, "the best label")
+        self._judge(response, cosines[order], "the best label")
         self.counts["classified"] += 1
         return response
 
-    def _label_scores(
+    def _label_cosines(
         self, camera: str, labels: Sequence[str], template: str, arrived: float
     ) -> Generator[None, None, tuple[np.ndarray, int, float]]:
-        """Softmax over the labels for the camera's current embedding; in pieces.
+        """The labels' cosines to the camera's current embedding, float32 `[N]`; in pieces.
 
         And the stamp and the familiarity of its step.
         """
@@ -173,9 +174,9 @@ class Questions:
         step = perceiver.latest(camera)
         if step is None:
             raise not_ready(camera, self._stream.ready())
-        scores = softmax(texts @ step.embedding, model.bundle.temperature)
+        cosines = np.asarray(texts @ step.embedding, np.float32)
         self._stream.stages.lap("classify", arrived)
-        return scores, step.stamp_ns, step.familiarity
+        return cosines, step.stamp_ns, step.familiarity
 
     # -------------------------------------------------------------- embed_text
 
@@ -205,6 +206,17 @@ class Questions:
         response.familiarity = familiarity
         response.message = note(model.bundle, familiarity, what)
         self.counts["unfamiliar"] += bool(response.message)
+
+    def _judge(self, response: Any, cosines: np.ndarray, what: str) -> None:
+        """Fill in how well each text fits, and say so in words where the best does not."""
+        model = self._stream.model
+        assert model is not None
+        response.scores = floats(scores_of(cosines, model.bundle.temperature))
+        response.cosines = floats(cosines)
+        response.threshold = model.bundle.thresholds.watch
+        if cosines.size:
+            weak = weakness(model.bundle, float(cosines.max()), what)
+            response.message = f"{response.message} {weak}".strip()
 
     def _refuse(self, response: Any, error: VLJepaError) -> Any:
         self.counts["refused"] += 1

@@ -43,7 +43,7 @@ export class Ask {
       note(find("ask-note"), joined(`seen at ${clock(answer.stamp)}`, familiar(answer.familiarity), `${Math.round(1000 * answer.seconds)} ms`));
       find("answer-note").textContent = answer.note;
       find("answer").textContent = answer.answer;
-      const rows = candidates.map((text, i) => [text, answer.scores[i]]);
+      const rows = candidates.map((text, i) => [text, answer.scores[i], answer.cosines[i]]);
       bars(find("answers"), rows.sort((a, b) => b[1] - a[1]));
     } catch (error) {
       note(find("ask-note"), error.message, true);

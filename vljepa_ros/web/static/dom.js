@@ -28,29 +28,40 @@ export function clock(stamp, digits = 0, dated = true) {
 
 export const fixed = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : "–");
 
-// Show a list of [text, share of 1] as bars; the best one stands out.
+// Show a list of [text, share of 1, cosine] as bars; the best one stands out, weak ones are marked. One alone has no share.
 export function bars(list, rows) {
   while (list.children.length > rows.length) list.lastChild.remove();
   while (list.children.length < rows.length) {
     list.append(make("li", "", make("span"), make("span"), make("span", "bar")));
   }
   const best = Math.max(...rows.map((row) => row[1] ?? 0));
-  rows.forEach(([text, share], i) => {
+  rows.forEach(([text, share, cosine], i) => {
     const row = list.children[i];
     const [name, number, bar] = row.children;
     name.textContent = text;
-    number.textContent = Number.isFinite(share) ? `${(100 * share).toFixed(0)} %` : "–";
-    bar.style.width = `${100 * (share ?? 0)}%`;
+    const figures = [rows.length > 1 ? `${(100 * share).toFixed(0)} %` : "", fixed(cosine), weak(cosine) ? "weak" : ""];
+    number.textContent = Number.isFinite(share) ? figures.filter(Boolean).join(" · ") : "–";
+    number.title = `cosine ${fixed(cosine)}; below ${fixed(enough)} a match is weak`;
+    bar.style.width = `${100 * Math.max(0, share ?? 0)}%`;
     row.classList.toggle("best", share === best);
+    row.classList.toggle("weak", weak(cosine));
   });
 }
 
 let known = -1; // the familiarity from which on the model knows what it sees; -1: it cannot tell
+let enough = null; // the cosine below which a match is weak; null: not told yet
 
-export function knows(threshold) {
-  known = threshold ?? -1;
+// What `model_info` says.
+export function knows(info) {
+  known = info.familiarity_threshold ?? -1;
+  enough = info.watch_threshold;
   document.body.classList.toggle("tells", known >= 0); // what only such a model can fill is shown
 }
+
+export const weak = (cosine) => Number.isFinite(cosine) && enough !== null && cosine < enough;
+
+// "1 moment", "2 moments".
+export const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
 export const unfamiliar = (familiarity) => familiarity >= 0 && familiarity < known;
 

@@ -94,7 +94,7 @@ export class Live {
     const scores = this.scores.get(camera);
     const fits = scores?.version === version && scores.scores.length === labels.length;
     find("no-labels").hidden = labels.length > 0;
-    bars(find("labels"), labels.map((label, i) => [label, fits ? scores.scores[i] : null]));
+    bars(find("labels"), labels.map((label, i) => [label, fits ? scores.scores[i] : null, fits ? scores.cosines[i] : null]));
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { Ask } from "./ask.js";
 import { Connection } from "./connection.js";
-import { clock, find, joined, knows, make } from "./dom.js";
+import { clock, counted, find, joined, knows, make } from "./dom.js";
 import { showExamples, unasked } from "./examples.js";
 import { Live } from "./live.js";
 import { Recall } from "./recall.js";
@@ -57,9 +57,9 @@ const handlers = {
   hello: (event) => [ask, watches, recall].forEach((part) => part.limit(event.limits)),
   info(event) {
     info = event;
-    find("model").textContent = `${event.model_id} · ${event.backend} · ${event.precision} · ${event.clip_frames} frames at ${event.sample_rate} Hz`;
+    find("model").textContent = `${event.model_id} · ${event.backend} · ${event.precision} · ${counted(event.clip_frames, "frame")} at ${event.sample_rate} Hz`;
     watches.calibrated(event.watch_threshold);
-    knows(event.familiarity_threshold);
+    knows(event);
     ask.unasked(unasked(info));
     showExamples(info, (count) => store.said(count));
     choose();

@@ -1,6 +1,6 @@
 // Recall: search the memory in words; moments as cards, the best first.
 
-import { clock, familiar, find, fixed, joined, make, note, unfamiliar } from "./dom.js";
+import { clock, counted, familiar, find, fixed, joined, make, note, unfamiliar, weak } from "./dom.js";
 
 const LIMIT = 12;
 
@@ -30,7 +30,7 @@ export class Recall {
       const answer = await connection.request("recall", { text: find("search").value, camera, limit: LIMIT });
       const count = answer.moments.length;
       const took = `${Math.round(1000 * answer.seconds)} ms`;
-      note(find("recall-note"), count ? `${count} moments, best first, with their cosines · ${took}` : `Nothing is remembered that fits · ${took}`);
+      note(find("recall-note"), count ? `${counted(count, "moment")}, best first, with their cosines · ${took}` : `Nothing is remembered that fits · ${took}`);
       const several = new Set(answer.moments.map((moment) => moment.robot)).size > 1;
       find("moments").replaceChildren(...answer.moments.map((moment) => card(moment, several ? moment.robot : "")));
     } catch (error) {
@@ -47,7 +47,7 @@ function card(moment, robot) {
   const picture = make("img", "thumbnail");
   if (moment.thumbnail) picture.src = `data:image/jpeg;base64,${moment.thumbnail}`;
   picture.alt = moment.text || "a moment without words";
-  const when = make("p", "about", make("span", "", clock(moment.start)), make("span", "score", fixed(moment.score)));
+  const when = make("p", "about", make("span", "", clock(moment.start)), make("span", "score", `${fixed(moment.score)}${weak(moment.score) ? " · weak" : ""}`));
   const about = [robot, moment.camera, `${fixed(moment.end - moment.start, 1)} s`, moment.pinned ? "pinned" : "",
     unfamiliar(moment.familiarity) ? "not known to the model" : "", familiar(moment.familiarity)];
   return make("li", "", moment.thumbnail ? picture : make("div", "thumbnail"), when, make("p", "text", moment.text || "–"),
