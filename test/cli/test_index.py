@@ -218,12 +218,14 @@ def test_a_video_is_a_camera(bundle: Path, tmp_path: Path) -> None:
     index(bundle, tmp_path / "store", path)
     kept = moments(tmp_path / "store")
     assert {m.camera for m in kept} == {"my_video"} and len(kept) >= 2
-    assert kept[0].start_ns > SECOND and kept[-1].end_ns <= 9 * SECOND
+    # Its times are positions in the file: the first whole clip (4 frames at 4 Hz) ends at 0.8 s.
+    assert kept[0].start_ns == SECOND * 8 // 10 and kept[-1].end_ns == SECOND * 78 // 10
     start = ("--start", "2026-05-01T14:30:00+00:00")
     index(bundle, tmp_path / "other", path, "--camera", "front", *start)
     kept = moments(tmp_path / "other")
     assert {m.camera for m in kept} == {"front"}
-    assert 0 < kept[0].start_ns - 1_777_645_800 * SECOND < 3 * SECOND
+    dated = [(m.start_ns - 1_777_645_800 * SECOND, m.end_ns - m.start_ns) for m in kept]
+    assert dated == [(m.start_ns, m.end_ns - m.start_ns) for m in moments(tmp_path / "store")]
 
 
 def test_pictures_that_cannot_be_used_are_said_and_the_rest_is_indexed(

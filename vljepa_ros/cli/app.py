@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("live.ask", "watch"),
     "mcp": ("live.agents", "mcp"),
     "index": ("memory.index", "index"),
+    "timeline": ("timeline", "timeline"),
     "recall": ("memory.recall", "recall"),
     "memory": ("memory.memory", "app"),
     "calibrate": ("calibrate", "calibrate"),
@@ -35,7 +36,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("train.export", "export"),
     "evaluate": ("train.evaluate", "evaluate"),
     "compare": ("train.compare", "compare"),
-    "timeline": ("train.train", "timeline"),
 }
 
 

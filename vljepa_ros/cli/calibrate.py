@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from vljepa_ros.console import console, notice, print_table
 from vljepa_ros.errors import VLJepaError
 
+from .paths import PICTURES, checked_output
 from .times import finite
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ LIVE = typer.Option(
     help="Look at --topic of the running graph for so many seconds.",
 )  # fmt: skip
 NEVER = typer.Option(None, help="A file of conditions that do not hold, one a line, for watches.")
-PICTURE = typer.Option(None, help="The timeline (PNG) that is drawn. Default: OUT.png.")
+PICTURE = typer.Option(
+    None, help=f"The timeline that is drawn ({' '.join(PICTURES)}). Default: OUT.png."
+)
 
 
 def calibrate(
@@ -68,6 +71,8 @@ def calibrate(
 
     from .models import open_model
 
+    if picture is not None:
+        checked_output(picture, PICTURES, "a picture")
     if out.exists():
         raise VLJepaError(f"{out} is there already; give the calibrated bundle another name.")
     old = load_bundle(find_bundle(bundle))
@@ -107,7 +112,6 @@ def _recordings(paths: Sequence[Path], topics: Sequence[str], camera: str) -> li
     from vljepa_ros.recordings.indexing import find_recordings
     from vljepa_ros.recordings.left_out import LeftOut
     from vljepa_ros.recordings.lerobot.selection import is_meant
-    from vljepa_ros.stamps import SECOND_NS
 
     if camera and not any(is_meant(path, True) for path in paths):
         raise VLJepaError("--camera is of a LeRobot data set, and none is given.")
@@ -116,7 +120,7 @@ def _recordings(paths: Sequence[Path], topics: Sequence[str], camera: str) -> li
         if is_meant(path, bool(camera)):
             found += _episodes(path, camera)
             continue
-        recordings, refused = find_recordings([path], topics, [], SECOND_NS)
+        recordings, refused = find_recordings([path], topics, [])
         if refused:
             raise refused[0]
         (one,) = recordings
@@ -284,8 +288,9 @@ def _draw(bundle: Bundle, seen: Sequence[Footage], picture: Path) -> None:
         return
     change = bundle.change
     parts = (bundle.thresholds.change, change.candidate, change.min_segment, change.hysteresis)
-    draw_footage(seen, parts, bundle.familiarity_threshold, picture)
-    console.print(f"timeline: {picture}")
+    title = f"{bundle.model_id}, calibrated on {', '.join(footage.name for footage in seen)}"
+    without_room = draw_footage(title, seen, parts, bundle.familiarity_threshold, picture)
+    console.print(f"timeline: {picture}" + (f" ({without_room})" if without_room else ""))
 
 
 class _Bar:

@@ -69,7 +69,7 @@ class Source:
 class Footage:
     """What a model makes of one camera's footage, with nothing passed over; a row for each step.
 
-    `seconds` since the first, `embeddings` `[E]` of the first standing query, `pooled` visual
+    `seconds` since the first step, `embeddings` `[E]` of the first standing query, `pooled` visual
     tokens `[Dv]`, `pictures`, small, RGB uint8, of the newest frame. `noise`: grey levels, as
     the gate learns it, from when it knows any.
     """
@@ -85,6 +85,12 @@ class Footage:
         """float64 `[S]`."""
         stamps = np.array([step.stamp_ns for step in self.steps], np.int64)
         return (stamps - stamps[:1]) / 1e9
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Where the steps lie in the footage, seconds from its first frame, float64 `[S]`."""
+        first = self.steps[0]
+        return np.asarray(self.seconds + (first.stamp_ns - first.window_start_ns) / 1e9)
 
     @property
     def minutes(self) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError, counted
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.recorder import Recorder
@@ -61,7 +61,8 @@ class Recording:
     """A bag, a video or an episode: `cameras` by topic, and about its length.
 
     A video's topic is empty, an episode's the key of its camera. `named`: whether the user named
-    the topics. `start_ns`: when a video or an episode begins. `note`: what is odd about it.
+    the topics. `start_ns`: the stamp at which a video or an episode begins; 0, of a video: nobody
+    said. `note`: what is odd about it.
     """
 
     path: Path
@@ -76,6 +77,22 @@ class Recording:
         return str(self.path if self.episode is None else self.episode)
 
     @property
+    def first_ns(self) -> int:
+        """The stamp of the first frame of a video or an episode: above 0, as a frame's has to be.
+
+        Of a bag, whose frames have stamps of their own, 0.
+        """
+        return self.start_ns or (SECOND_NS if self.is_video else 0)
+
+    @property
+    def lead_ns(self) -> int:
+        """By how much the stamps of its frames are ahead of the times that are remembered.
+
+        Those are positions in an episode, and in a video unless somebody said when it begins.
+        """
+        return self.first_ns if self.episode is not None or not self.start_ns else 0
+
+    @property
     def is_video(self) -> bool:
         """Whether it is a video, or a folder of images."""
         return "" in self.cameras
@@ -86,11 +103,11 @@ class Recording:
             if self.note:
                 left_out.note(self.episode.dataset.name, self.note)
             camera = self.cameras[self.episode.camera]
-            return recorded_frames(Rows(self.episode), camera, self.start_ns)
+            return recorded_frames(Rows(self.episode), camera, self.first_ns)
         note = partial(left_out.note, str(self.path))
         if self.is_video:
             source = VideoSource(self.path, levels=levels, note=note, tell=left_out.say)
-            return video_frames(source, self.cameras[""], self.start_ns)
+            return video_frames(source, self.cameras[""], self.first_ns)
         return bag_frames(self.path, self.cameras, left_out, levels, note)
 
 
@@ -98,14 +115,14 @@ def find_recordings(
     paths: Sequence[Path],
     topics: Sequence[str],
     names: Sequence[str],
-    start_ns: int,
+    start_ns: int = 0,
     episodes: str = "",
 ) -> tuple[list[Recording], list[VLJepaError]]:
     """What the paths are, with their cameras, and why others cannot be read.
 
-    `names`: of the topics' cameras, or the keys of a data set's; `episodes`: as of `choose`. Those
-    of a data set of the Hub are fetched. Raises IndexingError where the command is to be given
-    otherwise.
+    `names`: of the topics' cameras, or the keys of a data set's; `start_ns`: as of `Recording`;
+    `episodes`: as of `choose`. Those of a data set of the Hub are fetched. Raises IndexingError
+    where the command is to be given otherwise.
     """
     if not paths:
         raise IndexingError("Say what to index: vljepa index BAG...")
@@ -307,9 +324,10 @@ class Indexer:
 
         try:
             for frame, picture, found in perceive(frames, perceiver, reject):
-                recorder.thumbnail(frame.camera, frame.stamp_ns, thumbnail(picture))
+                at_ns = frame.stamp_ns - recording.lead_ns
+                recorder.thumbnail(frame.camera, at_ns, thumbnail(picture))
                 for step in found:
-                    self._record(recorder, frame, step)
+                    self._record(recorder, frame, step, recording.lead_ns)
                 steps += len(found)
                 if writer.waiting >= BATCH:
                     writer.write()
@@ -336,13 +354,7 @@ class Indexer:
         (camera,) = recording.cameras.values()
         said = labels(Rows(episode))
         vectors = self.model.embed_text([label.text for label in said])
-        found = [
-            replace(
-                one, start_ns=one.start_ns - recording.start_ns,
-                end_ns=one.end_ns - recording.start_ns, episode=episode.index,
-            )
-            for one in held
-        ]  # fmt: skip
+        found = [replace(one, episode=episode.index) for one in held]
         counts = Counter[tuple[str, int]]()
         for label, vector in zip(said, vectors, strict=True):
             start_ns, end_ns = round(label.start * 1e9), round(label.end * 1e9)
@@ -365,19 +377,19 @@ class Indexer:
             if writer.waiting >= BATCH:
                 writer.write()
 
-    def _record(self, recorder: Recorder, frame: RecordedFrame, step: Step) -> None:
+    def _record(self, recorder: Recorder, frame: RecordedFrame, step: Step, lead_ns: int) -> None:
         place = (step.camera, step.query)
         recorder.step(
-            *place, step.stamp_ns, step.segment_id, step.embedding, step.familiarity
-        )  # fmt: skip
+            *place, step.stamp_ns - lead_ns, step.segment_id, step.embedding, step.familiarity
+        )
         if self.file is not None:
             self.file.step(frame, step)
         change = step.change
         if change is None:
             return
         recorder.change(
-            *place, change.segment_id, change.segment_start_ns,
-            change.previous_segment_id, change.previous_segment_start_ns,
+            *place, change.segment_id, change.segment_start_ns - lead_ns,
+            change.previous_segment_id, change.previous_segment_start_ns - lead_ns,
         )  # fmt: skip
         known = not self.model.bundle.is_unfamiliar(step.familiarity)
         if self.speaker is not None and known:
@@ -420,7 +432,7 @@ class Indexer:
         """What went wrong, in sentences."""
         clip = self.model.bundle.clip
         short = (
-            f"{path} is too short: the model needs {clip.frames} frames in a row, "
+            f"{path} is too short: the model needs {counted(clip.frames, 'frame')} in a row, "
             f"{1 / clip.sample_rate:g} s from one to the next."
             for path in self._silent
         )

@@ -48,6 +48,20 @@ def message_folder() -> Path:
     )
 
 
+def check_stream_file(out: Path) -> None:
+    """BagError where `StreamFile` would not write `out`."""
+    if out.suffix != ".mcap":
+        raise BagError(f"The stream is written as MCAP: {out} must have a name in .mcap.")
+    if not out.parent.is_dir():
+        raise BagError(f"There is no folder {out.parent} for {out.name}; make it first.")
+    _refuse_old(out)
+
+
+def _refuse_old(out: Path) -> None:
+    if out.exists():
+        raise BagError(f"{out} is there already; give another name, or remove it.")
+
+
 class StreamFile:
     """The file `out`, a .mcap that does not exist yet, as a context manager. Raises BagError.
 
@@ -57,11 +71,7 @@ class StreamFile:
     def __init__(self, out: Path, model: Runtime, settings: Settings) -> None:
         self._out, self._model, self._settings = out, model, settings
         self._model_id = model.bundle.model_id
-        if out.suffix != ".mcap":
-            raise BagError(f"The stream is written as MCAP: {out} must have a name in .mcap.")
-        if not out.parent.is_dir():
-            raise BagError(f"There is no folder {out.parent} for {out.name}; make it first.")
-        self._refuse_old()
+        check_stream_file(out)
 
     def __enter__(self) -> StreamFile:
         try:
@@ -93,7 +103,7 @@ class StreamFile:
         try:
             if kind is None:
                 self._writer.close()
-                self._refuse_old()
+                _refuse_old(self._out)
                 (self._folder / "stream" / "stream.mcap").rename(self._out)
             else:
                 self._writer.abort()
@@ -180,10 +190,6 @@ class StreamFile:
     def _time(self, stamp_ns: int) -> Any:
         time = self._types.types["builtin_interfaces/msg/Time"]
         return time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
-
-    def _refuse_old(self) -> None:
-        if self._out.exists():
-            raise BagError(f"{self._out} is there already; give another name, or remove it.")
 
 
 def _qos(latched: bool) -> Any:

@@ -6,19 +6,17 @@ Invariant: a run that was cut off is completed by another with the same words.
 from __future__ import annotations
 
 import socket
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vljepa_ros.bundle.locate import DEFAULT
 from vljepa_ros.console import console, notice, print_json
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError, counted
 
+from ..bars import RecordingBar
 from ..records import moment_record, record
 from ..times import parse_stamp
 
@@ -39,6 +37,9 @@ CAMERA = typer.Option(
 EPISODES = typer.Option("", help="Of a data set: which episodes, e.g. 0:50. Default: all.")
 STORE = typer.Option(None, help="The folder of the moments. Default: the robot's own.")
 QUERY = typer.Option(None, help="A standing question; again for more. Default: the bundle's.")
+START = typer.Option(
+    "", help="When a video begins: seconds or ISO 8601. Default: its times are positions in it."
+)
 EXPORT = typer.Option(None, help="Also write the stream as ROS 2 messages into this .mcap file.")
 
 
@@ -52,7 +53,7 @@ def index(
     backend: str = typer.Option("auto", help="What runs the engines: auto, onnxruntime-cpu, ..."),
     query: list[str] = QUERY,
     robot: str = typer.Option("", help="The robot that recorded them. Default: this host."),
-    start: str = typer.Option("", help="When a video begins: seconds or ISO 8601. Default: 1 s."),
+    start: str = START,
     black: int = typer.Option(0, min=0, max=65534, help="The 16-bit value that is black."),
     white: int = typer.Option(65535, min=1, max=65535, help="The 16-bit value that is white."),
     words: bool = typer.Option(True, "--words/--no-words", help="Say each moment in words."),
@@ -65,19 +66,19 @@ def index(
     from vljepa_ros.perception.settings import Settings
     from vljepa_ros.recordings.bags import BagError
     from vljepa_ros.recordings.indexing import Indexer, IndexingError, find_recordings
-    from vljepa_ros.recordings.stream_file import StreamFile
+    from vljepa_ros.recordings.stream_file import StreamFile, check_stream_file
     from vljepa_ros.recordings.video import VideoError
-    from vljepa_ros.stamps import SECOND_NS
     from vljepa_ros.words.banks import own_speaker
 
     from ..models import open_model
 
+    if export:
+        check_stream_file(export)
     if white <= black:
         raise IndexingError(f"--white ({white}) must be above --black ({black}).")
     found, refused = find_recordings(
-        recordings or [], topic or [], camera or [], parse_stamp("--start", start) or SECOND_NS,
-        episodes,
-    )  # fmt: skip
+        recordings or [], topic or [], camera or [], parse_stamp("--start", start), episodes
+    )
     if not found:
         _raise(refused)
     loaded = load_bundle(bundle)
@@ -94,7 +95,7 @@ def index(
         model = open_model(loaded, backend, list(loaded.graphs) if words else REQUIRED)
         stack.callback(model.close)
         file = stack.enter_context(StreamFile(export, model, settings)) if export else None
-        bar = stack.enter_context(_Bar(sum(one.seconds for one in found)))
+        bar = stack.enter_context(RecordingBar(sum(one.seconds for one in found)))
         indexer = Indexer(
             model,
             settings,
@@ -102,7 +103,7 @@ def index(
             robot or socket.gethostname(),
             own_speaker(model, notice) if words else None,
             file,
-            bar.show,
+            lambda seconds, moments: bar.show(seconds, f", {counted(moments, 'moment')}"),
             _print_moment if as_json else lambda recording, moment: None,
             levels=(black, white),
         )
@@ -126,8 +127,8 @@ def index(
         )  # fmt: skip
         print_json(summary, line=True)
     else:
-        pace = indexer.pace()
-        console.print(f"{indexer.moments} moments, {new} of them new, in {folder}: {pace}")
+        made, pace = counted(indexer.moments, "moment"), indexer.pace()
+        console.print(f"{made}, {new} of them new, in {folder}: {pace}")
         if export:
             console.print(f"stream: {export}")
     _raise(refused)
@@ -146,29 +147,3 @@ def _raise(refused: list[VLJepaError]) -> None:
         notice(str(error))
     if refused:
         raise refused[-1]
-
-
-class _Bar:
-    """The progress bar, in time of the recordings, on stderr."""
-
-    def __init__(self, seconds: float) -> None:
-        self._total = seconds
-        self._bar = Progress(
-            BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
-            console=Console(stderr=True), transient=True,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=seconds or None)
-        self._began = time.monotonic()
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, seconds: float, moments: int) -> None:
-        """So many seconds of the recordings are done."""
-        speed = seconds / max(time.monotonic() - self._began, 1e-3)
-        text = f"{seconds:.0f} s of {self._total:.0f} s, {speed:.1f} x, {moments} moments"
-        self._bar.update(self._task, completed=seconds, description=text)

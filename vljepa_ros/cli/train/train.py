@@ -1,4 +1,4 @@
-"""`vljepa data`, `train` and `timeline`: from nothing to a model, on a workstation with torch."""
+"""`vljepa data` and `train`: from nothing to a model, on a workstation with torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 DATA = typer.Option(None, help="The folder of the episodes; by default one in the user's cache.")
 TRAINING = typer.Argument(..., help="The folder of the training; an interrupted one goes on.")
-VIDEO = typer.Argument(..., help="A video file; its truth lies beside it as .json.")
 RECORDINGS = typer.Option(
     None, "--data",
     help="Fine-tune on the recordings in this JSONL file, or on a LeRobot data set (folder or Hub "
@@ -43,7 +42,6 @@ SECONDS = typer.Option(
     None, min=0.25, callback=finite,
     help="Length of an episode, by default 30; of the video, by default 90.",
 )  # fmt: skip
-PICTURE = typer.Argument(..., help="The picture (PNG) that is made.")
 
 
 def data(
@@ -143,16 +141,3 @@ def _finetune(
         recipe = FineTuneRecipe(steps=steps, seed=seed, image_size=size)
         made = finetune(recordings, base, out, recipe, console.print, choice)
     console.print(f"fine-tuned: {made}\nnext: vljepa export {made} BUNDLE")
-
-
-def timeline(
-    video: Path = VIDEO,
-    out: Path = PICTURE,
-    bundle: str = typer.Option("tabletop", help="A folder, a shipped bundle's name, or a Hub id."),
-) -> None:
-    """Draw the change score of a video over time, with what was said and what is true."""
-    with needing("train"):
-        from vljepa_ros.evaluation.timeline import draw
-
-    draw(bundle, video, out)
-    console.print(f"{out}")
