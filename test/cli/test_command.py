@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from json_records import check_record
 
 from vljepa_ros import __version__
 from vljepa_ros.cli.app import COMMANDS
+from vljepa_ros.errors import counted
 
 HEAVY = ("rclpy", "torch", "transformers", "onnxruntime", "cv2", "mujoco", "tensorrt")
 
@@ -119,8 +121,27 @@ def test_listen_without_ros_says_what_to_do() -> None:
 def test_bundle_show(tiny_bundle: Path) -> None:
     result = vljepa("bundle", "show", tiny_bundle, without=["onnxruntime", "rclpy", "torch"])
     assert result.returncode == 0, result.stderr
-    for fact in ("tiny-1.0.0#", "32 numbers", "4 frames of 32 px", "x_encoder.onnx", "Apache-2.0"):
+    for fact in (
+        "tiny-1.0.0#", "32 numbers", "4 frames of 32 x 32 pixels", "x_encoder.onnx", "Apache-2.0",
+        "frames B x 4 x 32 x 32 x 3 (uint8)",
+    ):  # fmt: skip
         assert fact in result.stdout
+
+
+@pytest.mark.parametrize("name", ["tabletop", "everyday"])
+def test_bundle_show_is_for_people(name: str) -> None:
+    """Sections with lists of lists, and numbers of all kinds."""
+    result = vljepa("bundle", "show", name)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"[\[\]{}]|None|True|False", result.stdout) is None
+    folder = next(line for line in result.stdout.splitlines() if line.startswith("folder"))
+    others = [line for line in result.stdout.splitlines() if line != folder]
+    assert max(map(len, others)) <= 80
+
+
+def test_counted() -> None:
+    found = [counted(count, "frame") for count in (0, 1, 2, 1000)]
+    assert found == ["0 frames", "1 frame", "2 frames", "1,000 frames"]
 
 
 def test_bundle_verify(tiny_bundle: Path) -> None:

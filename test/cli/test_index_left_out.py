@@ -147,4 +147,4 @@ def test_a_folder_of_images_with_its_calibration_is_no_bag(bundle: Path, tmp_pat
     assert done.exit_code == 0 and cameras(tmp_path / "store") == {"pictures"}
     (folder / "007.png").write_bytes((folder / "007.png").read_bytes()[:60])
     again = run(bundle, tmp_path / "store", folder)
-    assert again.exit_code == 1 and f"1 of 60 images of {folder} are left out" in again.output
+    assert again.exit_code == 1 and f"1 of 60 images of {folder} is left out" in again.output

@@ -104,7 +104,7 @@ def test_a_vlm_that_never_answers_loses_no_change_when_the_node_goes_on(
     words.change("a cube falls", pictures=PICTURES)
     words.probe.wait(lambda: len(server.requests) == 2, "the question")
     assert words.probe.transition("decoder", "deactivate")
-    words.node.wait_for_log("1 changes that waited are not decoded any more.")
+    words.node.wait_for_log("Not decoded any more: 1 change that waited.")
     assert words.probe.transition("decoder", "activate")
     server.release.set()
     words.begin()

@@ -75,7 +75,7 @@ def test_a_bundle_without_decoder_says_the_phrase_that_fits(
 
     file.write_text("something else")
     assert node.probe.set("decoder", phrases=[str(file)]).successful
-    node.node.wait_for_log("1 phrases are ready.")
+    node.node.wait_for_log("Ready: 1 phrase.")
     assert node.said("a cube falls", "rear").text == "something else"
 
 

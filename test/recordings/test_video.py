@@ -96,7 +96,7 @@ def test_a_damaged_image_leaves_its_place_empty_and_is_named(
         (SECOND // 10, 21), (3 * SECOND // 10, 23)
     ]  # fmt: skip
     assert [r.getMessage().split(":")[0] for r in caplog.records] == [
-        f"2 of 4 images of {folder} are left out; take them away or replace them. "
+        f"2 of 4 images of {folder} are left out; take away or replace what is damaged. "
         "The first is 1.png"
     ]
     for name in ("2.png", "4.png"):

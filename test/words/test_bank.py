@@ -167,7 +167,7 @@ def test_many_phrases_are_embedded_in_pieces(mute: Runtime, tmp_path: Path) -> N
     banks = Banks(lambda: mute, lines.append, choose([str(path)], mute.bundle))
     pieces = banks.prepare(banks.choice)
     assert sum(1 for _ in pieces) == 11  # of 4
-    assert lines[0] == "Embedding phrases, 20% of 41." and lines[-1] == "41 phrases are ready."
+    assert lines[0] == "Embedding phrases, 20% of 41." and lines[-1] == "Ready: 41 phrases."
 
 
 def test_the_last_choice_answers_until_the_new_one_is_ready(mute: Runtime, tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from vljepa_ros.console import console, error_line
-from vljepa_ros.errors import BundleError
+from vljepa_ros.errors import BundleError, counted
+
+if TYPE_CHECKING:
+    from vljepa_ros.bundle.graphs import GraphSpec, TensorSpec
+    from vljepa_ros.bundle.spec import Bundle
 
 app = typer.Typer(
     help="Look at a model bundle, or check it.", no_args_is_help=True, add_completion=False
@@ -26,34 +31,15 @@ def show(source: str = SOURCE) -> None:
     from vljepa_ros.bundle.spec import load_bundle
 
     bundle = load_bundle(find_bundle(source), verify=False)
-    clip = bundle.clip
-    taken = "" if clip.chunks == 1 else f", encoded {clip.chunk} at a time"
-    facts: dict[str, Any] = {
-        "model_id": bundle.model_id,
-        "folder": bundle.path,
-        "embedding": f"{bundle.embedding_dim} numbers",
-        "clip": f"{clip.frames} frames of {clip.image_size} px at {clip.sample_rate:g} per second"
-        f" ({clip.span_ns / 1e9:g} s){taken}",
-        "default query": bundle.default_query or "none: it is asked nothing",
-        "decoder": f"at most {bundle.decoder.length} tokens" if bundle.decoder else "none",
-        "thresholds": _line(vars(bundle.thresholds)),
-        "familiarity": f"known from {bundle.familiarity_threshold:g} on"
-        if bundle.familiarity
-        else "it cannot tell",
-    }
-    for name, graph in bundle.graphs.items():
-        size = graph.path.stat().st_size / 2**20 if graph.path.is_file() else float("nan")
-        facts[name] = f"{graph.path.name}, {size:.1f} MiB: " + _line(
-            {key: list(spec.shape) for key, spec in {**graph.inputs, **graph.outputs}.items()}
-        )
-    _print_facts(facts)
+    print_facts(_facts(bundle))
     for title, section in (
+        ("graphs", {name: _graph(graph) for name, graph in bundle.graphs.items()}),
         ("source", bundle.source),
         ("calibration", bundle.calibration),
         ("evaluation", bundle.evaluation),
     ):
         console.print(f"\n{title}", style="bold")
-        _print_facts(section or {"": "nothing is said"})
+        print_facts(section) if section else console.print("nothing is said")
 
 
 @app.command()
@@ -93,15 +79,84 @@ def familiarity(folder: Path = FOLDER, data: Path | None = DATA) -> None:
     console.print(f"{load_bundle(folder).model_id} in {folder}")
 
 
-def _line(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    clip, thresholds, phrases = bundle.clip, bundle.thresholds, bundle.phrases
+    taken = "" if clip.chunks == 1 else f", encoded {clip.chunk} at a time"
+    return {
+        "model_id": bundle.model_id,
+        "folder": bundle.path,
+        "embedding": counted(bundle.embedding_dim, "number"),
+        "clip": f"{counted(clip.frames, 'frame')} of {clip.image_size} x {clip.image_size} pixels, "
+        f"{clip.sample_rate:g} a second ({clip.span_ns / 1e9:g} s){taken}",
+        "default query": bundle.default_query or "none: it is asked nothing",
+        "words": f"of a Y-decoder, at most {counted(bundle.decoder.length, 'token')}"
+        if bundle.decoder
+        else f"phrases of {phrases.file.name}, from a cosine of {phrases.cosine:g} on"
+        if phrases
+        else "none of its own",
+        "gate": f"{thresholds.gate:g} grey levels are new",
+        "change": f"{thresholds.change:g} of Ward cost",
+        "watch": f"a condition holds, a match is not weak, from a cosine of {thresholds.watch:g} "
+        "on",
+        "familiarity": f"known from {bundle.familiarity_threshold:g} on"
+        if bundle.familiarity
+        else "it cannot tell",
+    }
 
 
-def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
-    width = max(len(key) for key in facts)
-    for key, value in facts.items():
-        if isinstance(value, dict) and value:
+def _graph(graph: GraphSpec) -> dict[str, Any]:
+    size = f"{graph.path.stat().st_size / 2**20:.1f} MiB" if graph.path.is_file() else "missing"
+    variants = [f"{name}, cosine {one.cosine:g}" for name, one in graph.variants.items()]
+    return {
+        "file": f"{graph.path.name}, {size}",
+        "takes": [_tensor(name, tensor) for name, tensor in graph.inputs.items()],
+        "gives": [_tensor(name, tensor) for name, tensor in graph.outputs.items()],
+        "open sizes": [f"{name} {low} to {high}" for name, (low, _, high) in graph.profile.items()],
+        **({"also as": variants} if variants else {}),
+    }
+
+
+def _tensor(name: str, tensor: TensorSpec) -> str:
+    return f"{name} {' x '.join(map(str, tensor.shape))} ({tensor.dtype})"
+
+
+def print_facts(facts: dict[str, Any], indent: str = "") -> None:
+    """Names and what they stand for, in lines; what lies in another is set in below its name."""
+    plain = {key: _plain(value) for key, value in facts.items()}
+    width = max((len(str(key)) for key, text in plain.items() if text is not None), default=0)
+    for key, text in plain.items():
+        value = facts[key]
+        if text is not None:
+            _print_wrapped(f"{indent}{key:<{width}}  ", text)
+        elif isinstance(value, dict):
             console.print(f"{indent}{key}")
-            _print_facts(value, indent + "  ")
+            print_facts(value, indent + "  ")
         else:
-            console.print(f"{indent}{key:<{width}}  {value}")
+            console.print(f"{indent}{key}")
+            for item in value:
+                parts = item.items() if isinstance(item, dict) else ()
+                told = ", ".join(f"{name} {_plain(one) or one}" for name, one in parts)
+                _print_wrapped(f"{indent}  - ", told or str(_plain(item)))
+
+
+def _plain(value: Any) -> str | None:
+    """A value as people write it; None where it has values of its own."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or value in ("", [], {}):
+        return "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        parts = [_plain(item) for item in value]
+        return None if None in parts else ", ".join(map(str, parts))
+    return None if isinstance(value, dict) else str(value)
+
+
+def _print_wrapped(head: str, text: str) -> None:
+    lines = textwrap.wrap(
+        text, max(20, console.width - len(head)), break_long_words=False, break_on_hyphens=False
+    )
+    console.print(f"{head}{lines[0] if lines else ''}")
+    for line in lines[1:]:
+        console.print(f"{'':<{len(head)}}{line}")

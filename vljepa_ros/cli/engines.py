@@ -16,7 +16,7 @@ import typer
 
 from vljepa_ros.bundle.locate import DEFAULT
 from vljepa_ros.console import console, notice, print_json, print_table
-from vljepa_ros.errors import EngineError
+from vljepa_ros.errors import EngineError, counted
 from vljepa_ros.stamps import SECOND_NS, clock
 
 from .records import record
@@ -206,8 +206,8 @@ def clean(
 
     removed = clean_cache(_useless, everything)
     plans = sum(file.suffix == ".plan" for file in removed)
-    engines = "engine" if plans == 1 else "engines"
-    console.print(f"{plans} {engines} removed ({len(removed)} files) from {folder()}.")
+    files = counted(len(removed), "file")
+    console.print(f"{counted(plans, 'engine')} removed ({files}) from {folder()}.")
 
 
 def _useless(one: Listed) -> bool:

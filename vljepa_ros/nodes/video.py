@@ -17,7 +17,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError, counted
 from vljepa_ros.recordings.video import VideoSource
 from vljepa_ros.ros import diagnostics
 from vljepa_ros.ros.messages import rgb_message, to_time
@@ -127,7 +127,7 @@ class VideoNode(Node):
             if not self._values["loop"] or source.live:
                 break
             start += round(source.seconds * SECOND_NS)
-        self.get_logger().info(f"The video has ended after {self.published} frames.")
+        self.get_logger().info(f"The video has ended after {counted(self.published, 'frame')}.")
 
     def _start(self, live: bool) -> int:
         """The stamp of the first picture, in nanoseconds.

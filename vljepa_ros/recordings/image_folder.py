@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vljepa_ros.errors import counted
 from vljepa_ros.perception.compressed import image_to_rgb
 from vljepa_ros.perception.images import Levels, Note
 
@@ -42,8 +43,9 @@ def folder_pictures(
             bad.append(f"{path.name}: {error}")
     if bad:
         tell(
-            f"{len(bad)} of {len(paths)} images of {paths[0].parent} are left out; take them away "
-            f"or replace them. The first is {bad[0]}"
+            f"{len(bad)} of {counted(len(paths), 'image')} of {paths[0].parent} "
+            f"{'is' if len(bad) == 1 else 'are'} left out; take away or replace what is damaged. "
+            f"The first is {bad[0]}"
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from vljepa_ros.bundle.locate import shipped_phrases
 from vljepa_ros.bundle.spec import Bundle, PhrasesSpec
+from vljepa_ros.errors import counted
 from vljepa_ros.inference.runtime import Runtime
 
 from .bank import Bank, PhraseFile, Phrases, embeddings_of, read_phrases
@@ -127,7 +128,7 @@ class Banks:
             camera: Phrases(_bank(files, embedded), spec) for camera, files in choice.files.items()
         }
         self.progress = 1.0
-        self.tell(f"{choice.phrases:,} phrases are ready.")
+        self.tell(f"Ready: {counted(choice.phrases, 'phrase')}.")
 
 
 def own_speaker(model: Runtime, tell: Callable[[str], None]) -> Speaker | None:

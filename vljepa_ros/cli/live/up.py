@@ -19,7 +19,7 @@ import typer
 from rich.live import Live
 
 from vljepa_ros.console import Output, reader_has_gone
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError, counted
 from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.params_file import check_params
 from vljepa_ros.ros.process import Signals, Spinner, init_ros, needs_ros, set_fastdds
@@ -240,8 +240,8 @@ class Graph:
         if info is None or camera is None or not camera.received or self.view.savings()[1]:
             return
         console.print(
-            f"The video is too short: the model needs {info.clip_frames} frames in a row, "
-            f"{1 / info.sample_rate:g} s from one to the next."
+            f"The video is too short: the model needs {counted(info.clip_frames, 'frame')} in a "
+            f"row, {1 / info.sample_rate:g} s from one to the next."
         )
 
     def _is_done(self) -> bool:

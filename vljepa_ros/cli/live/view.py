@@ -13,6 +13,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from vljepa_ros.console import table_lines
+from vljepa_ros.errors import counted
 from vljepa_ros.stamps import clock, other_clock
 
 BAR = 40  # characters of a score of FULL; all fits a terminal of 60 columns
@@ -113,16 +114,17 @@ class StreamView:
         """Encodes and decodes saved, in a line."""
         encodes, steps, decodes, uniform = self.savings()
         return (
-            f"{steps} steps, {encodes} encoded: the gate saved {_percent(steps - encodes, steps)}. "
-            f"{decodes} decodes where uniform decoding at {UNIFORM:g} Hz takes {uniform}: "
-            f"{_percent(uniform - decodes, uniform)} saved{self._calls()}."
+            f"{counted(steps, 'step')}, {encodes} encoded: the gate saved "
+            f"{_percent(steps - encodes, steps)}. {counted(decodes, 'decode')} where uniform "
+            f"decoding at {UNIFORM:g} Hz takes {uniform}: {_percent(uniform - decodes, uniform)} "
+            f"saved{self._calls()}."
         )
 
     def _calls(self) -> str:
         """What a VLM that was asked on changes was spared, where one has spoken."""
         calls = sum(item.source == "vlm" for item in self.said)
         uniform = self.savings()[3]
-        return f"; a VLM spoke {calls} times instead of {uniform}" if calls else ""
+        return f"; a VLM spoke {counted(calls, 'time')} instead of {uniform}" if calls else ""
 
     def _said(self, item: Said) -> str:
         who = f"{item.camera}: " if len(self.cameras) > 1 else ""
@@ -147,8 +149,9 @@ class StreamView:
         """What is left to say at the end, in lines."""
         cameras = self.cameras.values()
         facts = (
-            f"{self.seconds():.1f} s of stream, {sum(c.changes for c in cameras)} changes, "
-            f"{sum(c.dropped for c in cameras)} frames dropped."
+            f"{self.seconds():.1f} s of stream, "
+            f"{counted(sum(c.changes for c in cameras), 'change')}, "
+            f"{counted(sum(c.dropped for c in cameras), 'frame')} dropped."
         )
         if unknown := sum(c.unfamiliar for c in cameras):
             facts += f" {unknown} of the changes are to what the model does not know."

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from vljepa_ros.console import console, notice, print_json, print_table
-from vljepa_ros.errors import StoreError
+from vljepa_ros.errors import StoreError, counted
 from vljepa_ros.memory.store import Limits, MomentStore, default_store
 from vljepa_ros.stamps import clock
 
@@ -150,4 +150,4 @@ def push(
             opened, url, collection, os.environ.get(api_key_env, ""),
             lambda done, of: bar.update(task, completed=done, total=of),
         )  # fmt: skip
-    console.print(f"{count} moments pushed to {url}, collection '{collection}'.")
+    console.print(f"{counted(count, 'moment')} pushed to {url}, collection '{collection}'.")

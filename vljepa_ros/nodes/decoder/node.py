@@ -19,7 +19,7 @@ import numpy as np
 
 from vljepa_ros.bundle.spec import Bundle
 from vljepa_ros.client.source import OTHERS, Sources
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError, counted
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.msg import ModelInfo, SemanticChange, Utterance
 from vljepa_ros.ros.diagnostics import ERROR, WARN, Status
@@ -99,7 +99,8 @@ class DecoderNode(ModelNode):
         waiting += self.vlm.cancel()
         if waiting:
             self.dropped += waiting
-            self.get_logger().warning(f"{waiting} changes that waited are not decoded any more.")
+            left = counted(waiting, "change")
+            self.get_logger().warning(f"Not decoded any more: {left} that waited.")
 
     def teardown(self) -> None:
         """Take back what `setup` made."""

@@ -22,7 +22,7 @@ from sensor_msgs.msg import CompressedImage
 
 from vljepa_ros.bundle.spec import Bundle, load_bundle
 from vljepa_ros.client.source import OTHERS, Sources
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError, counted
 from vljepa_ros.memory.fleet import COLLECTION
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.recorder import Recorder
@@ -111,7 +111,7 @@ class MemoryNode(ModelNode):
         )
         self._measure()
         self.get_logger().info(
-            f"{self._size[0]} moments of {bundle.model_id} in {folder}, "
+            f"{counted(self._size[0], 'moment')} of {bundle.model_id} in {folder}, "
             f"{self._size[1] / 1e6:.1f} MB."
         )
 
@@ -303,7 +303,8 @@ class MemoryNode(ModelNode):
         self._recorder.flush()
         self._write()
         if self._writer.waiting:
-            self.get_logger().error(f"{self._writer.waiting} moments could not be written.")
+            left = counted(self._writer.waiting, "moment")
+            self.get_logger().error(f"{left} could not be written.")
 
     # -------------------------------------------------------------- diagnostics
 

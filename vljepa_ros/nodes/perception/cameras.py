@@ -27,6 +27,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
+from vljepa_ros.errors import counted
 from vljepa_ros.perception.compressed import compressed_to_rgb
 from vljepa_ros.perception.images import Levels, Note, UnknownEncodingError, to_rgb
 from vljepa_ros.perception.window import Verdict
@@ -304,7 +305,8 @@ class Camera:
 
 def lost_frames(count: int) -> str:
     """A sentence on frames that were sent and did not arrive."""
-    return f"{count} frames were lost on their way to this node; {LARGE_IMAGES}."
+    were = "was" if count == 1 else "were"
+    return f"{counted(count, 'frame')} {were} lost on the way to this node; {LARGE_IMAGES}."
 
 
 def _decode(message: Image, levels: Levels, note: Note) -> np.ndarray:

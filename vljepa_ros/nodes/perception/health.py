@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from vljepa_ros.bundle.spec import UNKNOWN
+from vljepa_ros.errors import counted
 from vljepa_ros.perception.perceiver import Perceiver
 from vljepa_ros.perception.stages import Stages
 from vljepa_ros.ros.diagnostics import ERROR, STALE, WARN, Rate, Status
@@ -118,7 +119,8 @@ class Health:
             status.level, status.message = WARN, camera.report(lost_frames(new["lost"]))
         elif new["dropped"]:
             status.level = WARN
-            status.message = f"{new['dropped']} frames dropped: the engines are too slow"
+            frames = counted(new["dropped"], "frame")
+            status.message = f"{frames} dropped: the engines are too slow"
         elif clock:
             status.level = WARN
             status.message = camera.report(
