@@ -237,6 +237,8 @@ def test_now_is_in_words_answers_and_a_picture(robot: Robot) -> None:
             answer = await call(client, "ask", **question)
             assert answer["answer"] == answer["scores"][0]["text"] and answer["camera"] == "camera"
             assert sum(one["score"] for one in answer["scores"]) == pytest.approx(1, abs=1e-3)
+            cosines = [one["cosine"] for one in answer["scores"]]
+            assert cosines == sorted(cosines, reverse=True) and max(map(abs, cosines)) <= 1
             newest = robot.player.probe.embeddings[-1].header.stamp
             assert 0 <= to_ns(newest) / SECOND - seconds(answer["time"]) < 60 and answer["ago"]
             opened = await call(client, "ask", question="What is happening?")

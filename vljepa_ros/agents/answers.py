@@ -56,7 +56,11 @@ class Score(Told):
     """A possible answer and how well it fits."""
 
     text: str
-    score: float = Field(description="probability among those that were given; they sum to 1")
+    score: float = Field(
+        description="probability among those that were given, sums to 1; of one alone its cosine"
+    )
+    cosine: float = Field(description="how well it fits by itself, -1 to 1")
+    weak: bool = Field(description="it does not fit: its cosine is below the model's threshold")
 
 
 class Answer(Told):

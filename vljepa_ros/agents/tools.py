@@ -11,7 +11,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from mcp.server.mcpserver import Context
@@ -19,7 +19,7 @@ from mcp.types import CallToolResult, ContentBlock, ImageContent, TextContent
 from pydantic import Field
 
 from vljepa_ros.client import SemanticTimeout
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.errors import VLJepaError, counted
 from vljepa_ros.stamps import SECOND_NS, to_ns
 
 from .answers import Answer, Event, Now, Recent, Score, Watched
@@ -72,12 +72,12 @@ class Tools:
         """Ask a question about what a camera sees right now (not about the past).
 
         With candidates it chooses among them and says how sure it is; the best one wins even if
-        none of them is true, so add e.g. 'none of these'. The model is small: ask about colours,
+        none of them is true: mind which are weak. The model is small: ask about colours,
         shapes, places, actions and counts of what is in view, not for reasons or reading.
         """
         given = list(candidates or ())
         found = await self._graph.result(self._graph.client.ask(question, given, camera))
-        scores = sorted(zip(given, found.scores), key=lambda pair: -pair[1])
+        scores = sorted(_scores(given, found), key=lambda one: -one.cosine)
         return self._answer(found, found.answer, scores, camera)
 
     async def classify(
@@ -91,10 +91,10 @@ class Tools:
     ) -> Answer:  # fmt: skip
         """Which of several descriptions fits what a camera sees right now, best first.
 
-        The probabilities are among your labels alone: one of them always wins.
+        The probabilities are among your labels alone: one of them always wins. Mind which are weak.
         """
         found = await self._graph.result(self._graph.client.classify(labels, camera))
-        scores = list(zip(found.labels, found.scores))
+        scores = _scores(found.labels, found)
         return self._answer(found, found.labels[0], scores, camera)
 
     async def watch(
@@ -338,14 +338,12 @@ class Tools:
         info = self._graph.info
         return query if info is not None and len(info.queries) > 1 else ""
 
-    def _answer(
-        self, found: Any, answer: str, scores: list[tuple[str, float]], camera: str
-    ) -> Answer:
+    def _answer(self, found: Any, answer: str, scores: list[Score], camera: str) -> Answer:
         name, stamp_ns = self._camera(camera), to_ns(found.stamp)
         return Answer(
             answer=answer, camera=name, time=iso(stamp_ns),
             ago=ago(self._graph.now_ns(name) - stamp_ns),
-            scores=[Score(text=text, score=_rounded(score)) for text, score in scores],
+            scores=scores,
             familiarity=_rounded(found.familiarity) if found.familiarity >= 0 else None,
             note=found.message,
         )  # fmt: skip
@@ -369,11 +367,12 @@ class Tools:
         """What to make of the scores."""
         info = self._graph.info
         if info is None:
-            return f"{len(moments)} moments, best first."
+            return f"{counted(len(moments), 'moment')}, best first."
         fit = sum(moment.score >= info.watch_threshold for moment in moments)
         return (
-            f"{len(moments)} moments, best first; {fit} of them reach {info.watch_threshold:.2f}, "
-            "the score from which on a statement counts as true. The others are only the nearest."
+            f"{counted(len(moments), 'moment')}, best first; {fit} of them reach "
+            f"{info.watch_threshold:.2f}, the score from which on a statement counts as true. The "
+            "others are only the nearest."
         )
 
     def _strange(self, familiarity: float) -> str:
@@ -390,6 +389,17 @@ class Tools:
 def _first_whole(segments: list[Segment], now_ns: int) -> int:
     """Where the first segment begins that was heard whole; `now_ns` where there is none."""
     return next((one.start_ns for one in segments if one.whole), now_ns)
+
+
+def _scores(texts: Sequence[str], found: Any) -> list[Score]:
+    """How well each text fits, of a response of `ask` or `classify`."""
+    return [
+        Score(
+            text=text, score=_rounded(score), cosine=_rounded(cosine),
+            weak=cosine < found.threshold,
+        )
+        for text, score, cosine in zip(texts, found.scores, found.cosines)
+    ]  # fmt: skip
 
 
 def _picture(jpeg: bytes) -> list[ImageContent]:

@@ -218,26 +218,26 @@ def _key_frames(axes: Axes, row: _Row, clock: Callable[[float, int], str]) -> No
     axes.set_xlim(0, ROOM)
     axes.set_ylim(0, FRAME + CAPTION + LEADERS)
     axes.axis("off")
-    marks = [mark for mark in row.marks if mark.picture is not None]
+    marks = [(mark.at, mark.picture) for mark in row.marks if mark.picture is not None]
     if not marks:
-        axes.text(ROOM / 2, LEADERS + CAPTION + FRAME / 2, "nothing changed", ha="center",
-                  color=FAINT, fontsize=LETTERS)  # fmt: skip
+        why = "no pictures" if row.marks else "nothing changed"
+        axes.text(ROOM / 2, LEADERS + CAPTION + FRAME / 2, why, ha="center", color=FAINT,
+                  fontsize=LETTERS)  # fmt: skip
         return
-    widest = max(mark.picture.shape[1] / mark.picture.shape[0] for mark in marks) * FRAME
+    widest = max(picture.shape[1] / picture.shape[0] for _, picture in marks) * FRAME
     most = max(1, int(ROOM / (widest + 0.06)))
     kept = np.unique(np.linspace(0, len(marks) - 1, min(len(marks), most)).round().astype(int))
     chosen = [marks[i] for i in kept]
-    places = [row.place(mark.at) for mark in chosen]
+    places = [row.place(at) for at, _ in chosen]
     lefts = _apart([place - widest / 2 for place in places], widest + 0.06, ROOM - widest)
     bottom = LEADERS + CAPTION
-    for mark, place, left in zip(chosen, places, lefts, strict=True):
-        assert mark.picture is not None
-        width = mark.picture.shape[1] / mark.picture.shape[0] * FRAME
+    for (at, picture), place, left in zip(chosen, places, lefts, strict=True):
+        width = picture.shape[1] / picture.shape[0] * FRAME
         begin = left + (widest - width) / 2
-        axes.imshow(mark.picture, extent=(begin, begin + width, bottom, bottom + FRAME),
+        axes.imshow(picture, extent=(begin, begin + width, bottom, bottom + FRAME),
                     aspect="auto", interpolation="antialiased", zorder=2)  # fmt: skip
         middle = left + widest / 2
-        axes.text(middle, LEADERS + 0.03, clock(mark.at, 1), fontsize=7.5, color=INK, ha="center",
+        axes.text(middle, LEADERS + 0.03, clock(at, 1), fontsize=7.5, color=INK, ha="center",
                   va="bottom")  # fmt: skip
         axes.plot([middle, place], [LEADERS, 0], color=FAINT, lw=0.6)
     axes.set_xlim(0, ROOM)
@@ -273,7 +273,8 @@ def _segments(axes: Axes, row: _Row) -> None:
     for number, (start, end) in enumerate(row.track.segments):
         axes.axvspan(start, end, 0.15, 0.85, color=INK, alpha=0.65 if number % 2 else 0.35, lw=0)
     axes.set_yticks([])
-    axes.set_ylabel("moments", fontsize=LETTERS, color=INK, rotation=0, ha="right", va="center")
+    axes.set_ylabel("moments", fontsize=7.5, color=INK, rotation=0, ha="right", va="center",
+                    labelpad=3)  # fmt: skip
 
 
 def _words(axes: Axes, row: _Row) -> None:
