@@ -177,12 +177,11 @@ def _draw_row(figure: Figure, row: _Row, top: float, named: bool) -> None:
     middle.spines["bottom"].set_visible(False)
     middle.tick_params(axis="x", bottom=False, labelbottom=False)
     step = next((s for s in STEPS if (row.end - row.start) / s <= 13), STEPS[-1])
-    words.xaxis.set_major_locator(MultipleLocator(step))
+    words.xaxis.set_major_locator(MultipleLocator(step, -(row.track.origin_ns / 1e9 % step)))
     words.xaxis.set_major_formatter(FuncFormatter(lambda at, _: clock(at, 0)))
     words.tick_params(axis="x", labelsize=LETTERS, colors=INK)
-    if named:
-        words.set_xlabel(f"{row.track.name}{_day(row.track)}", fontsize=LETTERS, color=INK,
-                         loc="left", labelpad=1)  # fmt: skip
+    label = ", ".join(filter(None, (row.track.name if named else "", _day(row.track))))
+    words.set_xlabel(label, fontsize=LETTERS, color=INK, loc="left", labelpad=1)
 
 
 def _clock(track: Track) -> Callable[[float, int], str]:
@@ -210,7 +209,7 @@ def _clock(track: Track) -> Callable[[float, int], str]:
 def _day(track: Track) -> str:
     if track.origin_ns < 10**18:
         return ""
-    return datetime.fromtimestamp(track.origin_ns / 1e9).strftime(", from %Y-%m-%d %H:%M:%S on")
+    return datetime.fromtimestamp(track.origin_ns / 1e9).strftime("from %Y-%m-%d %H:%M:%S on")
 
 
 def _key_frames(axes: Axes, row: _Row, clock: Callable[[float, int], str]) -> None:
