@@ -134,9 +134,10 @@ def test_bundle_show_is_for_people(name: str) -> None:
     result = vljepa("bundle", "show", name)
     assert result.returncode == 0, result.stderr
     assert re.search(r"[\[\]{}]|None|True|False", result.stdout) is None
-    folder = next(line for line in result.stdout.splitlines() if line.startswith("folder"))
-    others = [line for line in result.stdout.splitlines() if line != folder]
-    assert max(map(len, others)) <= 80
+    assert re.search(
+        r"^clip +8 frames of \d+ x \d+ pixels, 4 a second \(1\.75 s\)", result.stdout, re.M
+    )
+    assert "predictor\n  file " in result.stdout
 
 
 def test_counted() -> None:

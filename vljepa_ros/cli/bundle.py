@@ -154,9 +154,11 @@ def _plain(value: Any) -> str | None:
 
 
 def _print_wrapped(head: str, text: str) -> None:
-    lines = textwrap.wrap(
-        text, max(20, console.width - len(head)), break_long_words=False, break_on_hyphens=False
-    )
-    console.print(f"{head}{lines[0] if lines else ''}")
+    """Wrapped beside its head on a terminal, in one line elsewhere."""
+    lines = [text]
+    if console.room is not None:
+        width = max(20, console.room - len(head))
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    console.print(f"{head}{lines[0]}")
     for line in lines[1:]:
         console.print(f"{'':<{len(head)}}{line}")
