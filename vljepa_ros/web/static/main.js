@@ -10,6 +10,7 @@ import { Store } from "./store.js";
 import { Timeline } from "./timeline.js";
 import { Watches } from "./watches.js";
 
+const ABSENT = "The perception node is not running. Start vljepa up or perception.launch.py, in the same namespace.";
 const QUIET = 3000; // milliseconds without a step after which the stream counts as silent
 
 // The token was good for a cookie; it need not stay in the address and the history.
@@ -184,7 +185,7 @@ function condition() {
   const node = health.nodes.perception;
   if (node?.level === 2) return ["bad", node.message];
   if (!silent()) return troubled() ? ["wait", `live, but ${troubled()}`] : ["live", "live"];
-  if (!node && !health.services.ask) return ["wait", "The perception node is not running."];
+  if (!node && !health.services.ask) return ["wait", ABSENT];
   if (!info || node?.message === "unconfigured") return ["wait", "The model is loading …"];
   if (node?.message === "inactive") return ["wait", "The perception node is not active."];
   const told = health.cameras[camera];
