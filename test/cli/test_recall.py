@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from json_records import check_record
 
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.cli.app import app
+from vljepa_ros.cli.memory import sheet
 from vljepa_ros.cli.memory.sheet import CAPTION, HEIGHT, MARGIN, TITLE, WIDTH, draw_sheet
 from vljepa_ros.cli.times import parse_stamp
 from vljepa_ros.errors import VLJepaError
@@ -122,6 +124,25 @@ def test_the_sheet_shows_every_moment(tiny_bundle: Path, store: Path, tmp_path: 
         caption = picture[y + HEIGHT + 4 : y + HEIGHT + CAPTION, x - WIDTH // 2 : x]
         assert np.ptp(caption) > 100  # there are letters
     assert np.ptp(picture[:TITLE]) > 100
+
+
+def test_what_lies_below_the_bundles_threshold_is_weak(
+    tiny_bundle: Path, store: Path, model: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (TEXTS[1], "--store", store, "--bundle", tiny_bundle)
+    rows = json.loads(recall(*given, "--json"))
+    enough = model.bundle.thresholds.watch
+    assert [row["weak"] for row in rows] == [row["score"] < enough for row in rows]
+    assert not rows[0]["weak"]
+    written: list[str] = []
+    monkeypatch.setattr(sheet, "_write", lambda canvas, text, *_: written.append(text))
+    one = moment(model, 1)
+    sheet.draw_sheet("title", [Found(one, enough), Found(one, enough - 0.01)], enough)
+    assert written.count("weak") == 1
+    # The position in a video, and for how long.
+    video = replace(one, start_ns=14_800_000_000, end_ns=17_000_000_000)
+    sheet.draw_sheet("title", [Found(video, 1.0)], enough)
+    assert "1.  14.800 s for 2.2 s" in written
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 30])
