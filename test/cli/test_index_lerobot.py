@@ -191,6 +191,10 @@ def test_two_cameras_and_some_episodes(bundle: Path, tmp_path: Path) -> None:
             "There is no recording no/cubes (No such file or directory). If it is a data "
             "set of the Hub, name its --camera.",
         ),
+        (
+            ["{set}", "--camera", "a", "--start", "9"],
+            "positions in its episodes; leave out --start",
+        ),
         (["{set}/meta", "--episodes", "3"], "--episodes are of a LeRobot data set, and none is"),
     ],
 )

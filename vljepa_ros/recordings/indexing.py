@@ -127,6 +127,10 @@ def find_recordings(
     if not paths:
         raise IndexingError("Say what to index: vljepa index BAG...")
     if any(is_meant(path, bool(names)) for path in paths):
+        if start_ns:
+            raise IndexingError(
+                "Times of a data set are positions in its episodes; leave out --start."
+            )
         return _of_datasets(paths, topics, names, episodes)
     if episodes:
         raise IndexingError("--episodes are of a LeRobot data set, and none is given.")
