@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import select
 import sys
 from collections.abc import Collection, Sequence
@@ -19,9 +20,11 @@ from typing import IO, Any, NoReturn
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 GONE = 141  # exit code where nobody reads stdout any more: 128 + SIGPIPE, as of any other tool
 GAP = 2  # blanks between two columns
+LEAST = 10  # characters of a line that is set in; where there are fewer, it is not
 
 
 class Output(Console):
@@ -30,12 +33,15 @@ class Output(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
 
-    def print(self, *objects: Any, **options: Any) -> None:
-        """As rich does; on a terminal, text is wrapped between words."""
-        if self.is_terminal:
-            objects = tuple(
-                _paragraph(one, self.width) if isinstance(one, str) else one for one in objects
-            )
+    def print(self, *objects: Any, hang: int = 0, **options: Any) -> None:
+        """As rich does; on a terminal, text is wrapped between words.
+
+        `hang`: characters by which what is wrapped is set in, but for the first line; it is as far
+        as the first line is, at least.
+        """
+        if self.is_terminal and all(isinstance(one, (str, Text)) for one in objects):
+            text = Text(" ").join(Text(one) if isinstance(one, str) else one for one in objects)
+            objects = (_paragraph(text, self.width, hang),)
         super().print(*objects, **options)
 
     @property
@@ -182,18 +188,6 @@ def _one_by_one(headings: Sequence[str], rows: Sequence[Sequence[str]], room: in
     return lines
 
 
-def _paragraph(text: str, width: int) -> str:
-    """A text whose lines have `width` characters at most, but for longer words, each indented."""
-    lines = []
-    for line in text.split("\n"):
-        indent = line[: len(line) - len(line.lstrip())]
-        if cell_len(line) <= width or not line.strip():
-            lines.append(line)
-        else:
-            lines += [indent + part for part in _wrapped(line.strip(), width - len(indent))]
-    return "\n".join(lines)
-
-
 def _wrapped(text: str, width: int) -> list[str]:
     """A text in lines of `width` characters at most, but for longer words; as it is if it fits."""
     if cell_len(text) <= width:
@@ -206,6 +200,28 @@ def _wrapped(text: str, width: int) -> list[str]:
         else:
             lines[-1] = longer
     return lines
+
+
+def _paragraph(text: Text, width: int, hang: int) -> Text:
+    """A text in lines of `width` characters at most, but for longer words. Rich would cut these."""
+    lines: list[Text] = []
+    for line in text.split("\n", allow_blank=True):
+        plain = line.plain
+        inset = max(hang, len(plain) - len(plain.lstrip()))
+        inset = inset if width - inset >= LEAST else 0
+        breaks, start, room = list[int](), 0, width
+        for word in re.finditer(r"\S+", plain):
+            before = plain[start or inset : word.start()].strip()
+            if before and cell_len(plain[start : word.end()]) > room:
+                breaks.append(word.start())
+                start, room = word.start(), width - inset
+        parts = line.divide(breaks)
+        for part in parts[:-1]:
+            part.rstrip()
+        for part in parts[1:]:
+            part.pad_left(inset)
+        lines += parts
+    return Text("\n").join(lines)
 
 
 def _line(parts: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:

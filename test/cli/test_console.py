@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.cells import cell_len
+from rich.text import Text
 
 from vljepa_ros import console
 from vljepa_ros.console import Output, print_table, table_lines
@@ -87,3 +88,18 @@ def test_lines_end_between_words_on_a_terminal_alone(
     else:
         assert shown[0] == sentence
         assert shown[2] == "a b c d e f g h i       12"
+
+
+def test_what_is_wrapped_can_be_set_in_below_its_text() -> None:
+    out = Output(force_terminal=True, width=30, color_system=None)
+    out.file = io.StringIO()
+    state = Text("  works ", "green")
+    out.print(state, " name  two of the words, then/a/word/longer/than/the/room and more", hang=15)
+    out.print("label          /one/that/is/longer/than/what/is/left", hang=15)
+    assert out.file.getvalue().splitlines() == [
+        "  works   name  two of the",
+        "               words,",
+        "               then/a/word/longer/than/the/room",
+        "               and more",
+        "label          /one/that/is/longer/than/what/is/left",
+    ]

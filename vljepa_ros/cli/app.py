@@ -7,11 +7,10 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from vljepa_ros.console import console, reader_has_gone
 
-INTERRUPTED = 130  # exit code on Ctrl-C: 128 + SIGINT
+from .usage import INTERRUPTED, Group
 
 # Name: (module in this package, its function or Typer application), in the order of --help.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -39,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(Group):
     """A command group that looks its commands up in `COMMANDS`."""
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -10,7 +10,10 @@ from vljepa_ros.bench.memory import memory
 from vljepa_ros.bench.node import node
 from vljepa_ros.bench.services import services
 
+from .usage import Group
+
 app = typer.Typer(
+    cls=Group,
     help="Measure how fast the parts are on this machine.",
     no_args_is_help=True,
     add_completion=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,17 @@ import typer
 from vljepa_ros.console import console, error_line
 from vljepa_ros.errors import BundleError, counted
 
+from .usage import Group
+
 if TYPE_CHECKING:
     from vljepa_ros.bundle.graphs import GraphSpec, TensorSpec
     from vljepa_ros.bundle.spec import Bundle
 
 app = typer.Typer(
-    help="Look at a model bundle, or check it.", no_args_is_help=True, add_completion=False
+    cls=Group,
+    help="Look at a model bundle, or check it.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 FOLDER = typer.Argument(..., help="The folder of a bundle of the simulated table.")
@@ -127,7 +131,7 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
     for key, text in plain.items():
         value = facts[key]
         if text is not None:
-            _print_wrapped(f"{indent}{key:<{width}}  ", text)
+            console.print(f"{indent}{key:<{width}}  {text}", hang=len(indent) + width + 2)
         elif isinstance(value, dict):
             console.print(f"{indent}{key}")
             print_facts(value, indent + "  ")
@@ -136,7 +140,7 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
             for item in value:
                 parts = item.items() if isinstance(item, dict) else ()
                 told = ", ".join(f"{name} {_plain(one) or one}" for name, one in parts)
-                _print_wrapped(f"{indent}  - ", told or str(_plain(item)))
+                console.print(f"{indent}  - {told or _plain(item)}", hang=len(indent) + 4)
 
 
 def _plain(value: Any) -> str | None:
@@ -151,14 +155,3 @@ def _plain(value: Any) -> str | None:
         parts = [_plain(item) for item in value]
         return None if None in parts else ", ".join(map(str, parts))
     return None if isinstance(value, dict) else str(value)
-
-
-def _print_wrapped(head: str, text: str) -> None:
-    """Wrapped beside its head on a terminal, in one line elsewhere."""
-    lines = [text]
-    if console.room is not None:
-        width = max(20, console.room - len(head))
-        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
-    console.print(f"{head}{lines[0]}")
-    for line in lines[1:]:
-        console.print(f"{'':<{len(head)}}{line}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import typer
+from rich.text import Text
 
 from vljepa_ros.bundle.locate import DEFAULT
 from vljepa_ros.console import console, print_json
@@ -76,7 +77,7 @@ def _print(title: str, checks: list[Check]) -> None:
     width = max(len(check.name) for check in checks)
     console.print(title, style="bold")
     for check in checks:
-        console.print(f"  {check.state:<6}", style=STYLES[check.state], end="  ")
-        console.print(f"{check.name:<{width}}  {check.found}")
+        state = Text(f"  {check.state:<6}", STYLES[check.state])
+        console.print(state, f" {check.name:<{width}}  {check.found}", hang=width + 12)
         if check.fix:
-            console.print(f"  {'':<6}  {'':<{width}}  {check.fix}", style="dim")
+            console.print(f"{'':<{width + 12}}{check.fix}", style="dim", hang=width + 12)

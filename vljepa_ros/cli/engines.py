@@ -20,11 +20,13 @@ from vljepa_ros.errors import EngineError, counted
 from vljepa_ros.stamps import SECOND_NS, clock
 
 from .records import record
+from .usage import Group
 
 if TYPE_CHECKING:
     from vljepa_ros.inference.trt.cache import Entry, Listed
 
 app = typer.Typer(
+    cls=Group,
     help="Build the GPU's engines ahead, look at those that are built, remove them.",
     no_args_is_help=True,
     add_completion=False,

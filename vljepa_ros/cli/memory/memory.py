@@ -19,8 +19,10 @@ from vljepa_ros.memory.store import Limits, MomentStore, default_store
 from vljepa_ros.stamps import clock
 
 from ..records import moment_record, record
+from ..usage import Group
 
 app = typer.Typer(
+    cls=Group,
     help="Look into a moment store, pin moments, push them to a Qdrant server.",
     no_args_is_help=True,
     add_completion=False,
