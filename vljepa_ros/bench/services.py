@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import typer
 
+from vljepa_ros.bundle.locate import find_bundle
 from vljepa_ros.console import console, notice, print_json, print_table
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.process import Signals
@@ -45,6 +46,7 @@ def services(
 ) -> None:
     """Ask, classify, watch and speak while the stream runs: latencies and its rate."""
     prepare_ros("services")
+    find_bundle(bundle)  # or it is refused before seconds of other work
     searched = _search(asks)
     _start("vljepa_ros.bench.publisher", WIDTH, HEIGHT, fps, LONGEST, "camera")
     _start(

@@ -51,9 +51,9 @@ def release(
     evaluate` measures the rest. `storage`: how weights are kept, fp16, bf16 or fp32; `fp8`: with
     variants for GPUs that have it.
     """
+    model = load_checkpoint(run)
     for split in ("train", "stream"):
         store.needed(data, split)
-    model = load_checkpoint(run)
     sample = ClipDataset(data, train.clip_shape(model.config), seed=1)
     rng = np.random.default_rng(1)
     drawn = [sample.draw(rng) for _ in range(QUANTISED_ON)]

