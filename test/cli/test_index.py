@@ -20,7 +20,7 @@ from bags import LATE, write_bag
 from bundles import make_bundle
 from json_records import check_record
 from rosbags.highlevel import AnyReader
-from rosbags.interfaces import QosDurability
+from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import StoragePlugin
 
 import vljepa_ros.recordings.indexing as indexing
@@ -364,11 +364,36 @@ def test_the_exported_stream_is_that_of_the_engines(
     assert messages[0][0] == "/model_info"
 
 
+def test_the_exported_stream_has_the_picture_of_each_step(
+    bundle: Path, bags: Path, exported: Path
+) -> None:
+    _, steps = steps_of(bundle, bags / "mcap", CAMERAS)
+    with AnyReader([exported]) as reader:
+        for camera in CAMERAS.values():
+            topic = f"/{camera}/thumbnail"
+            (connection,) = [c for c in reader.connections if c.topic == topic]
+            assert connection.msgtype == "sensor_msgs/msg/CompressedImage"
+            qos = connection.ext.offered_qos_profiles[0]
+            assert qos.reliability is QosReliability.BEST_EFFORT
+            found = [
+                (log_ns, reader.deserialize(data, connection.msgtype))
+                for _, log_ns, data in reader.messages([connection])
+            ]
+            stamps = [s.stamp_ns for s in steps if s.camera == camera]
+            assert [log_ns - LATE for log_ns, _ in found] == stamps
+            for (_, picture), stamp_ns in zip(found, stamps, strict=True):
+                stamp = picture.header.stamp
+                assert stamp.sec * SECOND + stamp.nanosec == stamp_ns
+                assert (picture.header.frame_id, picture.format) == ("optical", "jpeg")
+                assert cv2.imdecode(picture.data, cv2.IMREAD_COLOR).shape == (48, 64, 3)
+
+
 def test_the_exported_messages_are_those_of_the_nodes(
     bundle: Path, bags: Path, exported: Path
 ) -> None:
     pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
     from rclpy.serialization import deserialize_message, serialize_message
+    from sensor_msgs.msg import CompressedImage
 
     import vljepa_ros.msg as interfaces
     from vljepa_ros.nodes.perception.messages import change_message, embedding_message, info_message
@@ -384,8 +409,11 @@ def test_the_exported_messages_are_those_of_the_nodes(
     with AnyReader([exported]) as reader:
         for connection, log_ns, data in reader.messages():
             name = connection.msgtype.rpartition("/")[2]
-            message = deserialize_message(data, getattr(interfaces, name))
             seen.add(connection.topic)
+            if name == "CompressedImage":
+                assert deserialize_message(data, CompressedImage).format == "jpeg"
+                continue
+            message = deserialize_message(data, getattr(interfaces, name))
             if name == "ModelInfo":
                 assert message == sent(info_message(model, Settings()))
                 continue
@@ -397,4 +425,5 @@ def test_the_exported_messages_are_those_of_the_nodes(
                 assert message == sent(change_message(one, one.change, model.bundle.model_id))
             else:
                 assert message.text and message.decode_time > 0
-    assert seen == {"/embeddings", "/changes", "/utterances", "/model_info"}
+    pictures = {f"/{camera}/thumbnail" for camera in CAMERAS.values()}
+    assert seen == {"/embeddings", "/changes", "/utterances", "/model_info"} | pictures

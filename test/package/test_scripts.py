@@ -138,7 +138,7 @@ class Machine:
             chmod +x .venv/bin/python && touch .venv/bin/activate""",
         )
         self.put("chmod", f'exec {shutil.which("chmod")} "$@"')
-        inputs = "msg srv action cmake vljepa_ros launch config engines examples videos"
+        inputs = "msg srv action cmake vljepa_ros launch config engines examples foxglove videos"
         for folder in inputs.split():
             (self.checkout / folder).mkdir()
         for file in ("CMakeLists.txt", "package.xml", "msg/A.msg"):

@@ -329,7 +329,10 @@ class Indexer:
         try:
             for frame, picture, found in perceive(frames, perceiver, reject):
                 at_ns = frame.stamp_ns - recording.lead_ns
-                recorder.thumbnail(frame.camera, at_ns, thumbnail(picture))
+                small = thumbnail(picture)
+                recorder.thumbnail(frame.camera, at_ns, small)
+                if self.file is not None and found:
+                    self.file.picture(frame, small)
                 for step in found:
                     self._record(recorder, frame, step, recording.lead_ns)
                 steps += len(found)

@@ -32,6 +32,7 @@ TOPICS = {
 }
 PARTS = ("Setting",)  # types that those have in them
 LATCHED = "/model_info"
+PICTURE = "sensor_msgs/msg/CompressedImage"  # of `/<camera>/thumbnail`
 
 
 def message_folder() -> Path:
@@ -88,13 +89,9 @@ class StreamFile:
             self._folder / "stream", version=8, storage_plugin=StoragePlugin.MCAP
         )
         self._writer.open()
-        self._connections = {
-            topic: self._writer.add_connection(
-                topic, f"vljepa_ros/msg/{name}", typestore=self._types,
-                offered_qos_profiles=[_qos(latched=topic == LATCHED)],
-            )
-            for topic, name in TOPICS.items()
-        }  # fmt: skip
+        self._connections: dict[str, Any] = {}
+        for topic, name in TOPICS.items():
+            self._connect(topic, f"vljepa_ros/msg/{name}", _qos(latched=topic == LATCHED))
         self._introduced = False
         self._held: list[tuple[Any, int, bytes]] | None = None
         return self
@@ -121,11 +118,20 @@ class StreamFile:
         for one in held if whole else ():
             self._writer.write(*one)
 
+    def picture(self, frame: RecordedFrame, jpeg: bytes) -> None:
+        """Write the small picture of a frame that has steps, before those."""
+        self._introduce(frame.log_ns)
+        topic = f"/{frame.camera}/thumbnail"
+        if topic not in self._connections:
+            self._connect(topic, PICTURE, _qos(reliable=False))
+        stamp = self._time(frame.stamp_ns)
+        header = self._types.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame.frame_id)
+        data = np.frombuffer(jpeg, np.uint8)
+        self._write(topic, frame.log_ns, PICTURE, header=header, format="jpeg", data=data)
+
     def step(self, frame: RecordedFrame, step: Step) -> None:
         """Write a step, and the change that it found, if it did."""
-        if not self._introduced:
-            self._introduced = True
-            self._introduce(frame.log_ns)
+        self._introduce(frame.log_ns)
         header = self._header(step)
         self._write(
             "/embeddings", frame.log_ns, header=header,
@@ -160,6 +166,10 @@ class StreamFile:
         )  # fmt: skip
 
     def _introduce(self, log_ns: int) -> None:
+        """Say, before anything else, which model the stream is of."""
+        if self._introduced:
+            return
+        self._introduced = True
         bundle, settings = self._model.bundle, self._settings
         setting = self._types.types["vljepa_ros/msg/Setting"]
         encoder = next(engine for engine in self._model.info if engine.name == "x_encoder")
@@ -174,8 +184,13 @@ class StreamFile:
                       for one in settings.effective(bundle)],
         )  # fmt: skip
 
-    def _write(self, topic: str, log_ns: int, **fields: Any) -> None:
-        name = f"vljepa_ros/msg/{TOPICS[topic]}"
+    def _connect(self, topic: str, name: str, qos: Any) -> None:
+        self._connections[topic] = self._writer.add_connection(
+            topic, name, typestore=self._types, offered_qos_profiles=[qos]
+        )
+
+    def _write(self, topic: str, log_ns: int, name: str = "", **fields: Any) -> None:
+        name = name or f"vljepa_ros/msg/{TOPICS[topic]}"
         message = self._types.types[name](**fields)
         data = self._types.serialize_cdr(message, name)
         if self._held is not None:
@@ -192,8 +207,8 @@ class StreamFile:
         return time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
 
 
-def _qos(latched: bool) -> Any:
-    """Reliable and keep last, as the nodes publish; without it, playing would not latch."""
+def _qos(latched: bool = False, reliable: bool = True) -> Any:
+    """Keep last, as the nodes publish; without it, playing would not latch."""
     from rosbags.interfaces import (
         Qos,
         QosDurability,
@@ -204,8 +219,9 @@ def _qos(latched: bool) -> Any:
     )
 
     ever = QosTime(9223372036, 854775807)  # rmw's infinite
+    reliability = QosReliability.RELIABLE if reliable else QosReliability.BEST_EFFORT
     return Qos(
-        QosHistory.KEEP_LAST, 1 if latched else 10, QosReliability.RELIABLE,
+        QosHistory.KEEP_LAST, 1 if latched else 10 if reliable else 5, reliability,
         QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE, ever, ever,
         QosLiveliness.AUTOMATIC, ever, False,
     )  # fmt: skip
