@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import signal
 import struct
 import termios
 import threading
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fcntl import ioctl
@@ -350,6 +352,15 @@ def test_every_command_has_a_row_and_every_cell_a_test_or_a_reason() -> None:
                 found = {one.name for one in tree.body if isinstance(one, ast.FunctionDef)}
                 assert cell.test in found, cell
             assert not isinstance(cell, No) or cell.reason
+
+
+def test_no_parameter_is_of_a_type_that_the_oldest_typer_does_not_know() -> None:
+    """Typer 0.9, which Ubuntu 24.04 has, fails at `X | None`, and with it all of `vljepa`."""
+    for path, command in ALL.items():
+        if path not in GROUPS:
+            hints = inspect.get_annotations(inspect.unwrap(command.callback), eval_str=True)
+            unions = [name for name, one in hints.items() if isinstance(one, types.UnionType)]
+            assert hints and not unions, (path, unions)
 
 
 # What Typer itself does, in this process: help and what it refuses.

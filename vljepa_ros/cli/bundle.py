@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
@@ -65,7 +65,7 @@ def verify(source: str = SOURCE) -> None:
 
 
 @app.command()
-def familiarity(folder: Path = FOLDER, data: Path | None = DATA) -> None:
+def familiarity(folder: Path = FOLDER, data: Optional[Path] = DATA) -> None:
     """Fit what a bundle knows to episodes of the simulated table, and put it into the bundle.
 
     For a bundle of another world: `vljepa calibrate`, on footage of it.

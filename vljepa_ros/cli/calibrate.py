@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 from rich.console import Console
@@ -56,12 +56,12 @@ def calibrate(
     bundle: str = BUNDLE,
     sources: list[Path] = SOURCES,
     out: Path = OUT,
-    changes_per_minute: float | None = RATE,
-    live: float | None = LIVE,
+    changes_per_minute: Optional[float] = RATE,
+    live: Optional[float] = LIVE,
     topic: list[str] = TOPIC,
     camera: str = CAMERA,
-    never: Path | None = NEVER,
-    picture: Path | None = PICTURE,
+    never: Optional[Path] = NEVER,
+    picture: Optional[Path] = PICTURE,
     backend: str = typer.Option("auto", help="What runs the engines: auto, onnxruntime-cpu, ..."),
 ) -> None:
     """Set a bundle's thresholds, and what is familiar to it, by footage of the robot's camera."""

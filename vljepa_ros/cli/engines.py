@@ -10,7 +10,7 @@ import re
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
@@ -55,7 +55,7 @@ def build(
         False, "--any-version", help="Also for later versions of the same major (tensorrt)."
     ),
     workspace: int = typer.Option(1024, min=1, help="Memory a layer may use, in MiB."),
-    inspect: Path | None = INSPECT,
+    inspect: Optional[Path] = INSPECT,
 ) -> None:
     """Build the engines of a bundle that are not in the cache, and compare them with the CPU.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import typer
 from rich.live import Live as Screen
@@ -40,7 +40,7 @@ def ask(
     candidate: list[str] = CANDIDATE,
     camera: str = CAMERA,
     namespace: str = NAMESPACE,
-    timeout: float | None = WAIT,
+    timeout: Optional[float] = WAIT,
     as_json: bool = JSON,
 ) -> None:
     """Ask what a camera sees now."""
@@ -69,7 +69,7 @@ def classify(
     camera: str = CAMERA,
     template: str = typer.Option("", help='A sentence around each label, e.g. "a video of {}".'),
     namespace: str = NAMESPACE,
-    timeout: float | None = WAIT,
+    timeout: Optional[float] = WAIT,
     as_json: bool = JSON,
 ) -> None:
     """Score labels against what a camera sees now, the best first."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import typer
 from rich.live import Live
@@ -53,10 +53,10 @@ def up(
     loop: bool = typer.Option(False, "--loop", help="Play the video again when it ends."),
     memory: bool = typer.Option(False, "--memory", help="Remember what was seen, on disk."),
     web: bool = typer.Option(False, "--web", help="Serve a page to look at."),
-    port: int | None = PORT,
+    port: Optional[int] = PORT,
     settings: list[str] = SET,
     log_level: str = typer.Option("warn", help="Of the nodes: debug, info, warn or error."),
-    tui: bool | None = typer.Option(
+    tui: Optional[bool] = typer.Option(
         None, "--tui/--no-tui", help="Live view; by default where stdout is a terminal."
     ),
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 import typer
 
@@ -48,7 +48,7 @@ def index(
     topic: list[str] = TOPIC,
     camera: list[str] = CAMERA,
     episodes: str = EPISODES,
-    store: Path | None = STORE,
+    store: Optional[Path] = STORE,
     bundle: str = typer.Option(DEFAULT, help="Model bundle: a folder, a name, or a Hub id."),
     backend: str = typer.Option("auto", help="What runs the engines: auto, onnxruntime-cpu, ..."),
     query: list[str] = QUERY,
@@ -57,7 +57,7 @@ def index(
     black: int = typer.Option(0, min=0, max=65534, help="The 16-bit value that is black."),
     white: int = typer.Option(65535, min=1, max=65535, help="The 16-bit value that is white."),
     words: bool = typer.Option(True, "--words/--no-words", help="Say each moment in words."),
-    export: Path | None = EXPORT,
+    export: Optional[Path] = EXPORT,
     as_json: bool = typer.Option(False, "--json", help="Print JSON Lines, one for each moment."),
 ) -> None:
     """Remember what recordings show: bags, videos and data sets into a store, for vljepa recall."""

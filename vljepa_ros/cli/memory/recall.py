@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import typer
@@ -34,14 +35,14 @@ API_KEY = "QDRANT_API_KEY"  # environment variable
 
 def recall(
     text: str = typer.Argument(..., help='What to look for, e.g. "the red cube falls".'),
-    store: Path | None = STORE,
+    store: Optional[Path] = STORE,
     bundle: str = typer.Option(DEFAULT, help="The bundle that the moments were made with."),
     backend: str = typer.Option("auto", help="What runs its Y-encoder."),
     camera: list[str] = CAMERA,
     after: str = typer.Option("", help="Not over before, e.g. 14:30 or 2026-05-01T14:30."),
     before: str = typer.Option("", help="Begun by, e.g. 14:30; also seconds since 1970."),
     limit: int = typer.Option(5, min=1, max=100, help="At most so many moments."),
-    sheet: Path | None = SHEET,
+    sheet: Optional[Path] = SHEET,
     url: str = typer.Option("", help="URL of the fleet's Qdrant server, to ask it instead."),
     collection: str = typer.Option(COLLECTION, help="The collection on that server."),
     fleet: bool = typer.Option(False, "--fleet", help="Have the memory node ask its server."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 import typer
 
@@ -47,7 +47,7 @@ SECONDS = typer.Option(
 def data(
     split: str = SPLIT,
     episodes: int = typer.Option(2000, min=1, help="How many episodes there shall be."),
-    seconds: float | None = SECONDS,
+    seconds: Optional[float] = SECONDS,
     start: int = typer.Option(0, min=0, help="The first one's number: each has its own scene."),
     folder: Path = DATA,
     workers: int = typer.Option(2, min=1, help="Processes."),
@@ -81,12 +81,12 @@ def train(
     devices: int = typer.Option(1, min=1, help="Processes, or GPUs, that train together."),
     seed: int = typer.Option(0, help="Seed of weights and batches."),
     threads: int = typer.Option(0, min=0, help="Threads of one process; 0: torch's choice."),
-    recordings: Path | None = RECORDINGS,
+    recordings: Optional[Path] = RECORDINGS,
     camera: str = CAMERA,
     episodes: str = EPISODES,
     tasks: bool = TASKS,
-    base: str | None = BASE,
-    size: int | None = SIZE,
+    base: Optional[str] = BASE,
+    size: Optional[int] = SIZE,
     steps: int = typer.Option(400, min=1, help="With --data: steps at most."),
 ) -> None:
     """Train the tabletop model on simulated episodes, or fine-tune a model on your recordings."""
