@@ -25,10 +25,12 @@ pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are no
 pytest.importorskip("qdrant_edge", reason="not installed: pip install qdrant-edge-py")
 pytest.importorskip("aiohttp", reason="not installed: pip install aiohttp")
 pytest.importorskip("av", reason="not installed: pip install av")
+pytest.importorskip("pyarrow", reason="not installed: pip install pyarrow")
 
 import bags
 from bundles import make_bundle
 from graph import DEADLINE, domain, noise, wait
+from lerobot_sets import H264, Made
 from pages import PAGES, ROOT, Command, blocks, words
 from terminals import open_terminal
 from video_files import write_video
@@ -101,7 +103,7 @@ class Started:
 class Shell:
     """Runs commands in a folder of its own; `left` of them are still to come."""
 
-    def __init__(self, folder: Path, left: int) -> None:
+    def __init__(self, folder: Path, cache: Path, left: int) -> None:
         self.folder, self.left = folder, left
         self._stay: dict[str, Started] = {}  # by command
         bin, home = folder.parent / "bin", folder.parent / "home"
@@ -118,7 +120,8 @@ class Shell:
             "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(Path.home() / ".config/matplotlib")),
             "VLJEPA_ENGINES": str(home / "engines"),
         }  # fmt: skip
-        for name in ("VLJEPA_MEMORY", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        self._env["XDG_CACHE_HOME"] = str(cache)  # phrases of a bundle are embedded once
+        for name in ("VLJEPA_MEMORY", "XDG_DATA_HOME"):
             self._env.pop(name, None)
         for name in LINKED:
             if (ROOT / name).exists():
@@ -169,6 +172,9 @@ def recordings(folder: Path) -> None:
     shutil.copy(next((folder / "shift3").glob("*.mcap")), folder / "shift4.mcap")
     times = range(0, 100 * len(pictures), 100)
     write_video(folder / "monday.mp4", times, make=pictures.__getitem__)
+    made = Made([len(pictures)], texts=["put the red cube into the box"], codec=H264,
+                picture=lambda episode, frame: pictures[frame])  # fmt: skip
+    made.write(folder / "cubes")
     for name in ("BUNDLE", "DIR"):
         make_bundle(folder / name)
 
@@ -177,13 +183,14 @@ def recordings(folder: Path) -> None:
 def shells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Shell]]:
     """A page's shell; those that talk to the shipped stream share one, in which it plays."""
     made: dict[str, Shell] = {}
+    cache = tmp_path_factory.mktemp("cache")
     pages = {command.block.page for command in TO_RUN if verb(command) in LIVE}
     keys = [key_of(command.block.page, pages) for command in TO_RUN]
 
     def shell(page: Path) -> Shell:
         key = key_of(page, pages)
         if key not in made:
-            made[key] = Shell(tmp_path_factory.mktemp("page") / "work", keys.count(key))
+            made[key] = Shell(tmp_path_factory.mktemp("page") / "work", cache, keys.count(key))
             recordings(made[key].folder)
             if key == STREAM:
                 plays(made[key].keep(STREAM))
