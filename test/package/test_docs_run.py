@@ -135,9 +135,9 @@ class Shell:
         )  # fmt: skip
         return done.returncode, done.stdout, done.stderr
 
-    def start(self, command: str) -> Started:
+    def start(self, command: str, **environment: str) -> Started:
         """Start a command that does not end by itself."""
-        return Started(command, cwd=self.folder, env=self._env)
+        return Started(command, cwd=self.folder, env={**self._env, **environment})
 
     def keep(self, command: str) -> Started:
         """Start a command, once, that the next ones need."""
@@ -230,14 +230,19 @@ def shape(line: str, literal: bool) -> str:
 
 
 def agrees(command: Command, printed: str) -> bool:
-    """Whether that was printed which the page shows; a line of … stands for any others."""
+    """Whether that was printed which the page shows; … stands for the rest of it, or of a line."""
     literal = not is_live(command)
-    wanted = [shape(line, literal) for line in command.shown or () if line.strip()]
     found = [shape(line, literal) for line in printed.splitlines() if line.strip()]
-    if "…" in wanted:
-        end = wanted.index("…")
-        return found[:end] == wanted[:end] and len(found) >= len(wanted)
-    return found == wanted
+    for shown in filter(str.strip, command.shown or ()):
+        if shown == "…":
+            return True
+        begin = shape(shown.removesuffix("…"), literal)
+        if not found or (
+            found[0] != begin and not (shown[-1] == "…" and found[0].startswith(begin))
+        ):
+            return False
+        del found[0]
+    return not found
 
 
 def name_of(command: Command) -> str:
@@ -258,7 +263,12 @@ def test_it_runs_and_prints_what_the_page_shows(
         case "up" if command.bare == STREAM:
             plays(shell.keep(STREAM))
         case "up":
-            shell.keep(command.bare).until(r"Active\.", 2)
+            graph = shell.start(command.bare, ROS_DOMAIN_ID=str(domain()))
+            try:
+                graph.until(r"Active\.", 2)
+            finally:
+                code = graph.stop()
+            assert code == 0, graph.printed
         case "listen":
             listener = shell.start(command.bare)
             try:
