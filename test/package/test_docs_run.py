@@ -7,6 +7,7 @@ long, a network, a GPU, a robot or a ROS distribution is marked in the page's so
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -25,19 +26,18 @@ pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are no
 pytest.importorskip("qdrant_edge", reason="not installed: pip install qdrant-edge-py")
 pytest.importorskip("aiohttp", reason="not installed: pip install aiohttp")
 pytest.importorskip("av", reason="not installed: pip install av")
-pytest.importorskip("pyarrow", reason="not installed: pip install pyarrow")
 
 import bags
 from bundles import make_bundle
 from graph import DEADLINE, domain, noise, wait
-from lerobot_sets import H264, Made
 from pages import PAGES, ROOT, Command, blocks, words
 from terminals import open_terminal
 from video_files import write_video
 
 BUILT_IN = ("vljepa", ".", "cd", "export")  # ours among them
-LONGEST = 300.0  # seconds of one command, on a machine that has much else to do
+LONGEST = 240.0  # seconds of one command, on a machine that has much else to do
 SECOND = 1_000_000_000
+PYARROW = importlib.util.find_spec("pyarrow") is not None
 STREAM = "vljepa up --bundle tabletop --video videos/tabletop.mp4 --loop --memory --web"
 # A graph that plays on, which is asked about what it sees just then: numbers, order and words vary.
 LINKED = (".venv", ".colcon", "config", "engines", "examples", "scripts", "test", "videos")
@@ -77,14 +77,14 @@ class Started:
     def printed(self) -> str:
         return self._shown.decode(errors="replace")
 
-    def until(self, pattern: str, times: int = 1) -> None:
+    def until(self, pattern: str) -> None:
         """Until it has printed that."""
 
         def found() -> bool:
-            assert len(re.findall(pattern, self.printed)) >= times or self.process.poll() is None, (
-                f"it has ended:\n{self.printed}"
-            )
-            return len(re.findall(pattern, self.printed)) >= times
+            ended = self.process.poll() is not None
+            done = re.search(pattern, self.printed) is not None
+            assert done or not ended, f"it has ended:\n{self.printed}"
+            return done
 
         wait(found, f"{pattern} in what it prints", LONGEST)
 
@@ -172,9 +172,12 @@ def recordings(folder: Path) -> None:
     shutil.copy(next((folder / "shift3").glob("*.mcap")), folder / "shift4.mcap")
     times = range(0, 100 * len(pictures), 100)
     write_video(folder / "monday.mp4", times, make=pictures.__getitem__)
-    made = Made([len(pictures)], texts=["put the red cube into the box"], codec=H264,
-                picture=lambda episode, frame: pictures[frame])  # fmt: skip
-    made.write(folder / "cubes")
+    if PYARROW:
+        from lerobot_sets import H264, Made
+
+        made = Made([len(pictures)], texts=["put the red cube into the box"], codec=H264,
+                    picture=lambda episode, frame: pictures[frame])  # fmt: skip
+        made.write(folder / "cubes")
     for name in ("BUNDLE", "DIR"):
         make_bundle(folder / name)
 
@@ -206,8 +209,7 @@ def key_of(page: Path, live: set[Path]) -> str:
 
 
 def plays(stream: Started) -> None:
-    """Until the stream's nodes are active, and something has changed in it."""
-    stream.until(r"Active\.", 3)
+    """Until its nodes are there, and something has changed in it."""
     stream.until(": a change")
 
 
@@ -257,6 +259,8 @@ def test_it_runs_and_prints_what_the_page_shows(
     for program, *_ in words(command.bare):
         if "/" not in program and shutil.which(program) is None and program not in BUILT_IN:
             pytest.skip(f"there is no {program}")
+    if not PYARROW and (command.block.page.name == "lerobot.md" or " cubes " in command.bare):
+        pytest.skip("PyArrow is not installed: pip install pyarrow")
     shell = shells(command.block.page)
     shell.left -= 1
     match verb(command):
@@ -265,7 +269,7 @@ def test_it_runs_and_prints_what_the_page_shows(
         case "up":
             graph = shell.start(command.bare, ROS_DOMAIN_ID=str(domain()))
             try:
-                graph.until(r"Active\.", 2)
+                graph.until(r" on [\w-]+ \(\w+\)")  # the model, and what runs it
             finally:
                 code = graph.stop()
             assert code == 0, graph.printed
