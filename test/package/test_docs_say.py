@@ -1,6 +1,6 @@
 """What the docs say is so: commands that the parsers take, files, launch arguments, parameters.
 
-Every command counts, also those that no test runs; test_docs_run.py runs the others.
+Every command counts, also those that take long or need what a test has not.
 """
 
 from __future__ import annotations

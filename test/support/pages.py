@@ -2,7 +2,7 @@
 
 A block is fenced, or indented by four spaces or more. Where a line of it begins with `$ `, such
 lines are commands and the others are what they print; else every line that begins with the name of
-a program is a command. `<!-- not run: REASON -->` before a block says why no test runs it.
+a program is a command. `<!-- not run: REASON -->` before a block says why a test cannot run it.
 """
 
 from __future__ import annotations
