@@ -19,7 +19,10 @@ LAYOUT = json.loads((ROOT / "foxglove" / "vljepa.json").read_text(encoding="utf-
 RVIZ = yaml.safe_load((ROOT / "config" / "perception.rviz").read_text(encoding="utf-8"))
 CAMERA = "camera"  # as the only camera is named where nobody says otherwise
 IMAGES = {"sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"}
-SHOWS = {"rviz_default_plugins/Image": "sensor_msgs/msg/Image"}
+SHOWS = {
+    "rviz_default_plugins/Image": "sensor_msgs/msg/Image",
+    "rviz_default_plugins/Marker": "visualization_msgs/msg/Marker",
+}
 PANELS = {"Image", "Plot", "StateTransitions", "RawMessages", "DiagnosticSummary"}
 NUMBERS = r"u?int(8|16|32|64)|float(32|64)"
 

@@ -31,6 +31,7 @@ from vljepa_ros.words.banks import Banks, Choice, choose
 from vljepa_ros.words.speaker import Said, Speaker, YDecoder
 
 from .parameters import WORDS, check, speaks
+from .spoken import Spoken
 from .vlm import VlmWords
 
 QUEUE = 64  # changes
@@ -52,6 +53,7 @@ class DecoderNode(ModelNode):
         self.refused = 0  # changes that cannot be decoded
         self.unfamiliar = 0  # changes to what the bundle does not know
         self.vlm = VlmWords(self, self._say_as_vlm, self._say_instead)
+        self._spoken: Spoken | None = None  # None: it is not asked for
         self._queue: deque[tuple[SemanticChange, bool]] = deque()  # whether a VLM may say it
         self._lock = threading.Lock()
         self._reported: set[str] = set()
@@ -79,8 +81,9 @@ class DecoderNode(ModelNode):
         self.vlm.configure(self._settings)
 
     def setup(self) -> None:
-        """Make the publisher."""
+        """Make the publishers."""
         assert self.model is not None
+        self._spoken = Spoken(self) if self._settings["spoken"] else None
         self._utterances = self.create_lifecycle_publisher(Utterance, "utterances", 10)
         self.get_logger().info(f"Loaded {self.model.bundle.model_id}.")
 
@@ -105,6 +108,9 @@ class DecoderNode(ModelNode):
     def teardown(self) -> None:
         """Take back what `setup` made."""
         self.destroy_lifecycle_publisher(self.__dict__.pop("_utterances", None))
+        if self._spoken is not None:
+            self._spoken.close(self)
+            self._spoken = None
 
     def unload(self) -> None:
         """Close the engines, forget the phrases, and ask no VLM."""
@@ -254,6 +260,8 @@ class DecoderNode(ModelNode):
         text = ""
         if said is not None:
             text = self._settings["unfamiliar"].strip() if said.doubt else said.text
+        if self._spoken is not None:
+            self._spoken.say(change, text)
         if said is None or not text:
             self.unsaid += 1
             return

@@ -19,6 +19,8 @@ WORDS = (
          "`CAMERA=FILE` for one camera; none: the bundle's.", live=True),
     Spec("unfamiliar", "", "What is said of a change to what the bundle does not know, or that no "
          "phrase fits; empty: nothing.", live=True),
+    Spec("spoken", False, "Whether what is said is also published as text for RViz, on the topic "
+         "`spoken`; needs visualization_msgs."),
     Spec("frames", 1, "VLM: pictures that it is shown, the newest of those that a change carries "
          "(perception's parameter change_frames).", live=True, low=1, high=4),
     Spec("vlm.url", "", "VLM: OpenAI-compatible server, as http://HOST:PORT/v1, to which pictures "
