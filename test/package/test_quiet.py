@@ -181,7 +181,7 @@ def test_the_commands(watched: Watched, bundle: str, video: str) -> None:
 def test_the_whole_graph(watched: Watched, bundle: str, video: str) -> None:
     command = ["up", "--memory", "--port", "0", "--bundle", bundle, "--video", video]
     said = watched.run("-c", COMMANDS, json.dumps([command]))
-    assert "The page is at" in said and "decodes where uniform" in said
+    assert "The page is at" in said and " where uniform decoding" in said
     assert watched.notes() == [] and watched.kept() == set()
 
 

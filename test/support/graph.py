@@ -72,7 +72,14 @@ def domain() -> int:
 class NodeProcess:
     """One of the package's executables, as a process."""
 
-    def __init__(self, name: str, domain_id: int, namespace: str = "", **parameters: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        domain_id: int,
+        namespace: str = "",
+        node_name: str = "",
+        **parameters: Any,
+    ) -> None:
         set_fastdds()
         arguments = [
             part
@@ -81,6 +88,8 @@ class NodeProcess:
         ]
         if namespace:
             arguments += ["-r", f"__ns:={namespace}"]
+        if node_name:
+            arguments += ["-r", f"__node:={node_name}"]
         self.log_file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"vljepa_ros.nodes.{name}", "--ros-args", *arguments],
@@ -309,13 +318,19 @@ class Stream:
         return self.answer(image(picture, self.tick(), self.frame_id, **fields), queries)
 
     def answer(self, message: Any, queries: int = 1) -> list[Any]:
-        """Publish a message; its embeddings."""
+        """Publish a message; its embeddings. Again where none comes: images are best effort."""
         stamp = to_ns(message.header.stamp)
         self.send(message)
-        self.probe.wait(
-            lambda: len(self.probe.at(self.camera, stamp)) >= queries,
-            f"the embedding of '{self.camera}' at {stamp}",
-        )
+        sent = time.monotonic()
+
+        def answered() -> bool:
+            nonlocal sent
+            if time.monotonic() - sent > AGAIN:
+                sent = time.monotonic()
+                self.send(message)
+            return len(self.probe.at(self.camera, stamp)) >= queries
+
+        self.probe.wait(answered, f"the embedding of '{self.camera}' at {stamp}")
         return self.probe.at(self.camera, stamp)
 
 
