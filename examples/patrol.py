@@ -57,6 +57,7 @@ class Patrol(Node):
         self.condition, self.threshold = given["condition"], given["threshold"]
         self.speed, self.pause = given["speed"], given["pause"]
         self.stopping = False  # somebody wants it to end
+        self.awake = Future()  # done while it does not rest
         self.semantics = SemanticClient(self)
         self.drive_until = 0.0  # on the steady clock
         self.wheels = self.create_publisher(Twist, "cmd_vel", 10)
@@ -106,14 +107,18 @@ class Patrol(Node):
         self.drive()
 
     async def sleep(self, seconds: float) -> None:
-        """Let time pass, while callbacks go on."""
-        awake = Future()
-        timer = self.create_timer(
-            seconds, lambda: awake.done() or awake.set_result(None),
-            clock=Clock(clock_type=ClockType.STEADY_TIME),
-        )  # fmt: skip
-        await awake
+        """Let time pass, while callbacks go on; until it is to end."""
+        if self.stopping:
+            return
+        self.awake = Future()
+        timer = self.create_timer(seconds, self.wake, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        await self.awake
         self.destroy_timer(timer)
+
+    def wake(self) -> None:
+        """Rest no longer."""
+        if not self.awake.done():
+            self.awake.set_result(None)
 
 
 def main() -> int:
@@ -132,7 +137,7 @@ def main() -> int:
         return 1
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    executor.create_task(node.patrol)
+    patrol = executor.create_task(node.patrol)
     try:
         while not stopped:
             executor.spin_once(timeout_sec=0.1)
@@ -140,7 +145,8 @@ def main() -> int:
         node.stopping = True
         node.stand()
         node.semantics.destroy()
-        while node.semantics.pending:  # let the node that watches know
+        node.wake()
+        while node.semantics.pending or not patrol.done():  # let the node that watches know
             executor.spin_once(timeout_sec=0.1)
         node.destroy_node()
         rclpy.shutdown()

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -138,6 +139,33 @@ def test_nothing_to_measure_is_an_error_with_the_reasons(tiny_bundle: Path) -> N
     )  # fmt: skip
     assert result.returncode == 1
     assert "Nothing could be measured: The bundle has no" in result.stderr
+
+
+def test_no_child_outlives_a_benchmark_that_is_killed() -> None:
+    """It would go on as a camera that nobody knows."""
+    code = (
+        "import time\n"
+        "from vljepa_ros.bench.node import start_child\n"
+        "print(start_child('timeit', 'import time; time.sleep(600)').pid, flush=True)\n"
+        "time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert alive(child)
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 60
+    while alive(child):
+        assert time.monotonic() < end, "the child goes on"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 def test_a_contender_that_dies_ends_the_benchmark() -> None:

@@ -270,17 +270,20 @@ def test_a_bad_recall_is_a_sentence(graph: Graph, fields: dict[str, Any], said: 
 
 def test_pin(graph: Graph) -> None:
     graph.heard()
-    moment = moments(graph.store)[0]
+    moment = moments(graph.store)[-1]
+
+    def kept() -> Moment:
+        return next(m for m in moments(graph.store) if m.id == moment.id)
 
     def pin(**fields: Any) -> Any:
         return graph.probe.call(Pin, "pin", Pin.Request(**fields))
 
     assert pin(id=moment.id, pinned=True).success
-    assert moments(graph.store)[0].pinned
+    assert kept().pinned
     found = graph.recall(limit=100)
     assert [m.pinned for m in found.moments if m.id == moment.id] == [True]
     assert pin(id=moment.id, pinned=False).success
-    assert not moments(graph.store)[0].pinned
+    assert not kept().pinned
     for bad in ("", "00000000-0000-0000-0000-000000000000"):
         answer = pin(id=bad, pinned=True)
         assert not answer.success and answer.message.endswith(".")

@@ -5,6 +5,7 @@ Invariant: the node knows nothing of being measured; what is lost is counted fro
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from vljepa_ros.ros.process import Spinner, needs_ros, set_fastdds
 from .footprint import Footprint
 
 ROUGH, ROUGH_FPS = "rough", 10.0  # the camera of --rough, and its frames per second
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 WARM_UP = 3.0  # seconds: discovery, the first runs of the engines
 MOST = 200.0  # frames per second
 # In the order of a frame's way; `age` is the frame's when its inference begins.
@@ -136,10 +138,22 @@ def end_ros() -> None:
     rclpy.try_shutdown()
 
 
+def start_child(module: str, *words: object, **options: Any) -> subprocess.Popen[Any]:
+    """A module as a process, which the kernel ends when this one ends, however that happens.
+
+    One that went on would be seen in its ROS domain, as a camera or a decoder that nobody knows.
+    """
+    command = [sys.executable, "-m", module, *map(str, words)]
+    return subprocess.Popen(command, preexec_fn=_end_with_parent, **options)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _start(module: str, *words: object) -> subprocess.Popen[bytes]:
     """A process of this room."""
-    command = [sys.executable, "-m", f"vljepa_ros.bench.{module}", *map(str, words)]
-    return subprocess.Popen(command, stdout=sys.stderr)
+    return start_child(f"vljepa_ros.bench.{module}", *words, stdout=sys.stderr)
 
 
 def _decoder(bundle: str, backend: str, threads: int) -> Any:
@@ -150,9 +164,8 @@ def _decoder(bundle: str, backend: str, threads: int) -> Any:
         return None
     words = {"bundle": bundle, "backend": backend, "threads": threads}
     given = [word for name, value in words.items() for word in ("-p", f"{name}:={value}")]
-    return subprocess.Popen(
-        [sys.executable, "-m", "vljepa_ros.nodes.decoder_node", "--ros-args", *given],
-        stdout=subprocess.DEVNULL,
+    return start_child(
+        "vljepa_ros.nodes.decoder_node", "--ros-args", *given, stdout=subprocess.DEVNULL
     )
 
 

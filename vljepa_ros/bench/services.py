@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from typing import Any
 
@@ -21,7 +20,7 @@ from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.process import Signals
 from vljepa_ros.words.bank import Bank
 
-from .node import end_ros, open_perception, prepare_ros
+from .node import end_ros, open_perception, prepare_ros, start_child
 
 WIDTH, HEIGHT = 640, 480
 MARGIN = 3.0  # milliseconds that an answer may take beside the predictor
@@ -218,10 +217,7 @@ _children: list[Any] = []
 
 def _start(module: str, *words: Any, pipes: bool = False) -> Any:
     pipe = subprocess.PIPE if pipes else None
-    child = subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, words)],
-        stdin=pipe, stdout=pipe or subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    child = start_child(module, *words, stdin=pipe, stdout=pipe or subprocess.DEVNULL, text=True)
     _children.append(child)
     return child
 
