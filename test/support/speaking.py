@@ -30,10 +30,15 @@ class Words:
         """Until it hears changes: those of another model, which it refuses and counts."""
         self.node.wait_for_log("Active.")
 
+        def refused() -> str:
+            name = "decoder: changes"
+            return self.probe.values(name)["refused"] if name in self.probe.health else "0"
+
+        before = refused()  # of an activation before this one, too
+
         def heard() -> bool:
             self.changes.publish(SemanticChange(camera="front", model_id="another"))
-            known = "decoder: changes" in self.probe.health
-            return known and self.probe.values("decoder: changes")["refused"] != "0"
+            return refused() not in ("0", before)
 
         self.probe.wait(heard, "the decoder node to listen")
 
