@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import pytest
 
 pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
-pytest.importorskip("mcp.server.mcpserver", reason="mcp is missing: pip install 'mcp>=2'")
+pytest.importorskip("mcp.server.mcpserver", reason="mcp is missing: pip install 'mcp>=2.3'")
 
 import cv2
 import numpy as np

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
-pytest.importorskip("mcp.server.mcpserver", reason="mcp is missing: pip install 'mcp>=2'")
+pytest.importorskip("mcp.server.mcpserver", reason="mcp is missing: pip install 'mcp>=2.3'")
 
 from agent import Agent
 from graph import DEADLINE, NodeProcess, Probe, Stream, domain, noise

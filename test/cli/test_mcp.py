@@ -24,8 +24,8 @@ def test_without_its_extra() -> None:
     done = run_without(("mcp",), COMMAND.format("'mcp'"))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "vljepa mcp needs the package mcp, version 2 or later (mcp is blocked): "
-        "pip install 'mcp>=2'.\n"
+        "vljepa mcp needs the package mcp, version 2.3 or later (mcp is blocked): "
+        "pip install 'mcp>=2.3'.\n"
     )
 
 
@@ -45,7 +45,7 @@ def test_doctor_knows_the_extra() -> None:
     ],
 )
 def test_what_cannot_be_served_is_a_sentence(options: list[str], token: str, said: str) -> None:
-    pytest.importorskip("mcp.server.mcpserver", reason="mcp is missing: pip install 'mcp>=2'")
+    pytest.importorskip("mcp.server.mcpserver", reason="mcp is missing: pip install 'mcp>=2.3'")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         given = [option.format(taken=port) for option in options]
@@ -69,7 +69,7 @@ def test_the_token_is_made_up_or_one_s_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_on_a_terminal_it_says_who_is_to_start_it_and_ends_on_ctrl_c() -> None:
-    pytest.importorskip("mcp.server.mcpserver", reason="mcp is missing: pip install 'mcp>=2'")
+    pytest.importorskip("mcp.server.mcpserver", reason="mcp is missing: pip install 'mcp>=2.3'")
     master, slave = open_terminal()
     with tempfile.TemporaryFile() as said:
 

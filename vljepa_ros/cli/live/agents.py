@@ -43,7 +43,8 @@ def mcp(
         import mcp.server.mcpserver  # noqa: F401
     except ImportError as error:
         raise VLJepaError(
-            f"vljepa mcp needs the package mcp, version 2 or later ({error}): pip install 'mcp>=2'."
+            f"vljepa mcp needs the package mcp, version 2.3 or later ({error}): "
+            "pip install 'mcp>=2.3'."
         ) from None
     try:
         import rclpy
