@@ -88,6 +88,7 @@ def main() -> int:
         node = Narrator()
     except (VLJepaError, OSError) as error:  # a log that cannot be written among them
         print(error, file=sys.stderr)
+        rclpy.try_shutdown()
         return 1
     executor = SingleThreadedExecutor()
     executor.add_node(node)

@@ -134,6 +134,7 @@ def main() -> int:
         node = Patrol()
     except VLJepaError as error:
         print(error, file=sys.stderr)
+        rclpy.try_shutdown()
         return 1
     executor = SingleThreadedExecutor()
     executor.add_node(node)

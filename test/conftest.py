@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ sys.path.insert(0, str(TEST / "support"))
 if importlib.util.find_spec("vljepa_ros") is None:
     sys.path.insert(0, str(TEST.parent))
 importlib.import_module("vljepa_ros")  # silences ONNX Runtime, before a test imports that itself
+
+# By UDP alone: of what tests kill, nothing is left in shared memory that could hang or deafen others
+# (Fast DDS 3.2). Tests of the default transports take the variable away.
+os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
 
 # The same examples on every machine, and no verdict by the clock of a busy one.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)

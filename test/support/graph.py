@@ -37,6 +37,7 @@ from vljepa_ros.bundle.manifest import write_manifest
 from vljepa_ros.msg import ModelInfo, SemanticChange, SemanticEmbedding, Utterance
 from vljepa_ros.ros.messages import to_time
 from vljepa_ros.ros.process import set_fastdds
+from vljepa_ros.ros.shared_memory import remove_dead_ports
 from vljepa_ros.stamps import to_ns
 
 DEADLINE = 90.0  # seconds; a node of a busy machine takes 30 to start
@@ -51,6 +52,7 @@ def domain() -> int:
 
     No other test process of this machine has it: while this one lives, it locks a file for each.
     """
+    remove_dead_ports()  # of processes that other tests killed
     folder = Path(tempfile.gettempdir()) / "vljepa_test_domains"
     folder.mkdir(exist_ok=True)
     for k in range(100 if len(_leases) < MOST_DOMAINS else 0):

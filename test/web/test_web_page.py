@@ -169,7 +169,7 @@ def test_the_timeline_draws_scores_words_and_the_threshold(graph: Graph, page: B
     graph.show(page, f"{SAID} > 1")
     page.wait("Number(document.getElementById('timeline').dataset.steps) > 8")
     for name in ("line", "mark", "shade", "text"):
-        assert page.js(COLOURED.format(name=name)) > 10, name
+        page.wait(f"({COLOURED.format(name=name)}) > 10")
     page.js("document.getElementById('timeline').focus()")
     for key in ("End", "ArrowLeft"):
         page.send("Input.dispatchKeyEvent", type="keyDown", key=key)
@@ -305,7 +305,8 @@ def test_a_graph_without_a_stream_says_so_and_asks_what_the_model_can_be_asked(
     probe = Probe(domain_id)
     page.open(re.findall(r"The page is at (\S+)", web.log)[0])
     page.wait_for_text("#no-picture", "The perception node is not running.")
-    assert page.text("#details") == "No scores yet." and page.text("#rate-in") == "–"
+    page.wait_for_text("#details", "No scores yet.")
+    page.wait_for_text("#rate-in", "–")
     infos = probe.node.create_publisher(
         ModelInfo, "model_info", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     )
@@ -333,7 +334,8 @@ def test_a_silent_camera_is_not_taken_for_a_live_one(graph: Graph, page: Browser
     page.wait("document.getElementById('stale').hidden")
     page.js("{ let now = 1e9; performance.now = () => (now += 4000); }")  # it flies
     page.wait("!document.getElementById('stale').hidden")
-    assert page.text("#stale").startswith("as of ") and page.text("#state-text") != "live"
+    page.wait("document.getElementById('stale').textContent.startsWith('as of ')")
+    page.wait("document.getElementById('state-text').textContent !== 'live'")
     page.js("delete performance.now")
     graph.show(page, "document.getElementById('stale').hidden")
 
@@ -533,9 +535,10 @@ def test_it_connects_again(graph: Graph, page: Browser) -> None:
     assert graph.web.end() == 0
     page.wait_for_text("#state-text", "Trying again")
     page.wait("document.getElementById('state').dataset.level === 'bad'")
-    assert page.js("document.getElementById('picture').hidden")  # nothing looks as if it lived
-    assert page.text("#rate-in") == page.text("#score") == "–"
-    assert "%" not in page.text("#labels")
+    page.wait("document.getElementById('picture').hidden")  # nothing looks as if it lived
+    for name in ("rate-in", "score"):
+        page.wait(f"document.getElementById('{name}').textContent === '–'")
+    page.wait("!document.getElementById('labels').textContent.includes('%')")
     graph.restart_web()
     live = "document.getElementById('state-text').textContent === 'live'"
     graph.show(page, f"{live} && {PICTURE}")

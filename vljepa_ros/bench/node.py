@@ -22,7 +22,7 @@ import typer
 from vljepa_ros.console import console, print_json, print_table
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.perception.stages import KEPT
-from vljepa_ros.ros.process import Spinner, needs_ros, set_fastdds
+from vljepa_ros.ros.process import Spinner, init_ros, needs_ros, set_fastdds
 
 from .footprint import Footprint
 
@@ -119,13 +119,11 @@ def prepare_ros(command: str) -> None:
 
 def open_perception(values: dict[str, Any]) -> tuple[Any, Spinner]:
     """A perception node with these parameters in this process, and what spins it."""
-    import rclpy
     from rclpy.parameter import Parameter
-    from rclpy.signals import SignalHandlerOptions
 
     from vljepa_ros.nodes.perception.node import PerceptionNode
 
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    init_ros([])
     given = [Parameter(name, value=value) for name, value in values.items()]
     node = PerceptionNode(parameter_overrides=given)
     return node, Spinner(node)

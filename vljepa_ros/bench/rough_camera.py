@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 import rclpy
 from rclpy.qos import qos_profile_sensor_data
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage
+
+from vljepa_ros.ros.process import init_ros
 
 PLUGGED = 30.0  # seconds
 SIZES = ((640, 480), (320, 240), (1280, 720))
@@ -35,7 +36,7 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    init_ros([])
     node = rclpy.create_node("rough_camera", start_parameter_services=False)
     frames = [[_jpeg(size, seed) for seed in range(PICTURES)] for size in SIZES]
     said = {"sent": 0, "torn": 0, "plugged": 0}

@@ -11,6 +11,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from vljepa_ros.ros.process import FASTDDS_TRANSPORTS, FASTDDS_VARIABLE
+from vljepa_ros.ros.shared_memory import FOLDER, dead_ports
 
 WORKS, NOTE, BROKEN = "works", "note", "broken"
 
@@ -87,6 +88,7 @@ def _ros() -> Iterator[Check]:
     yield _attempt("interfaces", _interfaces, build)
     yield _attempt("nodes", _nodes, build)
     yield _transport()
+    yield _shared_memory()
     yield Check("ROS_DOMAIN_ID", WORKS, os.environ.get("ROS_DOMAIN_ID", "0 (the default)"))
 
 
@@ -142,6 +144,18 @@ def _transport() -> Check:
             f"export {FASTDDS_VARIABLE}='{FASTDDS_TRANSPORTS}'",
         )
     return Check(FASTDDS_VARIABLE, WORKS, value)
+
+
+def _shared_memory() -> Check:
+    name = "shared memory"
+    if dead := dead_ports():
+        return Check(
+            name,
+            BROKEN,
+            f"{len(dead)} dead ports of Fast DDS, left by killed processes: they hang others",
+            f"rm {' '.join(map(str, dead))}",
+        )
+    return Check(name, WORKS, f"no dead port of Fast DDS in {FOLDER}")
 
 
 def _bundle(source: str) -> Check:

@@ -25,6 +25,8 @@ from typing import Any
 
 from vljepa_ros.errors import VLJepaError
 
+from .shared_memory import remove_dead_ports
+
 GRACE = 2.5  # seconds for an orderly end, of the 3 that we promise
 SWITCH = 0.0002  # seconds; at Python's 5 ms a worker that was woken waits for the executor's thread
 FASTDDS_VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
@@ -90,16 +92,24 @@ def forward_logs() -> None:
 def init_ros(arguments: Sequence[str] | None) -> None:
     """Start rclpy, with signals left to `Signals`. `arguments`: the command line; None: sys.argv.
 
-    VLJepaError where ROS refuses the arguments: a parameter file, a namespace, a log level.
+    What would hang it, and all its peers, is removed first, and told. VLJepaError where ROS refuses
+    the arguments: a parameter file, a namespace, a log level.
     """
     import rclpy
+    from rclpy.logging import get_logger
     from rclpy.signals import SignalHandlerOptions
 
+    removed = remove_dead_ports()
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # rclpy's has no public name
         reason = re.sub(r", at \S+:\d+", "", str(error))
         raise VLJepaError(f"ROS 2 does not start: {' '.join(reason.split())}.") from None
+    for path in removed:
+        get_logger("vljepa_ros").warn(
+            f"Removed {path}, which a process that was killed as it started had left: every ROS "
+            "process that met it would have hung."
+        )
 
 
 class Signals:
