@@ -19,7 +19,7 @@ if importlib.util.find_spec("vljepa_ros") is None:
     sys.path.insert(0, str(TEST.parent))
 importlib.import_module("vljepa_ros")  # silences ONNX Runtime, before a test imports that itself
 
-# By UDP alone: of what tests kill, nothing is left in shared memory that could hang or deafen others
+# By UDP alone: what tests kill leaves nothing in shared memory then that could hang others
 # (Fast DDS 3.2). Tests of the default transports take the variable away.
 os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
 
