@@ -18,7 +18,10 @@ import sys
 import urllib.request
 from typing import Any
 
-from mcp import Client, StdioServerParameters
+try:
+    from mcp import Client, StdioServerParameters
+except ImportError:
+    sys.exit("away.py needs the package mcp: pip install mcp")
 
 QUESTION = "What happened while I was away?"
 ROUNDS = 8  # of the model's calls, until it is to have answered

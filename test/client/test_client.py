@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -394,6 +395,16 @@ def test_destroying_takes_everything_back(agent: Agent, stub: Stub) -> None:
     stub.wait_for("cancelled", cancelled + 1)
     wait(lambda: entities() == before, "the client's entities to be gone")
     assert client.pending == 0
+
+
+def test_destroying_complains_of_no_call_that_was_left(
+    agent: Agent, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = agent.client()
+    client.ask("never")
+    client.destroy()
+    gc.collect()
+    assert "never retrieved" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

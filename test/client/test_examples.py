@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -26,10 +27,18 @@ from vljepa_ros.action import Watch
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.msg import Utterance
+from vljepa_ros.srv import Ask
 from vljepa_ros.stamps import iso, to_ns
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 INTERRUPTED = Path(__file__).resolve().parents[1] / "support" / "interrupted.py"
+TREE = pytest.param(
+    "behaviour_tree",
+    marks=pytest.mark.skipif(
+        importlib.util.find_spec("py_trees") is None,
+        reason="py_trees is missing: pip install py_trees",
+    ),
+)
 SAFE, DANGER = noise(1), noise(2)
 PATIENCE = 900.0  # seconds: a busy machine must not make a stream old
 
@@ -220,16 +229,88 @@ def test_narrator_keeps_a_log(camera: Stream, probe: Probe, domain_id: int, tmp_
         narrator.end()
 
 
-def run(name: str, *arguments: str, domain_id: int) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize("name", [TREE])
+def test_a_behaviour_tree_waits_asks_and_branches(
+    name: str, camera: Stream, probe: Probe, bundle: Path, domain_id: int
+) -> None:
+    text, threshold = condition(camera, bundle)
+    question, candidates = "What is moving?", ["the cube", "the ball"]
+    settled(camera, DANGER)
+    asked = probe.call(Ask, "ask", Ask.Request(question=question, candidates=candidates))
+    assert asked.success, asked.message
+    settled(camera, SAFE)
+    trees = {
+        expected: Example(
+            name, domain_id, condition=text, threshold=round(threshold, 4), pause=0.2,
+            question=question, candidates=candidates, expected=expected,
+        )
+        for expected in candidates
+    }  # fmt: skip
+    well = trees.pop(asked.answer)
+    (other,) = trees.values()
+
+    def see(picture: np.ndarray, until: Callable[[], Any], what: str) -> None:
+        def met() -> bool:
+            camera.step(picture)
+            return bool(until())
+
+        probe.wait(met, f"{what}:\n{well.text}\n{other.text}", deadline=60.0)
+
+    def standing() -> int:
+        told = "perception: watches" in probe.health
+        return int(probe.values("perception: watches")["standing"]) if told else 0
+
+    try:
+        see(SAFE, lambda: standing() == 2, "both to wait")
+        assert "ask: " not in well.text + other.text  # the tree waits where it is
+        see(DANGER, lambda: "]: All is well." in well.text, "it to find all well")
+        see(DANGER, lambda: "]: I put it right." in other.text, "it to find that it is not")
+        assert f"wait until: {text}" in well.text
+        assert re.search(rf"ask: {re.escape(question)} .+{asked.answer}\.", other.text)
+        # It begins anew, and waits again, as the condition no longer holds.
+        probe.health.pop("perception: watches", None)
+        see(SAFE, lambda: standing() == 2, "both to wait again")
+    finally:
+        well.end()
+        other.end()
+    probe.wait_for_health("perception: watches", lambda values: values["standing"] == "0")
+
+
+@pytest.mark.parametrize("name", [TREE])
+def test_a_leaf_that_is_refused_fails_and_says_why(
+    name: str, camera: Stream, probe: Probe, domain_id: int
+) -> None:
+    tree = Example(name, domain_id, camera="nowhere", condition="a hand", pause=0.1)
+    try:
+        probe.wait(lambda: tree.text.count("]: wait until: a hand: ") > 1, f"it to:\n{tree.text}")
+        assert "'nowhere'" in tree.text
+    finally:
+        tree.end()
+
+
+@pytest.mark.parametrize(("name", "package"), [("behaviour_tree", "py_trees"), ("away", "mcp")])
+def test_a_package_that_is_missing_is_a_sentence(
+    name: str, package: str, domain_id: int, tmp_path: Path
+) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ImportError('{package}')\n")
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    refused = run(name, domain_id=domain_id, PYTHONPATH=path)
+    said = f"{name}.py needs the package {package}: pip install {package}\n"
+    assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", said)
+
+
+def run(
+    name: str, *arguments: str, domain_id: int, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """An example with these arguments, which ends by itself."""
     return subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py", *arguments],
-        env={**os.environ, "ROS_DOMAIN_ID": str(domain_id)}, cwd=tempfile.gettempdir(),
+        [sys.executable, EXAMPLES / f"{name}.py", *arguments], cwd=tempfile.gettempdir(),
+        env={**os.environ, "ROS_DOMAIN_ID": str(domain_id), **environment},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["patrol", "narrator"])
+@pytest.mark.parametrize("name", ["patrol", "narrator", TREE])
 def test_usage_and_refusals_start_nothing(name: str, domain_id: int) -> None:
     source = (EXAMPLES / f"{name}.py").read_text()
     declared = set(re.findall(r'^    Spec\("([\w.]+)"', source, re.M))
@@ -241,7 +322,7 @@ def test_usage_and_refusals_start_nothing(name: str, domain_id: int) -> None:
         (["--speed", "3"], 2, f"{name}.py: unknown argument '--speed'; parameters are given after"),
         (["--ros-args", "-p", "conditon:=x", "-p", "lok:=x"], 1, "Parameter 'conditon' does not"),
         (["--ros-args", "-p", "conditon:=x", "--", "x"], 2, "unknown argument 'x'"),
-        (["--ros-args", "-p", "log:=3", "-p", "speed:=fast"], 1, "must be a "),
+        (["--ros-args", "-p", "log:=3", "-p", "pause:=long"], 1, "must be a "),
         (["--ros-args", "--no-such"], 1, "ROS 2 does not start: "),
     ):
         refused = run(name, *arguments, domain_id=domain_id)
@@ -254,7 +335,10 @@ def test_usage_and_refusals_start_nothing(name: str, domain_id: int) -> None:
     ("name", "topic", "kind", "type_name"),
     [("patrol", "watch/_action/feedback", Watch.Impl.FeedbackMessage,
       "vljepa_ros.action.Watch.Impl.FeedbackMessage"),
-     ("narrator", "utterances", Utterance, "vljepa_ros.msg.Utterance")],
+     ("narrator", "utterances", Utterance, "vljepa_ros.msg.Utterance"),
+     pytest.param(
+         "behaviour_tree", "watch/_action/feedback", Watch.Impl.FeedbackMessage,
+         "vljepa_ros.action.Watch.Impl.FeedbackMessage", marks=TREE.marks)],
 )  # fmt: skip
 def test_ctrl_c_while_a_message_is_made(
     name: str, topic: str, kind: Any, type_name: str, tmp_path: Path

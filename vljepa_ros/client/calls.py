@@ -249,6 +249,7 @@ class Caller:
             self._open.difference_update(given_up)
             self._looks.clear()
         for request in given_up:
+            request.call.quiet = True  # whoever gave it up may have left it
             request.call.settle(error=SemanticError(_DESTROYED.format(request.call.what)))
         self._take_back()
 
