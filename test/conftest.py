@@ -20,8 +20,9 @@ if importlib.util.find_spec("vljepa_ros") is None:
 importlib.import_module("vljepa_ros")  # silences ONNX Runtime, before a test imports that itself
 
 # By UDP alone: what tests kill leaves nothing in shared memory then that could hang others
-# (Fast DDS 3.2). Tests of the default transports take the variable away.
-os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
+# (Fast DDS 3.2). Tests of the default transports take the variable away: `default_transports`.
+FASTDDS_VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
+os.environ.setdefault(FASTDDS_VARIABLE, "UDPv4?sockets_size=4MB&non_blocking=true")
 
 # The same examples on every machine, and no verdict by the clock of a busy one.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
@@ -65,6 +66,14 @@ def subnormal_numbers() -> Iterator[None]:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def default_transports() -> Iterator[None]:
+    """For raw images that are larger than what a socket holds unless its system allows for more."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv(FASTDDS_VARIABLE, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,10 @@ from vljepa_ros.agents.server import NAMES, make_server
 from vljepa_ros.cli.live.status import Gathered
 from vljepa_ros.stamps import to_ns
 
-pytestmark = pytest.mark.timeout(300)  # nodes that load engines, on a busy machine
+pytestmark = [
+    pytest.mark.timeout(300),  # nodes that load engines, on a busy machine
+    pytest.mark.usefixtures("default_transports"),
+]
 ROOT = Path(__file__).resolve().parents[2]
 AWAY = ROOT / "examples" / "away.py"
 COMMAND = "from vljepa_ros.cli import main; main()"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def test_an_episode_s_moments_are_those_of_its_video_alone(bundle: Path, tmp_pat
 def test_a_damaged_episode_is_named_and_left_out_whole(bundle: Path, tmp_path: Path) -> None:
     whole = made(codec=H264).write(tmp_path / "whole" / "cubes", 2)
     assert run(bundle, tmp_path / "expected", whole, "--episodes", "0,2").exit_code == 0
-    root = made(codec=H264).write(tmp_path / "cubes", 2)
+    root = tmp_path / "cubes"
+    shutil.copytree(whole, root)  # to the bit: an encoder may differ from one time to the next
     video = sorted(root.glob("videos/**/*.mp4"))[1]
     content_ = bytearray(video.read_bytes())
     at = len(content_) * 3 // 5  # near the end of the pictures, after those that make moments

@@ -25,6 +25,8 @@ from graph import (
 
 from vljepa_ros.stamps import to_ns
 
+pytestmark = pytest.mark.usefixtures("default_transports")
+
 CAMERAS = {"a": (1, 64, 48), "b": (2, 320, 240), "c": (3, 33, 77), "d": (5, 160, 120)}
 
 

@@ -25,6 +25,8 @@ from vljepa_ros.perception.thumbnails import thumbnail
 from vljepa_ros.srv import Classify, EmbedText
 from vljepa_ros.stamps import to_ns
 
+pytestmark = pytest.mark.usefixtures("default_transports")
+
 PATIENCE = 900.0  # seconds: a busy machine must not make a stream old
 LABELS = ["cube falls", "ball rolls", "hand picks", "nothing moves"]
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)

@@ -21,6 +21,8 @@ from vlm_server import SAYS, VlmServer
 from vljepa_ros.stamps import to_ns
 from vljepa_ros.words.vlm import KEY
 
+pytestmark = pytest.mark.usefixtures("default_transports")
+
 SECRET = "sk-very-secret-0123456789"
 PICTURES = [b"\xff\xd8one", b"\xff\xd8two", b"\xff\xd8three"]
 
