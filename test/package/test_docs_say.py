@@ -5,7 +5,6 @@ Every command counts, also those that take long or need what a test has not.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 import typer
 import yaml
 from pages import PAGES, REASONS, ROOT, Block, blocks, prose, words
+from parameter_files import check_parameters, specs
 
 from vljepa_ros.cli.app import app
 from vljepa_ros.training.lines import read_lines
@@ -206,38 +206,12 @@ def test_the_example_of_fine_tuning_draws_what_a_training_reads(tmp_path: Path) 
 # ------------------------------------------------------------------ parameter files
 
 
-def specs(node: str) -> dict[str, Any]:
-    """The parameters of a node, of its camera `front` and `rear`, too."""
-    pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts" / "api_tables.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    named = {one.name: one for one in module.SPECS[node]}
-    for name in [name for name in named if name.startswith("<camera>.")]:
-        for camera in ("front", "rear"):
-            named[name.replace("<camera>", camera)] = named[name]
-    return named
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 SETTINGS = [block for block in BLOCKS if any("ros__parameters" in line for line in block.lines)]
 
 
 @pytest.mark.parametrize("block", SETTINGS, ids=named)
 def test_parameter_files_hold_parameters_that_there_are(block: Block) -> None:
-    for name, content in yaml.safe_load("\n".join(block.lines)).items():
-        known = specs(name.rsplit("/", 1)[-1])
-        for parameter, value in flat(content["ros__parameters"]):
-            assert parameter in known, f"{block.where}: {name} has no {parameter}"
-            known[parameter].checked(value)
+    check_parameters("\n".join(block.lines), block.where)
 
 
 def test_there_are_parameter_files(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-REASONS = ("long", "network", "port", "GPU", "robot", "ROS distribution")
+REASONS = ("long", "network", "port", "GPU", "robot", "ROS distribution", "Docker daemon")
 MARK = re.compile(r"<!-- not run: (.+) -->")
 PROGRAM = re.compile(
     r"(\w+=\S+ )*(sudo )?(vljepa|ros2|rviz2|colcon|rosdep|pip|python3?|git|cd|npm|pytest|export|"
-    r"printf|cp|systemctl|journalctl|\.|scripts/\w+)( |$)"
+    r"docker|printf|cp|systemctl|journalctl|\.|scripts/\w+)( |$)"
 )
 SHELLS = ("", "sh", "bash", "console")  # languages of blocks that may hold commands
 
