@@ -225,7 +225,17 @@ def test_a_video_is_a_camera(bundle: Path, tmp_path: Path) -> None:
     kept = moments(tmp_path / "other")
     assert {m.camera for m in kept} == {"front"}
     dated = [(m.start_ns - 1_777_645_800 * SECOND, m.end_ns - m.start_ns) for m in kept]
-    assert dated == [(m.start_ns, m.end_ns - m.start_ns) for m in moments(tmp_path / "store")]
+    undated = moments(tmp_path / "store")
+    assert dated == [(m.start_ns, m.end_ns - m.start_ns) for m in undated]
+    # Where it lies in the file is known of both, and told beside the date.
+    assert [m.position for m in kept] == [m.position for m in undated]
+    assert undated[0].position == 0.8
+    for name, told in (("store", False), ("other", True)):
+        asked = ["recall", "a cube", "--store", str(tmp_path / name), "--bundle", str(bundle)]
+        shown = CliRunner().invoke(app, asked).output
+        assert (
+            ("position" in shown) == told and "0.800 s" in shown and ("2026-05-01" in shown) == told
+        )
 
 
 def test_pictures_that_cannot_be_used_are_said_and_the_rest_is_indexed(

@@ -219,3 +219,19 @@ def test_times() -> None:
         with pytest.raises(VLJepaError, match=r"--after '.*' is after 2038, and ROS has no such"):
             parse_stamp("--after", late)
     assert parse_stamp("--after", "2147483647.999999999") == 2**31 * SECOND - 1
+
+
+def test_where_a_moment_lies_comes_through_the_memory_node(model: Runtime) -> None:
+    pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are not there")
+    from vljepa_ros.cli.live.calls import _found
+    from vljepa_ros.nodes.memory.messages import moment_message
+
+    one = moment(model, 1)
+    for kept in (
+        one,
+        replace(one, video_start_ns=one.start_ns - 1_250_000_000),
+        replace(one, start_ns=250_000_000, episode=7, task="open the drawer"),
+    ):
+        got = _found(moment_message(kept, 0.5)).moment
+        assert (got.episode, got.task, got.position) == (kept.episode, kept.task, kept.position)
+        assert got.start_ns == kept.start_ns

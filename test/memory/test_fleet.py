@@ -45,7 +45,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_what_is_pushed_is_what_was_kept(tmp_path: Path, server: Any) -> None:
     pose = Pose("map", (1.0, 2.0, 3.0), (0.0, 0.0, 0.0, 1.0), EPOCH)
     kept = moment(3, text="the cup falls", confidence=0.5, pose=pose, pinned=True)
-    kept = replace(kept, episode=7, task="put the cup down")
+    kept = replace(kept, episode=7, task="put the cup down", video_start_ns=EPOCH)
     steps: list[tuple[int, int]] = []
     with open_store(tmp_path / "s") as opened:
         opened.add([kept, *(moment(n) for n in range(10, 210))])

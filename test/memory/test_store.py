@@ -20,6 +20,7 @@ from vljepa_ros.memory import edge, store
 from vljepa_ros.memory.files import disk_bytes
 from vljepa_ros.memory.moment import Moment, Pose
 from vljepa_ros.memory.store import Found, Limits, MomentStore, default_store
+from vljepa_ros.memory.table import ADDED
 
 pytest.importorskip("qdrant_edge", reason="no qdrant_edge: pip install qdrant-edge-py")
 DAY = 86400 * SECOND
@@ -41,27 +42,25 @@ def test_a_moment_comes_back_as_it_went_in(tmp_path: Path) -> None:
         assert same(plain, replace(given, thumbnail=b""))
 
 
-@pytest.mark.parametrize("lost", [["familiarity", "episode", "task"], ["episode", "task"]])
-def test_a_store_of_an_older_version_is_read_and_gone_on_with(
-    tmp_path: Path, lost: list[str]
-) -> None:
+@pytest.mark.parametrize("had", [0, 1, 3])  # how many of the added columns
+def test_a_store_of_an_older_version_is_read_and_gone_on_with(tmp_path: Path, had: int) -> None:
     folder = tmp_path / "s"
     with open_store(folder) as opened:
         opened.add([moment(1), moment(2)])
     with sqlite3.connect(folder / "moments.sqlite") as older:
-        for column in lost:
+        for column in list(ADDED)[had:]:
             older.execute(f"ALTER TABLE moments DROP COLUMN {column}")
     older.close()
 
-    def added(opened: MomentStore) -> list[tuple[float, int, str]]:
-        return [(m.familiarity, m.episode, m.task) for m in opened.newest()]
+    def added(opened: MomentStore) -> list[tuple[float, int, str, int]]:
+        return [(m.familiarity, m.episode, m.task, m.video_start_ns) for m in opened.newest()]
 
     with MomentStore(folder, read_only=True) as opened:
-        assert added(opened) == [(-1, -1, "")] * 2
-    new = moment(3, familiarity=0.25, episode=7, task="open the drawer")
+        assert added(opened) == [(-1, -1, "", -1)] * 2
+    new = moment(3, familiarity=0.25, episode=7, task="open the drawer", video_start_ns=EPOCH)
     with open_store(folder) as opened:
         opened.add([new])
-        assert added(opened) == [(0.25, 7, "open the drawer"), *[(-1, -1, "")] * 2]
+        assert added(opened) == [(0.25, 7, "open the drawer", EPOCH), *[(-1, -1, "", -1)] * 2]
     with MomentStore(folder, read_only=True) as opened:
         assert same(opened.search(new.embedding, limit=1)[0].moment, new)
 
@@ -76,6 +75,14 @@ def test_the_identity_is_robot_camera_query_start_and_episode() -> None:
     ]  # fmt: skip
     assert {m.id for m in same_ids} == {one.id}
     assert len({m.id for m in (one, *others)}) == 1 + len(others)
+
+
+def test_where_a_moment_lies_in_its_video_or_episode() -> None:
+    one = moment(1)
+    assert one.position is None and replace(one, start_ns=0).position is None
+    assert replace(one, video_start_ns=one.start_ns - 1_500_000_000).position == 1.5
+    assert replace(one, start_ns=250_000_000, video_start_ns=0).position == 0.25
+    assert replace(one, start_ns=250_000_000, episode=2).position == 0.25
 
 
 def test_adding_again_replaces_what_is_known_and_keeps_the_pin(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ FIELDS: dict[str, Field] = {
     "window_start": Field("time", "of the oldest image that it is about"),
     "start": Field("time", "where the segment, the moment, or what is stored begins"),
     "end": Field("time", "where it ends"),
+    "position": Field("number", "seconds from the beginning of its video or episode to `start`; "
+                      "null where it is of none"),
     "built": Field("time", "when it was built"),
     "text": Field("text", "what was said; of a watch, the condition"),
     "answer": Field("text", "the answer in words, or the best candidate"),
@@ -116,8 +118,8 @@ FIELDS: dict[str, Field] = {
 
 _SAID = ("camera", "query", "model_id", "stream_id", "segment_id")
 _MOMENT = (
-    "id", "robot", "camera", "episode", "task", "query", "segment_id", "start", "end", "text",
-    "familiarity", "pinned",
+    "id", "robot", "camera", "episode", "task", "query", "segment_id", "start", "end",
+    "position", "text", "familiarity", "pinned",
 )  # fmt: skip
 
 # The names of each kind of record, by the command that prints it; of several in a stream, by type.

@@ -223,6 +223,7 @@ def _payload(model_id: str, moment: Moment) -> dict[str, Any]:
         "familiarity": moment.familiarity,
         "episode": moment.episode,
         "task": moment.task,
+        "video_start_ns": moment.video_start_ns,
         "pose": asdict(moment.pose) if moment.pose else None,
         "thumbnail": base64.b64encode(moment.thumbnail).decode(),
     }
@@ -241,6 +242,7 @@ def _moment(payload: dict[str, Any], vector: Any) -> Moment:
         familiarity=payload.get("familiarity", -1.0),
         episode=payload.get("episode", -1),
         task=payload.get("task", ""),
+        video_start_ns=payload.get("video_start_ns", -1),
         pose=pose,
         pinned=payload["pinned"],
     )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vljepa_ros.stamps import SECOND_NS
+
 NAMESPACE = uuid.UUID("6f2c1c62-5d0e-5c39-9c83-8e2f1f0a7b54")
 
 
@@ -34,7 +36,8 @@ class Moment:
     and the cosine that the decoder gave it; empty where nothing was said. `thumbnail`: a JPEG, or
     empty. `pinned`: never pruned. `familiarity`: the mean of its steps, 0..1; -1: not known.
     `episode`: its number in a data set, in which `start_ns` and `end_ns` are then positions; -1:
-    of none. `task`: what was to be done in it; empty where nobody said.
+    of none. `task`: what was to be done in it; empty where nobody said. `video_start_ns`: the stamp
+    at which its video begins, 0 where nobody said when that was; -1: of none.
     """
 
     robot: str
@@ -52,6 +55,13 @@ class Moment:
     familiarity: float = -1.0
     episode: int = -1
     task: str = ""
+    video_start_ns: int = -1
+
+    @property
+    def position(self) -> float | None:
+        """Seconds from the beginning of its video or episode; None where it is of none."""
+        begin_ns = 0 if self.episode >= 0 else self.video_start_ns
+        return (self.start_ns - begin_ns) / SECOND_NS if begin_ns >= 0 else None
 
     @property
     def id(self) -> str:

@@ -32,7 +32,8 @@ CREATE TABLE IF NOT EXISTS moments (
     start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL, text TEXT NOT NULL,
     confidence REAL NOT NULL, pose TEXT NOT NULL, pinned INTEGER NOT NULL,
     embedding BLOB NOT NULL, familiarity REAL NOT NULL DEFAULT -1,
-    episode INTEGER NOT NULL DEFAULT -1, task TEXT NOT NULL DEFAULT '');
+    episode INTEGER NOT NULL DEFAULT -1, task TEXT NOT NULL DEFAULT '',
+    video_start_ns INTEGER NOT NULL DEFAULT -1);
 CREATE INDEX IF NOT EXISTS moments_age ON moments (pinned, end_ns);
 CREATE INDEX IF NOT EXISTS moments_newest ON moments (end_ns);
 CREATE INDEX IF NOT EXISTS moments_camera ON moments (camera, end_ns);
@@ -44,10 +45,13 @@ INSERT OR IGNORE INTO counters VALUES ('key', 0), ('revision', 0), ('moments', 0
 # What a moment is, in the order of its columns; the thumbnail lies beside.
 CONTENT = (
     "robot", "camera", "query", "segment_id", "start_ns", "end_ns", "text", "confidence", "pose",
-    "pinned", "embedding", "familiarity", "episode", "task",
+    "pinned", "embedding", "familiarity", "episode", "task", "video_start_ns",
 )  # fmt: skip
 # Columns that stores of older versions lack: their type, and what stands for them there.
-ADDED = {"familiarity": ("REAL", "-1.0"), "episode": ("INTEGER", "-1"), "task": ("TEXT", "''")}
+ADDED = {
+    "familiarity": ("REAL", "-1.0"), "episode": ("INTEGER", "-1"), "task": ("TEXT", "''"),
+    "video_start_ns": ("INTEGER", "-1"),
+}  # fmt: skip
 PINNED, END, EMBEDDING = (CONTENT.index(name) for name in ("pinned", "end_ns", "embedding"))
 JPEG = "(SELECT jpeg FROM thumbnails WHERE thumbnails.key = moments.key)"
 COLUMNS = ("key", "id", "revision", *CONTENT)

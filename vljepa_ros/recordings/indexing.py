@@ -409,6 +409,8 @@ class Indexer:
                 self.file.utterance(frame, step, said, time.monotonic() - began)
 
     def _keep(self, recording: Recording, moment: Moment, writer: Writer) -> None:
+        if recording.is_video and recording.episode is None:
+            moment = replace(moment, video_start_ns=recording.start_ns)
         moment = self._completed(moment)
         writer.keep(moment)
         self.tell(recording.path, moment)

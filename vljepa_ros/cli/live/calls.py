@@ -24,7 +24,7 @@ from vljepa_ros.console import GONE, reader_has_gone
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.ros.names import checked_namespace
 from vljepa_ros.ros.process import init_ros, needs_ros, set_fastdds
-from vljepa_ros.stamps import to_ns
+from vljepa_ros.stamps import SECOND_NS, to_ns
 
 if TYPE_CHECKING:
     from vljepa_ros.client import Call, SemanticClient
@@ -265,11 +265,14 @@ def _found(message: Any) -> Found:
     from vljepa_ros.memory.moment import Moment
     from vljepa_ros.memory.store import Found
 
+    start_ns = to_ns(message.start)
+    begin_ns = start_ns - round(message.position * SECOND_NS) if message.position >= 0 else -1
     moment = Moment(
         robot=message.robot, camera=message.camera, query=message.query,
-        segment_id=message.segment_id, start_ns=to_ns(message.start), end_ns=to_ns(message.end),
+        segment_id=message.segment_id, start_ns=start_ns, end_ns=to_ns(message.end),
         embedding=np.empty(0, np.float32), text=message.text,
         thumbnail=bytes(message.thumbnail.data), pinned=message.pinned,
-        familiarity=message.familiarity,
+        familiarity=message.familiarity, episode=message.episode, task=message.task,
+        video_start_ns=begin_ns,
     )  # fmt: skip
     return Found(moment, message.score)

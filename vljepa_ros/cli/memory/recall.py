@@ -144,6 +144,7 @@ def _print(found: Sequence[Found], enough: float) -> None:
     weak = any(one.score < enough for one in found)
     known = any(one.moment.familiarity >= 0 for one in found)
     episodes = any(one.moment.episode >= 0 for one in found)
+    dated = any(one.moment.video_start_ns > 0 for one in found)  # else the time is the position
     rows = []
     for one in found:
         moment = one.moment
@@ -153,13 +154,23 @@ def _print(found: Sequence[Found], enough: float) -> None:
             *(["weak" if one.score < enough else ""] if weak else []),
             *([f"{moment.familiarity:.2f}"] if known else []),
             *([str(moment.episode) if moment.episode >= 0 else ""] if episodes else []),
+            *([_place(moment)] if dated else []),
             _told(moment),
         ])  # fmt: skip
-    more = [*(["familiar"] if known else []), *(["episode"] if episodes else [])]
+    more = [
+        *(["familiar"] if known else []),
+        *(["episode"] if episodes else []),
+        *(["position"] if dated else []),
+    ]
     match = ["match"] if weak else []
     print_table(
         ("time", "camera", "s", "score", *match, *more, "text"), rows, right=("s", "score", *more)
     )
+
+
+def _place(moment: Moment) -> str:
+    """Where it lies in its video."""
+    return "" if moment.position is None else f"{moment.position:.3f} s"
 
 
 def _told(moment: Moment) -> str:

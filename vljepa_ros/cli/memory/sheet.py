@@ -75,6 +75,8 @@ def _draw_cell(cell: np.ndarray, rank: int, found: Found, enough: float) -> None
     _write(cell, f"{rank}.  {clock(moment.start_ns)} for {seconds:.1f} s", (10, y), 14, WHITE)
     _write(cell, f"{found.score:.2f}", (WIDTH - 42, y), 14, accent)
     where = f"{moment.camera}, episode {moment.episode}" if moment.episode >= 0 else moment.camera
+    if moment.video_start_ns > 0:  # else the time is the position
+        where += f", {moment.position:.3f} s in"
     _write(cell, textwrap.shorten(where, 32, placeholder="..."), (10, y + LINE), 12, GREY)
     if weak:
         _write(cell, "weak", (WIDTH - 42, y + LINE), 12, GREY)

@@ -25,6 +25,9 @@ def moment_message(moment: Moment, score: float) -> MomentMessage:
         query=moment.query,
         pinned=moment.pinned,
         familiarity=moment.familiarity,
+        episode=moment.episode,
+        task=moment.task,
+        position=-1.0 if moment.position is None else moment.position,
     )
     if moment.pose is not None:
         pose = message.pose
