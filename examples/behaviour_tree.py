@@ -197,6 +197,7 @@ def main() -> int:
         agent = Agent()
     except VLJepaError as error:
         print(error, file=sys.stderr)
+        rclpy.try_shutdown()
         return 1
     executor = SingleThreadedExecutor()
     executor.add_node(agent)
