@@ -45,6 +45,7 @@ setup(
         "train": requirements("train"),
         "memory": requirements("memory"),
         "fleet": requirements("fleet"),
+        "cluster": requirements("cluster"),
         "web": requirements("web"),
         "data": requirements("data"),
         "agents": requirements("agents"),

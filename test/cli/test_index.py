@@ -23,7 +23,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import StoragePlugin
 
-import vljepa_ros.recordings.indexing as indexing
+import vljepa_ros.recordings.indexing.maker as maker
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.cli.app import app
 from vljepa_ros.inference.runtime import Runtime
@@ -31,7 +31,7 @@ from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.store import MomentStore
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings
-from vljepa_ros.recordings.indexing import camera_of
+from vljepa_ros.recordings.indexing.recording import camera_of
 from vljepa_ros.recordings.left_out import LeftOut
 from vljepa_ros.recordings.offline import bag_frames, perceive
 
@@ -197,7 +197,7 @@ def test_what_was_finished_stays_and_a_second_run_completes_it(
                 raise KeyboardInterrupt
             yield found
 
-    monkeypatch.setattr(indexing, "perceive", broken)
+    monkeypatch.setattr(maker, "perceive", broken)
     done = run(bundle, cut, bags / "mcap", "--export", tmp_path / "out.mcap")
     assert done.exit_code != 0 and "what was finished is kept" in done.output
     kept = moments(cut)

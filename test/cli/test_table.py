@@ -575,7 +575,7 @@ def test_where_nobody_is_in_the_graph_it_is_said(commands: Commands, given: Any)
 
 def test_ctrl_c_ends_the_workers_without_a_word(commands: Commands, given: Any) -> None:
     """A terminal sends SIGINT to all processes of a command."""
-    run = commands.start(*given("data", "--episodes 1 --folder {new}"))
+    run = commands.start(*given("data", "--episodes 2 --folder {new}"))
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
 
     def works() -> bool:

@@ -20,7 +20,13 @@ def test_every_file_that_is_named_is_there() -> None:
     named = {name for name in named if "NAME" not in name}
     assert len(named) > 40
     for name in named:
-        inner = ("inference/trt", "tabletop/sim", "recordings", "recordings/lerobot")
+        inner = (
+            "inference/trt",
+            "tabletop/sim",
+            "recordings",
+            "recordings/lerobot",
+            "recordings/indexing",
+        )
         folders = (ROOT, PACKAGE, *(PACKAGE / folder for folder in inner))
         assert any((folder / name).is_file() for folder in folders), name
 

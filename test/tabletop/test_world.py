@@ -318,10 +318,10 @@ def test_a_rendered_stream_agrees_with_its_truth(tmp_path):
 
 
 def test_generation_resumes_and_leaves_what_is_there(tmp_path):
-    generate(tmp_path, "test", 1, workers=1, seconds=1.0)
+    generate(tmp_path, "test", 1, seconds=1.0)
     (first,) = store.episode_paths(tmp_path, "test")
     written = first.stat().st_mtime_ns
-    generate(tmp_path, "test", 2, workers=1, seconds=1.0)
+    generate(tmp_path, "test", 2, seconds=1.0)
     paths = store.episode_paths(tmp_path, "test")
     assert [int(path.stem) for path in paths] == [SPLITS["test"], SPLITS["test"] + 1]
     assert first.stat().st_mtime_ns == written

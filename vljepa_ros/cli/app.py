@@ -10,7 +10,7 @@ import typer
 
 from vljepa_ros.console import console, reader_has_gone
 
-from .usage import INTERRUPTED, Group
+from .usage import INTERRUPTED, Command, Group
 
 # Name: (module in this package, its function or Typer application), in the order of --help.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -53,7 +53,7 @@ class LazyGroup(Group):
         found = getattr(import_module(f"vljepa_ros.cli.{module}"), attribute)
         if not isinstance(found, typer.Typer):
             function, found = found, typer.Typer(add_completion=False)
-            found.command(cmd_name)(function)
+            found.command(cmd_name, cls=Command)(function)
         command = typer.main.get_command(found)
         command.name = cmd_name
         return command

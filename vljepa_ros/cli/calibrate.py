@@ -109,7 +109,7 @@ def calibrate(
 def _recordings(paths: Sequence[Path], topics: Sequence[str], camera: str) -> list[Source]:
     from vljepa_ros.perception.images import FULL_RANGE
     from vljepa_ros.recordings.calibration import Source
-    from vljepa_ros.recordings.indexing import find_recordings
+    from vljepa_ros.recordings.indexing.recording import find_recordings
     from vljepa_ros.recordings.left_out import LeftOut
     from vljepa_ros.recordings.lerobot.selection import is_meant
 
@@ -132,7 +132,7 @@ def _recordings(paths: Sequence[Path], topics: Sequence[str], camera: str) -> li
 def _episodes(path: Path, camera: str) -> list[Source]:
     """Episodes of a data set that are whole, spread over it; enough of them."""
     from vljepa_ros.recordings.calibration import Source
-    from vljepa_ros.recordings.indexing import camera_in
+    from vljepa_ros.recordings.indexing.recording import camera_in
     from vljepa_ros.recordings.left_out import LeftOut
     from vljepa_ros.recordings.lerobot.dataset import EpisodeError
     from vljepa_ros.recordings.lerobot.pictures import pictures, recorded_frames

@@ -44,6 +44,7 @@ def run_checks(bundle: str) -> Iterator[Check]:
     yield _optional("pyarrow", "only needed to read LeRobot data sets: pip install pyarrow")
     yield _optional("rosbags", "only needed to index bags: pip install rosbags")
     yield _optional("qdrant-client", "only needed for a fleet's server: pip install qdrant-client")
+    yield _optional("ray", "only needed to index on a cluster: pip install ray")
     yield _optional("aiohttp", "only needed by the web node: pip install aiohttp")
     yield _optional("mcp", "only needed by vljepa mcp: pip install mcp")
     yield _optional("onnx", "only needed to build TensorRT engines: pip install onnx")

@@ -44,7 +44,7 @@ FIELDS: dict[str, Field] = {
     "type": Field("text", "which of a command's records it is, where a line may be one of several"),
     "id": Field("text", "the moment's name in the store, to pin it with"),
     "recording": Field("text", "the file or folder that the moment was found in"),
-    "folder": Field("text", "the folder of the store"),
+    "folder": Field("text", "the folder of the store, or the server and its collection"),
     "file": Field("text", "the engine's file; where that is not whole, the one that describes it"),
     "problem": Field("text", "why it cannot be used; empty where it can"),
     "graph": Field("text", "the bundle's graph that it runs"),

@@ -65,7 +65,7 @@ def timeline(
 def _of_recording(path: Path, bundle: str, topics: list[str]) -> tuple[str, list[Track]]:
     from vljepa_ros.bundle.spec import REQUIRED, load_bundle
     from vljepa_ros.evaluation.tracks import of_recording
-    from vljepa_ros.recordings.indexing import find_recordings
+    from vljepa_ros.recordings.indexing.recording import find_recordings
     from vljepa_ros.recordings.left_out import LeftOut
     from vljepa_ros.words.banks import own_speaker
 

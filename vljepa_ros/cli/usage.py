@@ -6,19 +6,45 @@ meant, whichever version of Typer and Rich is there.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from vljepa_ros.console import error_line
 
 INTERRUPTED = 130  # exit code on Ctrl-C: 128 + SIGINT
 # Typer's own, or Click's, which older versions of Typer build on.
 UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+RAY = typer.Option(
+    None, metavar="[ADDRESS]",
+    help="Work on a Ray cluster: HOST:PORT, auto; without, this machine's, or a new one.",
+)  # fmt: skip
+# Options that may stand without a value: what is one.
+OPTIONAL = {"--ray": re.compile(r"auto|\w+://.*|[^/\s]+:\d+")}
+
+
+class Command(TyperCommand):
+    """A command, of whose options those of OPTIONAL may stand without a value; it is empty then."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the command line."""
+        return super().parse_args(ctx, list(_with_values(args)))
+
+
+def _with_values(args: list[str]) -> Iterator[str]:
+    for at, arg in enumerate(args):
+        follows = args[at + 1] if at + 1 < len(args) else ""
+        if arg in OPTIONAL and not OPTIONAL[arg].fullmatch(follows):
+            yield f"{arg}="
+        else:
+            yield arg
 
 
 class Group(TyperGroup):

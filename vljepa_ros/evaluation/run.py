@@ -23,6 +23,7 @@ from vljepa_ros.errors import VLJepaError, needing
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.tabletop import store
 from vljepa_ros.tabletop.episode import DATA_VERSION, SPLITS
+from vljepa_ros.workers.processes import Processes
 
 from . import baselines, report
 from .clips import see
@@ -62,7 +63,9 @@ def held_out(data: Path, extent: Extent, workers: int) -> dict[str, list[Path]]:
         if not all(path.exists() for path in paths):
             with needing("train"):
                 from vljepa_ros.tabletop.sim.generate import generate
-            generate(data, split, count, workers, seconds, start)
+            generate(
+                data, split, count, seconds, start, lambda opening: Processes(opening, workers)
+            )
         found[split] = paths
     return found
 

@@ -23,7 +23,7 @@ from vljepa_ros.perception.images import FULL_RANGE
 from vljepa_ros.perception.perceiver import Perceiver, Step
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.recordings.bags import Elapsed
-from vljepa_ros.recordings.indexing import Recording
+from vljepa_ros.recordings.indexing.recording import Recording
 from vljepa_ros.recordings.left_out import LeftOut
 from vljepa_ros.recordings.offline import RecordedFrame, perceive
 from vljepa_ros.stamps import SECOND_NS

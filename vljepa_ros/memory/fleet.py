@@ -28,6 +28,7 @@ from .store import Found, MomentStore
 
 BATCH = 64  # moments in a request
 COLLECTION = "vljepa"
+OVERSAMPLING = 4.0  # candidates for each moment that is wanted: as many as the local index weighs
 INDEXED = (
     ("model_id", "keyword"), ("camera", "keyword"), ("start_ns", "integer"), ("end_ns", "integer"),
 )  # fmt: skip
@@ -63,7 +64,10 @@ def push(
 
 
 class FleetStore:
-    """The moments of all robots on a Qdrant server, searched as a MomentStore is."""
+    """The moments of all robots on a Qdrant server, searched and added to as a MomentStore is.
+
+    What is added is on the server when `add` returns; nothing is kept here.
+    """
 
     def __init__(
         self, url: str, model_id: str, dim: int, collection: str = COLLECTION, api_key: str = ""
@@ -72,6 +76,27 @@ class FleetStore:
         self.model_id, self.dim = model_id, dim
         self._server = _Server(url, collection, api_key)
         self._checked = False
+
+    def prepare(self) -> None:
+        """Make the collection where there is none. StoreError: as `push`."""
+        self._server.prepare(self.model_id, self.dim)
+        self._checked = True
+
+    def get(self, id: str) -> Moment | None:
+        """The moment of this id without embedding and thumbnail, if there is one. StoreError."""
+        return self._server.get(id)
+
+    def add(self, moments: Sequence[Moment]) -> None:
+        """Keep the moments; those that are there by their id are replaced. StoreError."""
+        for first in range(0, len(moments), BATCH):
+            self._server.upsert(self.model_id, moments[first : first + BATCH])
+
+    def set_text(self, id: str, text: str, confidence: float) -> bool:
+        """Set the words of a moment; False: there is no such moment. StoreError."""
+        if self.get(id) is None:
+            return False
+        self._server.change(id, {"text": text, "confidence": confidence})
+        return True
 
     def search(
         self,
@@ -131,7 +156,7 @@ class _Server:
             if not self._client.collection_exists(self.collection):
                 raise StoreError(
                     f"The server {self.url} has no collection '{self.collection}': push moments "
-                    "to it first (vljepa memory push)."
+                    "to it first (vljepa memory push, vljepa index --url)."
                 )
             vectors = self._client.get_collection(self.collection).config.params.vectors
             of_others = self._client.scroll(
@@ -157,6 +182,20 @@ class _Server:
         with self._told():
             self._client.upsert(self.collection, points, wait=True)
 
+    def get(self, id: str) -> Moment | None:
+        from qdrant_client import models
+
+        but = models.PayloadSelectorExclude(exclude=["thumbnail"])
+        with self._told():
+            points = self._client.retrieve(
+                self.collection, [id], with_payload=but, with_vectors=False
+            )
+            return _moment(points[0].payload or {}, []) if points else None
+
+    def change(self, id: str, payload: dict[str, Any]) -> None:
+        with self._told():
+            self._client.set_payload(self.collection, payload, [id], wait=True)
+
     def query(
         self, model_id: str, vector: list[float], bounds: Bounds, limit: int, plain: bool
     ) -> list[Found]:
@@ -172,10 +211,13 @@ class _Server:
             before = models.Range(lte=bounds.before_float)
             must.append(models.FieldCondition(key="start_ns", range=before))
         payload = models.PayloadSelectorExclude(exclude=["thumbnail"]) if plain else True
+        # Where the collection is quantised, scores are those of the originals all the same.
+        exact = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
         with self._told():
             points = self._client.query_points(
                 self.collection, query=vector, query_filter=models.Filter(must=must),
                 limit=limit, with_payload=payload, with_vectors=True,
+                search_params=models.SearchParams(quantization=exact),
             ).points  # fmt: skip
             return [Found(_moment(p.payload or {}, p.vector), p.score) for p in points]
 

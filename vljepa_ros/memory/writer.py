@@ -6,18 +6,35 @@ is lost, and counted. So a full disk costs nothing as long as room is made in ti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from .moment import Moment
-from .store import MomentStore
 
 MOST = 1000  # moments that wait
+
+
+class Keeper(Protocol):
+    """What moments are written to: a MomentStore, or a FleetStore."""
+
+    def get(self, id: str) -> Moment | None:
+        """What is known of the moment of this id; perhaps without embedding and thumbnail."""
+        ...
+
+    def add(self, moments: Sequence[Moment]) -> None:
+        """Keep moments; those that are there by their id are replaced. Raises StoreError."""
+        ...
+
+    def set_text(self, id: str, text: str, confidence: float) -> bool:
+        """Set the words of a moment; False: there is no such moment."""
+        ...
 
 
 class Writer:
     """Between a recorder, whose `keep` and `say` these are, and a store. Of one thread."""
 
-    def __init__(self, store: MomentStore) -> None:
+    def __init__(self, store: Keeper) -> None:
         self._store = store
         self._moments: dict[str, Moment] = {}  # by id, oldest first
         self._words: dict[str, tuple[str, float]] = {}  # of moments that the store has

@@ -20,7 +20,7 @@ from vljepa_ros.inference.preprocess import prepare
 from vljepa_ros.perception.images import FULL_RANGE
 from vljepa_ros.perception.window import Sampler, Verdict, millihertz
 from vljepa_ros.recordings.calibration import Source
-from vljepa_ros.recordings.indexing import camera_of
+from vljepa_ros.recordings.indexing.recording import camera_of
 from vljepa_ros.recordings.offline import RecordedFrame
 from vljepa_ros.ros.process import Signals, init_ros, needs_ros, set_fastdds
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Optional
 
 import typer
 
-from vljepa_ros.console import console
+from vljepa_ros.console import console, notice
 from vljepa_ros.errors import VLJepaError, needing
+from vljepa_ros.workers.choice import open_pool
 
 from ..times import finite
+from ..usage import RAY
 
 if TYPE_CHECKING:
     from vljepa_ros.training.lines import Choice
@@ -37,6 +39,10 @@ BASE = typer.Option(
 SIZE = typer.Option(
     None, min=1, help="Pixels a side of the clips; by default those of the start, or tabletop's."
 )
+WORKERS = typer.Option(
+    None, min=1,
+    help="Processes, by default 2. On a cluster: actors, by default one for each of its CPUs.",
+)  # fmt: skip
 SPLIT = typer.Option("train", help="train, stills, stream, test or composition; or video.")
 SECONDS = typer.Option(
     None, min=0.25, callback=finite,
@@ -50,7 +56,8 @@ def data(
     seconds: Optional[float] = SECONDS,
     start: int = typer.Option(0, min=0, help="The first one's number: each has its own scene."),
     folder: Path = DATA,
-    workers: int = typer.Option(2, min=1, help="Processes."),
+    workers: Optional[int] = WORKERS,
+    ray: Optional[str] = RAY,
 ) -> None:
     """Simulate episodes of the table for training; those that are there already are kept.
 
@@ -69,7 +76,11 @@ def data(
         render(SHIPPED, seconds or SHIPPED_SECONDS, video)
         console.print(f"{video}")
         return
-    generate(root, split, episodes, workers, seconds or OF_EPISODE, start)
+    count = workers or (2 if ray is None else 0)
+    generate(
+        root, split, episodes, seconds or OF_EPISODE, start,
+        lambda opening: open_pool(opening, count, ray), notice,
+    )  # fmt: skip
 
 
 def train(

@@ -10,7 +10,8 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -62,6 +63,11 @@ class Episode:
 
     def __str__(self) -> str:
         return f"Episode {self.index} of {self.dataset.name}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker is sent the episode without its data set, and reads that once itself."""
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "dataset"}
+        return _rejoined, (own, self.dataset.name, self.dataset.hub)
 
     @property
     def seconds(self) -> float:
@@ -298,6 +304,15 @@ def pyarrow_parquet(root: Path) -> Any:
 def reason_of(error: Exception) -> str:
     """The first line of an error."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _rejoined(own: dict[str, Any], name: str, hub: str) -> Episode:
+    return Episode(**own, dataset=_opened(own["root"], name, hub))
+
+
+@cache
+def _opened(root: Path, name: str, hub: str) -> Dataset:
+    return Dataset(root, name, hub)
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:

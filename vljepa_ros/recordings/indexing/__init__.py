@@ -1,0 +1,1 @@
+"""Recordings into moments, for `vljepa index`."""
