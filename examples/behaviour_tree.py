@@ -150,7 +150,8 @@ class Agent(Node):
         self.rest_until = 0.0  # on the steady clock
         self.semantics = SemanticClient(self)
         self.tree = py_trees.trees.BehaviourTree(self.plant(given))
-        self.create_timer(TICK, self.tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.ticking = self.create_timer(TICK, self.tick, clock=steady)
         self.get_logger().info(f"I wait until: {given['condition']}.")
 
     def plant(self, given: dict[str, Any]) -> py_trees.behaviour.Behaviour:
@@ -205,6 +206,7 @@ def main() -> int:
         while not stopped:
             executor.spin_once(timeout_sec=0.1)
     finally:
+        agent.ticking.cancel()
         agent.tree.root.stop(py_trees.common.Status.INVALID)  # its leaves give up
         agent.semantics.destroy()
         while agent.semantics.pending:  # let the node that watches know
