@@ -21,7 +21,7 @@ pytest.importorskip("vljepa_ros.msg", reason="ROS 2 and the built package are no
 
 from bundles import make_bundle
 from geometry_msgs.msg import Twist
-from graph import NodeProcess, Probe, Stream, domain, noise, wait
+from graph import DEADLINE, NodeProcess, Probe, Stream, domain, end_with_parent, noise, wait
 
 from vljepa_ros.action import Watch
 from vljepa_ros.bundle.spec import load_bundle
@@ -57,6 +57,7 @@ class Example:
             [sys.executable, *prefix, str(EXAMPLES / f"{name}.py"), "--ros-args", *given],
             stdout=self.log, stderr=subprocess.STDOUT, cwd=tempfile.gettempdir(),
             env={**os.environ, "ROS_DOMAIN_ID": str(domain_id), "PYTHONUNBUFFERED": "1"},
+            preexec_fn=end_with_parent,
         )  # fmt: skip
 
     @property
@@ -206,14 +207,14 @@ def test_narrator_keeps_a_log(camera: Stream, probe: Probe, domain_id: int, tmp_
         return len(written)
 
     try:
-        wait(lambda: "I write to" in narrator.text, f"it to begin:\n{narrator.text}")
+        wait(lambda: "I write to" in narrator.text, lambda: f"it to begin:\n{narrator.text}")
         seeds = iter(range(100, 1000))
 
         def three() -> bool:
             settled(camera, noise(next(seeds)))
             return lines() >= 3
 
-        probe.wait(three, f"three lines:\n{narrator.text}", deadline=60.0)
+        probe.wait(three, lambda: f"three lines:\n{narrator.text}", deadline=60.0)
         said = {(to_ns(u.segment_start), u.text) for u in probe.utterances}
         for line in written:
             assert (line["start_ns"], line["text"]) in said
@@ -282,7 +283,9 @@ def test_a_leaf_that_is_refused_fails_and_says_why(
 ) -> None:
     tree = Example(name, domain_id, camera="nowhere", condition="a hand", pause=0.1)
     try:
-        probe.wait(lambda: tree.text.count("]: wait until: a hand: ") > 1, f"it to:\n{tree.text}")
+        probe.wait(
+            lambda: tree.text.count("]: wait until: a hand: ") > 1, lambda: f"it to:\n{tree.text}"
+        )
         assert "'nowhere'" in tree.text
     finally:
         tree.end()
@@ -306,7 +309,7 @@ def run(
     return subprocess.run(
         [sys.executable, EXAMPLES / f"{name}.py", *arguments], cwd=tempfile.gettempdir(),
         env={**os.environ, "ROS_DOMAIN_ID": str(domain_id), **environment},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=DEADLINE, check=False,
     )  # fmt: skip
 
 
@@ -354,7 +357,7 @@ def test_ctrl_c_while_a_message_is_made(
             publisher.publish(kind())
             return example.process.poll() is not None
 
-        probe.wait(over, f"it to end:\n{example.text}")
+        probe.wait(over, lambda: f"it to end:\n{example.text}")
         example.ended()
     finally:
         example.close()

@@ -89,7 +89,7 @@ def test_torn_frames_are_counted_and_said_once(probe: Probe, node: NodeProcess) 
         status = probe.health.get(name)
         return status is not None and int(probe.values(name)["bad frames"]) >= 3
 
-    probe.wait(three_bad, f"three bad frames; the log:\n{node.log}")
+    probe.wait(three_bad, lambda: f"three bad frames; the log:\n{node.log}")
     status = probe.health[name]
     assert status.level == DiagnosticStatus.ERROR
     assert "JPEG image" in status.message

@@ -280,7 +280,8 @@ def test_pin(graph: Graph) -> None:
 
     assert pin(id=moment.id, pinned=True).success
     assert kept().pinned
-    found = graph.recall(limit=100)
+    alone = to_time(moment.start_ns), to_time(moment.end_ns)  # of as many as a slow graph has made
+    found = graph.recall(limit=100, after=alone[0], before=alone[1])
     assert [m.pinned for m in found.moments if m.id == moment.id] == [True]
     assert pin(id=moment.id, pinned=False).success
     assert not kept().pinned

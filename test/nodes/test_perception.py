@@ -26,6 +26,8 @@ from vljepa_ros.ros.process import FASTDDS_VARIABLE
 from vljepa_ros.srv import Decode, EmbedText
 from vljepa_ros.stamps import to_ns
 
+pytestmark = pytest.mark.usefixtures("default_transports")
+
 THRESHOLDS = {"gate": 3.0, "change": 0.05, "watch": 0.5}
 
 
@@ -215,7 +217,7 @@ def test_a_bad_image_is_one_message(
         health = probe.health.get("perception: camera camera")
         return health is not None and int(probe.values(health.name)["bad frames"]) >= bad + 3
 
-    probe.wait(thrice, f"three bad frames; the log:\n{perception.log}")
+    probe.wait(thrice, lambda: f"three bad frames; the log:\n{perception.log}")
     perception.wait_for_log(words)
     assert perception.log.count(words) == 1
     camera.restart(noise(60))  # nothing else breaks

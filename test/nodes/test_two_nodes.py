@@ -91,7 +91,7 @@ class Graph:
             self.show(3, 4)
             return "Two perception nodes publish camera 'front'" in node.log
 
-        self.probe.wait(warned, f"the warning:\n{node.log}")
+        self.probe.wait(warned, lambda: f"the warning:\n{node.log}")
 
     def told(self, name: str, words: str) -> None:
         """Until a status that comes from now on warns of it."""
@@ -102,7 +102,7 @@ class Graph:
             return status is not None and status.level == WARN and words in status.message
 
         self.probe.health.clear()
-        self.probe.wait(warned, f"the warning of {name}")
+        self.probe.wait(warned, lambda: f"the warning of {name}")
 
     def well(self, name: str) -> None:
         """Until a status that comes from now on warns no more."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
-from graph import AGAIN, DEADLINE, wait
+from graph import AGAIN, DEADLINE, end_with_parent, wait
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 
@@ -45,6 +45,7 @@ class Stub:
         self.process = subprocess.Popen(
             [sys.executable, str(STUB), *arguments], stdout=self.log, stderr=subprocess.STDOUT,
             env={**os.environ, "ROS_DOMAIN_ID": str(domain_id)}, cwd=tempfile.gettempdir(),
+            preexec_fn=end_with_parent,
         )  # fmt: skip
         self.wait_for("Ready.")
 

@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,13 +52,15 @@ def domain() -> int:
     """A ROS domain of its own, 1..100 (101 is the last that Linux has safe ports for).
 
     No other test process of this machine has it: while this one lives, it locks a file for each.
+    Nor does any other process: tests that were killed, or somebody's robot, may have left some.
     """
     remove_dead_ports()  # of processes that other tests killed
     folder = Path(tempfile.gettempdir()) / "vljepa_test_domains"
     folder.mkdir(exist_ok=True)
+    busy = _busy_domains()
     for k in range(100 if len(_leases) < MOST_DOMAINS else 0):
         number = 1 + (37 * os.getpid() + k) % 100  # seldom one of a session that has just ended
-        if number not in _leases:
+        if number not in _leases and number not in busy:
             file = open(folder / str(number), "wb")  # noqa: SIM115 - as long as the process
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,12 +70,26 @@ def domain() -> int:
             _leases[number] = file
             return number
     assert _leases, f"every ROS domain is taken by other test processes: {folder} has their locks"
-    oldest = next(iter(_leases))  # whose graph has ended
+    oldest = next((number for number in _leases if number not in busy), None)
+    assert oldest is not None, f"processes live in all of the domains {sorted(_leases)}"
     _leases[oldest] = _leases.pop(oldest)
     return oldest
 
 
-def _end_with_parent() -> None:
+def _busy_domains() -> set[int]:
+    """The domains that processes of this machine are told to be in."""
+    found = set()
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            told = re.search(rb"(?:^|\0)ROS_DOMAIN_ID=(\d+)", environ.read_bytes())
+        except OSError:  # it has ended, or is another user's
+            continue
+        if told:
+            found.add(int(told[1]))
+    return found
+
+
+def end_with_parent() -> None:
     """In a child: the kernel ends it with the tests, however they end; it keeps no domain busy."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
@@ -105,7 +122,7 @@ class NodeProcess:
             stderr=subprocess.STDOUT,
             env={**os.environ, "ROS_DOMAIN_ID": str(domain_id), "PYTHONUNBUFFERED": "1"},
             cwd=tempfile.gettempdir(),
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         atexit.register(self.process.kill)  # where a test fails before it ends the process
 
@@ -118,7 +135,7 @@ class NodeProcess:
 
     def wait_for_log(self, text: str, times: int = 1) -> None:
         """Until `text` was printed."""
-        wait(lambda: self.log.count(text) >= times, f"'{text}' in the log:\n{self.log}")
+        wait(lambda: self.log.count(text) >= times, lambda: f"'{text}' in the log:\n{self.log}")
 
     def in_control(self) -> None:
         """Until our code runs and has taken over the signals."""
@@ -142,12 +159,18 @@ class NodeProcess:
             self.process.wait()
 
 
-def wait(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> None:
-    """Until `condition()` holds."""
+def wait(
+    condition: Callable[[], Any], what: str | Callable[[], str], deadline: float = DEADLINE
+) -> None:
+    """Until `condition()` holds. `what`: is waited for; a function says it as it is at the end."""
     end = time.monotonic() + deadline
     while not condition():
-        assert time.monotonic() < end, f"waited {deadline} s for {what}"
+        assert time.monotonic() < end, f"waited {deadline} s for {_said(what)}"
         time.sleep(0.01)
+
+
+def _said(what: str | Callable[[], str]) -> str:
+    return what if isinstance(what, str) else what()
 
 
 class Probe:
@@ -190,11 +213,16 @@ class Probe:
         """The key-value pairs of a diagnostic status."""
         return {pair.key: pair.value for pair in self.health[name].values}
 
-    def wait(self, condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> None:
-        """Spin until `condition()` holds."""
+    def wait(
+        self,
+        condition: Callable[[], Any],
+        what: str | Callable[[], str],
+        deadline: float = DEADLINE,
+    ) -> None:
+        """Spin until `condition()` holds; `what` as for `wait`."""
         end = time.monotonic() + deadline
         while not condition():
-            assert time.monotonic() < end, f"waited {deadline} s for {what}"
+            assert time.monotonic() < end, f"waited {deadline} s for {_said(what)}"
             self.executor.spin_once(timeout_sec=0.05)
 
     def wait_for_health(self, name: str, condition: Callable[[dict[str, str]], Any]) -> None:
@@ -202,7 +230,7 @@ class Probe:
         self.health.pop(name, None)
         self.wait(
             lambda: name in self.health and condition(self.values(name)),
-            f"{name}; known are {[(n, s.message) for n, s in self.health.items()]}",
+            lambda: f"{name}; known are {[(n, s.message) for n, s in self.health.items()]}",
         )
 
     def call(self, kind: Any, name: str, request: Any) -> Any:

@@ -30,8 +30,9 @@ class Words:
         """Until it hears changes: those of another model, which it refuses and counts."""
         self.node.wait_for_log("Active.")
 
+        name = "decoder: changes"
+
         def refused() -> str:
-            name = "decoder: changes"
             return self.probe.values(name)["refused"] if name in self.probe.health else "0"
 
         before = refused()  # of an activation before this one, too
@@ -40,7 +41,14 @@ class Words:
             self.changes.publish(SemanticChange(camera="front", model_id="another"))
             return refused() not in ("0", before)
 
-        self.probe.wait(heard, "the decoder node to listen")
+        self.probe.wait(
+            heard,
+            lambda: (
+                f"the decoder node to listen; {self.probe.health.keys()} are heard, "
+                f"{self.probe.values(name) if name in self.probe.health else ''}, and of "
+                f"{self.probe.node.get_node_names_and_namespaces()} in its log:\n{self.node.log}"
+            ),
+        )
 
     def close(self) -> None:
         self.probe.close()
