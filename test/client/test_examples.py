@@ -266,14 +266,17 @@ def test_a_behaviour_tree_waits_asks_and_branches(
         assert "ask: " not in well.text + other.text  # the tree waits where it is
         see(DANGER, lambda: "]: All is well." in well.text, "it to find all well")
         see(DANGER, lambda: "]: I put it right." in other.text, "it to find that it is not")
+        shown = rf"ask: {re.escape(question)} .+{asked.answer}\."  # the tree, after each round
+        see(DANGER, lambda: re.search(shown, well.text), "it to show its tree")
         assert f"wait until: {text}" in well.text
-        assert re.search(rf"ask: {re.escape(question)} .+{asked.answer}\.", other.text)
         # It begins anew, and waits again, as the condition no longer holds.
         probe.health.pop("perception: watches", None)
         see(SAFE, lambda: standing() == 2, "both to wait again")
     finally:
-        well.end()
-        other.end()
+        try:
+            well.end()
+        finally:
+            other.end()
     probe.wait_for_health("perception: watches", lambda values: values["standing"] == "0")
 
 
