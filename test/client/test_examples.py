@@ -255,7 +255,7 @@ def test_a_behaviour_tree_waits_asks_and_branches(
             camera.step(picture)
             return bool(until())
 
-        probe.wait(met, f"{what}:\n{well.text}\n{other.text}", deadline=120.0)
+        probe.wait(met, lambda: f"{what}:\n{well.text}\n{other.text}", deadline=120.0)
 
     def standing() -> int:
         told = "perception: watches" in probe.health
