@@ -8,6 +8,7 @@ the server goes away, on a small HTTP server that speaks those calls of Qdrant's
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ from vljepa_ros.memory.store import MomentStore
 pytest.importorskip("qdrant_edge", reason="no qdrant_edge: pip install qdrant-edge-py")
 qdrant_client = pytest.importorskip("qdrant_client", reason="pip install qdrant-client")
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Payload indexes have no effect", "ignore:Api key is used with an insecure"
+    "ignore:Payload indexes have no effect",
+    "ignore:Local mode performs",
+    "ignore:Api key is used with an insecure",
 )
 URL = "http://fleet:6333"
 
@@ -128,6 +131,40 @@ def test_two_robots_share_a_collection_and_two_models_do_not(tmp_path: Path, ser
     with pytest.raises(StoreError, match="has no collection 'none': push moments"):
         FleetStore(URL, MODEL, DIM, "none").search(unit(1))
     assert server.count("vljepa").count == 3
+
+
+def test_a_collection_made_as_the_page_says_is_taken_as_it_is(
+    tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program of docs/fleet.md; what it quantises is searched with the originals' scores."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "fleet.md").read_text("utf-8")
+    (program,) = re.findall(r"```python\n(.+?)```", page, re.S)
+    made: list[dict[str, Any]] = []
+    create = server.create_collection
+
+    def noted(name: str, **how: Any) -> Any:
+        made.append(how)
+        vectors = how["vectors_config"].model_copy(update={"size": DIM})  # of the toy
+        return create(name, **{**how, "vectors_config": vectors})
+
+    monkeypatch.setattr(server, "create_collection", noted)
+    monkeypatch.setattr(qdrant_client, "QdrantClient", lambda *_, **__: server)
+    exec(compile(program, "docs/fleet.md", "exec"), {})
+    (how,) = made
+    assert how["shard_number"] > 1 and how["quantization_config"].scalar.always_ram
+    asked: list[Any] = []
+    query = server.query_points
+
+    def heard(*given: Any, **options: Any) -> Any:
+        asked.append(options["search_params"].quantization)
+        return query(*given, **options)
+
+    monkeypatch.setattr(server, "query_points", heard)
+    with open_store(tmp_path / "s") as opened:
+        opened.add([moment(1)])
+        assert push(opened, URL) == 1 and len(made) == 1
+    assert FleetStore(URL, MODEL, DIM).search(unit(1))[0].moment.id == moment(1).id
+    assert asked[0].rescore and asked[0].oversampling > 1
 
 
 def test_points_of_somebody_else_are_told_of(tmp_path: Path, server: Any) -> None:

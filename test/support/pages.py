@@ -20,7 +20,7 @@ REASONS = ("long", "network", "port", "GPU", "robot", "ROS distribution", "Docke
 MARK = re.compile(r"<!-- not run: (.+) -->")
 PROGRAM = re.compile(
     r"(\w+=\S+ )*(sudo )?(vljepa|ros2|rviz2|colcon|rosdep|pip|python3?|git|cd|npm|pytest|export|"
-    r"docker|printf|cp|systemctl|journalctl|\.|scripts/\w+)( |$)"
+    r"docker|printf|cp|ray|systemctl|journalctl|\.|scripts/\w+)( |$)"
 )
 SHELLS = ("", "sh", "bash", "console")  # languages of blocks that may hold commands
 

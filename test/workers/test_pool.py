@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -183,17 +185,18 @@ def test_what_goes_wrong_in_a_process_is_said_here(
         run(Processes(opening, 1), ["text"])
 
 
-def test_a_process_ends_with_its_parent() -> None:
+def test_processes_end_with_their_parent_and_ctrl_c_is_not_for_them() -> None:
     code = """
 import os, time
 from mortal import squares
 from vljepa_ros.workers.pool import Ready
 from vljepa_ros.workers.processes import Processes
 if __name__ == "__main__":
-    pool = Processes(squares, 1)
-    pool.begin()
-    while not any(isinstance(message, Ready) for _, message in pool.heard()): pass
-    print(pool._workers[0][0].pid, flush=True)
+    pool = Processes(squares, 2)
+    starting = {pool.begin(), pool.begin()}
+    while starting:
+        starting -= {worker for worker, message in pool.heard() if isinstance(message, Ready)}
+    print(*(process.pid for process, _ in pool._workers.values()), flush=True)
     time.sleep(600)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -201,12 +204,24 @@ if __name__ == "__main__":
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert parent.stdout is not None
-    child = Path("/proc", parent.stdout.readline().strip())
-    assert "spawn_main" in (child / "cmdline").read_text()
+    children = [Path("/proc", pid) for pid in parent.stdout.readline().split()]
+    assert len(children) == 2
+    for child in children:
+        assert "spawn_main" in (child / "cmdline").read_text()
+        blocked = re.search(r"SigBlk:\s*(\w+)", (child / "status").read_text())
+        assert blocked and int(blocked[1], 16) >> (signal.SIGINT - 1) & 1
     parent.kill()
     parent.wait()
     parent.stdout.close()
     deadline = time.monotonic() + 60
-    while child.exists() and (child / "stat").read_text().split(") ")[1][0] != "Z":
-        assert time.monotonic() < deadline, "the child outlives its parent"
-        time.sleep(0.01)
+    for child in children:
+        while lives(child):
+            assert time.monotonic() < deadline, "a child outlives its parent"
+            time.sleep(0.01)
+
+
+def lives(process: Path) -> bool:
+    try:
+        return (process / "stat").read_text().split(") ")[1][0] != "Z"
+    except OSError:
+        return False

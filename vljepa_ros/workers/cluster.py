@@ -104,10 +104,9 @@ class RayActors(Pool[Task, Result]):
             return self._ray.get(next(one))
         except StopIteration:
             return None
-        except errors.RayTaskError as error:  # outside of what Worker guards: before it is there
-            return Failed(_of_import(error))
         except errors.RayError as error:
-            return Died(_line(error))
+            made = isinstance(error, errors.RayTaskError) or "creation task" in str(error)
+            return _unmade(error) if made else Died(_line(error))
 
 
 class _Actor(Worker[Task, Result]):
@@ -154,8 +153,10 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _of_import(error: Any) -> str:
-    return (
-        f"A worker cannot begin ({_line(error.cause if error.cause is not None else error)}): "
-        "every machine of the cluster needs vljepa_ros, in the Python environment that runs Ray."
+def _unmade(error: Exception) -> Failed:
+    """What is wrong before there is a Worker to say it: Python finds no class there to make."""
+    last = str(error).strip().splitlines()[-1].strip()
+    return Failed(
+        f"A worker cannot begin ({last}): every machine of the cluster needs vljepa_ros, in the "
+        "Python environment that runs Ray."
     )

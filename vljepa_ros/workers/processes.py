@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, cast
@@ -94,7 +95,11 @@ def _serve(pipe: Any, opening: Opening[Any, Any]) -> None:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes that are begun here never get SIGINT: on Ctrl-C the pool ends them."""
+    """Processes that are begun here never get SIGINT: on Ctrl-C the pool ends them.
+
+    Python's own helper is begun before, for where that begins SIGINT is let through again.
+    """
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
