@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from rosbags.highlevel import AnyReader
 from vljepa_ros.cli.app import app
 from vljepa_ros.memory.moment import Moment
 from vljepa_ros.memory.store import MomentStore
+from vljepa_ros.workers import pool
 
 FPS, SECONDS = 10, 9
 TASKS = ["put the red cube on the table", "a hand turns the green ball left", "the block falls"]
@@ -99,6 +101,24 @@ def test_episodes_become_moments_and_a_task_finds_its_own(
     again = run(bundle, store, root, "--camera", "top")
     assert f"{len(kept)} moments, 0 of them new" in again.output
     assert [content(m) for m in moments(store)] == [content(m) for m in kept]
+
+
+def test_workers_make_the_moments_of_one_process_and_leave_the_same_out(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "PATIENCE", math.inf)  # however long they need to begin
+    root = made(codec=H264).write(tmp_path / "cubes", 2)
+    broken = sorted(root.glob("videos/**/*.mp4"))[1]
+    broken.write_bytes(broken.read_bytes()[:100])
+    said = {}
+    for name, how in (("alone", ()), ("two", ("--workers", 2))):
+        done = run(bundle, tmp_path / name, root, *how)
+        assert done.exit_code == 1
+        said[name] = done.stderr
+    assert said["two"] == said["alone"] and "Episode 1 of cubes is left out" in said["two"]
+    kept = [content(m) for m in moments(tmp_path / "alone")]
+    assert [content(m) for m in moments(tmp_path / "two")] == kept
+    assert {episode for _, episode, *_ in kept} == {0, 2}
 
 
 def test_an_episode_s_moments_are_those_of_its_video_alone(bundle: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 import os
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from vljepa_ros.memory.store import MomentStore
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.recordings.indexing.recording import Recording
 from vljepa_ros.workers.choice import open_pool
+from vljepa_ros.workers import pool
 from vljepa_ros.workers.cluster import QUIET
 
 SECOND = 1_000_000_000
@@ -114,9 +116,9 @@ def of_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield ["--workers", "2"]
 
 
-@pytest.mark.parametrize("pool", [of_processes, of_ray])
+@pytest.mark.parametrize("place", [of_processes, of_ray])
 def test_a_worker_that_is_killed_in_the_middle_of_a_bag_leaves_nothing_to_see(
-    bundle: Path, bags: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: Any
+    bundle: Path, bags: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any
 ) -> None:
     alone = told(run(bundle, "--store", tmp_path / "alone", "--json", *bags))
     grave = tmp_path / "grave"
@@ -125,7 +127,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_bag_leaves_nothing_to_see(
         return open_pool(Mortal(opening, str(bags[2]), 30, grave), *how)
 
     monkeypatch.setattr(command, "open_pool", mortal)
-    with pool(monkeypatch) as arguments:
+    with place(monkeypatch) as arguments:
         done = run(bundle, "--store", tmp_path / "both", "--json", *arguments, *bags)
     assert int(grave.read_text()) != os.getpid()
     assert f"at {bags[2]}, which another does again." in " ".join(done.stderr.split())
@@ -134,8 +136,9 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_bag_leaves_nothing_to_see(
 
 
 def test_what_recordings_lack_is_said_as_one_process_says_it(
-    bundle: Path, bags: list[Path], tmp_path: Path
+    bundle: Path, bags: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pool, "PATIENCE", math.inf)  # however long they need to begin
     depth = np.ones((48, 64), np.float32)
     grey = np.zeros((48, 64, 3), np.uint8)
     for name, picture, count in (("deep", depth, 20), ("short", grey, 2)):

@@ -135,6 +135,20 @@ def test_workers_that_die_as_they_begin_are_no_loop() -> None:
     assert {worker for worker, _ in pool.given} == {2} and pool.begun == TRIES + 1
 
 
+def test_that_no_worker_begins_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(Made):
+        silent = 3
+
+        def heard(self) -> list[tuple[int, Message]]:
+            self.silent -= 1
+            return [] if self.silent >= 0 else super().heard()
+
+    monkeypatch.setattr("vljepa_ros.workers.pool.PATIENCE", -1.0)
+    said: list[str] = []
+    assert len(list(in_order(Late(2, done), "abc", say=said.append))) == 3
+    assert [one[:41] for one in said] == ["Still waiting for the first of 2 workers:"]
+
+
 def test_a_worker_that_fails_ends_it() -> None:
     with pytest.raises(VLJepaError, match="no disk"):
         list(in_order(Made(2, lambda worker, task: [Failed("no disk")]), range(5)))
