@@ -37,8 +37,8 @@ from vljepa_ros.memory.moment import Moment, Pose
 from vljepa_ros.memory.store import MomentStore
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.recordings.indexing.recording import Recording
-from vljepa_ros.workers.choice import open_pool
 from vljepa_ros.workers import pool
+from vljepa_ros.workers.choice import open_pool
 from vljepa_ros.workers.cluster import QUIET
 
 SECOND = 1_000_000_000
