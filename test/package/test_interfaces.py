@@ -38,7 +38,8 @@ FIELDS = {
         string camera, uint64 segment_id, builtin_interfaces/Time start,
         builtin_interfaces/Time end, string text, float32 score,
         sensor_msgs/CompressedImage thumbnail, string id, string robot, string query, bool pinned,
-        geometry_msgs/PoseStamped pose, float32 familiarity""",
+        geometry_msgs/PoseStamped pose, float32 familiarity,
+        int32 episode, string task, float64 position""",
     "msg/LabelList.msg": """
         string model_id, uint32 version, string[] labels, string label_template""",
     "msg/LabelScores.msg": """

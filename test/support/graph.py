@@ -42,7 +42,7 @@ from vljepa_ros.ros.shared_memory import remove_dead_ports
 from vljepa_ros.stamps import to_ns
 
 DEADLINE = 90.0  # seconds; a node of a busy machine takes 30 to start
-MOST_DOMAINS = 45  # of one process; two run at once, and others shall find some
+MOST_DOMAINS = 30  # of one process; three run at once, and others shall find some
 AGAIN = 8.0  # seconds; longer than a node waits for another before it answers
 SECOND = 1_000_000_000
 _leases: dict[int, IO[bytes]] = {}  # of this process, the one that was given longest ago first
