@@ -120,7 +120,12 @@ class NodeProcess:
             [sys.executable, "-m", f"vljepa_ros.nodes.{name}", "--ros-args", *arguments],
             stdout=self.log_file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "ROS_DOMAIN_ID": str(domain_id), "PYTHONUNBUFFERED": "1"},
+            env={
+                **os.environ,
+                "ROS_DOMAIN_ID": str(domain_id),
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONFAULTHANDLER": "1",
+            },
             cwd=tempfile.gettempdir(),
             preexec_fn=end_with_parent,
         )
@@ -154,6 +159,10 @@ class NodeProcess:
             self.process.send_signal(number)
         try:
             return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # its faulthandler writes where it stands
+            self.process.wait(within)
+            raise AssertionError(f"it did not end within {within} s:\n{self.log}") from None
         finally:
             self.process.kill()
             self.process.wait()
