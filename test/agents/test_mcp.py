@@ -29,7 +29,7 @@ pytest.importorskip("mcp.server.mcpserver", reason="mcp is missing: pip install 
 import cv2
 import numpy as np
 from agent import Agent
-from graph import DEADLINE, SECOND, NodeProcess, domain
+from graph import DEADLINE, SECOND, NodeProcess, domain, wait
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from playing import Player
@@ -89,6 +89,8 @@ class Robot:
 @pytest.fixture(scope="module")
 def robot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Robot]:
     robot = Robot(tmp_path_factory.mktemp("mcp") / "store")
+    heard = robot.player.probe.node  # what is said before it knows of the decoder, it never hears
+    wait(lambda: heard.count_publishers("utterances"), "the decoder to be known")
     robot.player.play(30.0)
     yield robot
     robot.close()

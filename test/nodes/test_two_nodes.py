@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,13 +112,18 @@ class Graph:
         self.probe.wait(lambda: name in health and health[name].level != WARN, f"{name} to be well")
 
 
-def check_moments(graph: Graph, followed: int, begin: int) -> None:
-    """What was kept since `begin` is what one stream said, and nothing else."""
-    probe = graph.probe
-    own = [
+def changes_of(probe: Probe, followed: int, begin: int) -> list[Any]:
+    """The changes of a stream whose last segment began after `begin`."""
+    return [
         c for c in probe.changes
         if c.stream_id == followed and to_ns(c.previous_segment_start) > begin
     ]  # fmt: skip
+
+
+def check_moments(graph: Graph, followed: int, begin: int) -> None:
+    """What was kept since `begin` is what one stream said, and nothing else."""
+    probe = graph.probe
+    own = changes_of(probe, followed, begin)
     heard = [to_ns(e.header.stamp) for e in probe.embeddings if e.stream_id == followed]
     kept = {m.segment_id: m for m in graph.kept_since(begin)}
     assert len(own) >= 5 and len(kept) == len(graph.kept_since(begin))
@@ -146,6 +152,13 @@ def test_memory_and_decoder_follow_one_and_then_the_other(tmp_path: Path) -> Non
 
     begin = graph.camera.now
     graph.show(3, 4, 5, 6, 7)
+    probe.wait(
+        lambda: (
+            {c.previous_segment_id for c in changes_of(probe, followed, begin)}
+            <= {m.segment_id for m in graph.kept_since(begin)}
+        ),
+        "the memory to have heard of all changes",
+    )
     assert probe.transition("memory", "deactivate")  # what is open becomes a moment
     for node in (memory, decoder):
         assert node.log.count("Two perception nodes") == 1
