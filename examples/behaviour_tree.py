@@ -20,6 +20,7 @@ import operator
 import signal
 import sys
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,9 +78,9 @@ class Leaf(py_trees.behaviour.Behaviour):
             return py_trees.common.Status.FAILURE
         return py_trees.common.Status.SUCCESS
 
+    @abstractmethod
     def take(self, result: Any) -> None:
         """Use the result."""
-        raise NotImplementedError
 
     def terminate(self, new_status: py_trees.common.Status) -> None:
         """Give up what is under way: the tree goes elsewhere, or ends."""

@@ -271,6 +271,11 @@ def test_without_ray_it_is_a_sentence(
     assert str(done.exception).endswith("pip install 'ray>=2.40'.")
 
 
+def nothing() -> pool.Work[str, str]:
+    """What a worker would open, and none does."""
+    raise AssertionError("a worker has begun")
+
+
 @pytest.mark.parametrize(
     ("address", "said"),
     [
@@ -283,7 +288,7 @@ def test_a_cluster_that_is_not_there_is_a_sentence_at_once(
 ) -> None:
     pytest.importorskip("ray", reason="not installed: pip install ray")
     with pytest.raises(VLJepaError, match=said):
-        open_pool(lambda: None, 2, address)  # type: ignore[arg-type,return-value]
+        open_pool(nothing, 2, address)
 
 
 def test_a_worker_with_another_bundle_or_version_refuses(bundle: Path) -> None:
