@@ -24,6 +24,8 @@ importlib.import_module("vljepa_ros")  # silences ONNX Runtime, before a test im
 FASTDDS_VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
 os.environ.setdefault(FASTDDS_VARIABLE, "UDPv4?sockets_size=4MB&non_blocking=true")
 
+SCHEDULING = os.sched_getscheduler(0)
+
 # The same examples on every machine, and no verdict by the clock of a busy one.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
@@ -66,6 +68,16 @@ def subnormal_numbers() -> Iterator[None]:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def usual_scheduling() -> Iterator[None]:
+    """No test may leave this process, and all that it starts from then on, a realtime priority.
+
+    It would starve whatever else the machine does: an encoder of AV1 did (`encoders`).
+    """
+    yield
+    assert os.sched_getscheduler(0) == SCHEDULING
 
 
 @pytest.fixture(scope="module")

@@ -164,10 +164,10 @@ def test_what_is_wrong_is_one_sentence_and_the_last(
 
 
 def test_settings_reach_the_nodes(bundle: Path, folder: Path) -> None:
-    """A change at every step, twice a second, of a camera that has another name."""
+    """A change at every step, five times a second, of a camera that has another name."""
     options = [
         "perception.change_threshold=1e-6", "perception.cameras=[rear]", "camera.rate=20",
-        "perception.rear.rate=2", "perception.min_segment=1", "decoder.words=none",
+        "perception.rear.rate=5", "perception.min_segment=1", "decoder.words=none",
     ]  # fmt: skip
     given = [part for option in options for part in ("--set", option)]
     run = subprocess.run(

@@ -67,9 +67,10 @@ class Graph:
 
         def heard() -> bool:
             self.show(1, 2, streams=1)
-            return bool(self.kept_since(begin)) and bool(self.probe.utterances)
+            kept = self.kept_since(begin)
+            return any(moment.thumbnail for moment in kept) and bool(self.probe.utterances)
 
-        self.probe.wait(heard, "a moment and words")
+        self.probe.wait(heard, "a moment with a thumbnail, and words")
         return self.probe.embeddings[-1].stream_id
 
     def start_second(self) -> NodeProcess:
@@ -132,7 +133,7 @@ def check_moments(graph: Graph, followed: int, begin: int) -> None:
         since, until = to_ns(change.previous_segment_start), to_ns(change.segment_start)
         its = [at for at in heard if since < at <= until]
         assert (moment.start_ns, moment.end_ns) == (min(its), max(its))
-        assert moment.thumbnail
+    assert any(moment.thumbnail for moment in kept.values())  # not all: they may be lost
     assert {u.stream_id for u in probe.utterances} == {followed}
 
 

@@ -136,10 +136,13 @@ def test_questions_of_its_own_are_refused_in_a_sentence(camera: Stream, probe: P
 def test_what_was_seen_is_said_and_kept(camera: Stream, probe: Probe, model: Runtime) -> None:
     seeds = iter(range(200, 10_000, 100))
 
-    def said() -> bool:  # again: the decoder may not know of perception yet
+    def show() -> None:  # again: decoder and memory may not know of perception yet
         for seed in (next(seeds), next(seeds), next(seeds)):  # so that segments close
             for _ in range(8):
                 camera.step(noise(seed))
+
+    def said() -> bool:
+        show()
         return bool(probe.utterances)
 
     probe.wait(said, "words")
@@ -149,7 +152,11 @@ def test_what_was_seen_is_said_and_kept(camera: Stream, probe: Probe, model: Run
         answer = probe.call(Recall, "recall", Recall.Request(text="a cube", limit=5))
         return list(answer.moments)
 
-    probe.wait(kept, "a moment")
+    def remembered() -> bool:
+        show()
+        return bool(kept())
+
+    probe.wait(remembered, "a moment")
     assert {moment.query for moment in kept()} == {""}
 
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from encoders import usual_scheduling
 
 os.environ.setdefault("SVT_LOG", "1")  # or the encoder of AV1 tells all it does
 TOP = "observation.images.top"
@@ -160,7 +161,7 @@ class Made:
     def _video(self, path: Path, episodes: Sequence[int]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         codec, options = self.codec
-        with av.open(str(path), "w") as out:
+        with usual_scheduling(), av.open(str(path), "w") as out:
             rate = Fraction(self.fps).limit_denominator(1001)
             stream: Any = out.add_stream(codec, rate=rate, options=options)
             stream.pix_fmt = "yuv420p"

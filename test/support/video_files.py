@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 import numpy as np
+from encoders import usual_scheduling
 
 MILLISECOND = Fraction(1, 1000)
 
@@ -39,7 +40,8 @@ def write_video(
     grey; `target`: written to in place of `path`.
     """
     kind = None if target is None else path.suffix[1:]
-    with av.open(target or str(path), "w", format=kind, container_options=container) as out:
+    opened = av.open(target or str(path), "w", format=kind, container_options=container)
+    with usual_scheduling(), opened as out:
         stream: Any = out.add_stream(codec, rate=10, options=options or {})
         stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
         if path.suffix != ".avi":  # which has one rate
