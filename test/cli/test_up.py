@@ -159,6 +159,7 @@ def test_what_is_wrong_is_one_sentence_and_the_last(
     )  # fmt: skip
     assert run.returncode == 1
     assert words in run.stdout.splitlines()[-1]
+    assert run.stdout.count(words.removeprefix(" cannot start: ")) == 1
     assert "Traceback" not in run.stdout
     assert "ros2" not in run.stdout  # its nodes end with it, so no `ros2 lifecycle` helps
 

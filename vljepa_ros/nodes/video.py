@@ -42,6 +42,7 @@ class VideoNode(Node):
     """Plays a video file, a folder of images or a device as a camera, then finishes."""
 
     specs = SPECS
+    owned = False  # by a process that says itself why it has ended
 
     def __init__(self, **options: Any) -> None:
         super().__init__("camera", **options)
@@ -98,7 +99,8 @@ class VideoNode(Node):
             finally:
                 source.close()
         except (VLJepaError, OSError) as error:
-            self.get_logger().fatal(str(error))
+            if not self.owned:
+                self.get_logger().fatal(str(error))
             self.failure, self.exit_code = str(error), 1
         except Exception as error:
             self.get_logger().fatal(traceback.format_exc())

@@ -64,7 +64,7 @@ class ModelNode(LifecycleNode):
     """
 
     specs: Sequence[Spec] = ()
-    stays = True  # where it cannot start; else its process ends, and says why
+    owned = False  # by a process that ends where it cannot start, and says why
     spare: Sequence[Spec] = ()  # that a parameter file may hold in vain, at their defaults
 
     def __init__(self, name: str, **options: Any) -> None:
@@ -278,7 +278,8 @@ class ModelNode(LifecycleNode):
             action()
         except (VLJepaError, OSError) as error:
             self.failure = str(error)
-            self.get_logger().error(f"Cannot {what}: {error}")
+            if not self.owned:
+                self.get_logger().error(f"Cannot {what}: {error}")
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
             self.get_logger().error(f"Cannot {what}: {traceback.format_exc()}")
@@ -294,7 +295,7 @@ class ModelNode(LifecycleNode):
             return
         if self.trigger_configure() is TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
-        if self.state != "active" and self.stays:
+        if self.state != "active" and not self.owned:
             name = self.get_fully_qualified_name()
             again = "start it again."
             if shutil.which("ros2"):

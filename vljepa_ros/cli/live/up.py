@@ -156,7 +156,7 @@ class Graph:
             self._on_info, self._on_embedding, self._on_change, self._on_utterance
         )
         for node in self.models:
-            node.stays = False
+            node.owned = True
         self.spinners = [Spinner(node) for node in (listener, *self.models, *self.pages)]
 
     def run(self, video: str, console: Output, stop: threading.Event, plain: bool) -> None:
@@ -171,6 +171,8 @@ class Graph:
             if self._cannot_start() or self._has_failed():
                 return
             stop.wait(0.02)
+        for node in self.models:
+            node.owned = False  # a transition that fails from now on is told in its log
         for page in self.pages:
             if page.url:
                 console.print(f"The page is at {page.url}")
@@ -230,6 +232,7 @@ class Graph:
         source = video if video.isdigit() else str(Path(video).absolute())
         values = {"source": source, "camera": self.cameras[0], **self._values["camera"]}
         node = VideoNode(parameter_overrides=_overrides(values))
+        node.owned = True
         self.spinners.append(Spinner(node))
         return node
 
