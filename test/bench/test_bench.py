@@ -303,13 +303,14 @@ def counted(network: Any, *inputs: Any) -> int:
     return counter.get_total_flops()
 
 
-def test_flop_is_what_torch_counts() -> None:
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_flop_is_what_torch_counts(chunk: int | None) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed: vljepa_ros[export]")
     from networks import tiny_config
 
     from vljepa_ros.model.networks import VLJepa
 
-    config = tiny_config()
+    config = tiny_config(x_encoder_chunk=chunk)
     model = VLJepa(config).eval()
     model.y_encoder.model.pooler = None  # no graph has it
     tokens = torch.zeros(1, config.visual_tokens, config.x_encoder_config.hidden_size)

@@ -16,7 +16,8 @@ def shapes(config: VLJepaConfig) -> dict[str, torch.Size]:
         return {name: value.shape for name, value in VLJepa(config).state_dict().items()}
 
 
-CONFIGS = {"tiny": tiny_config, "no decoder": lambda: tiny_config(y_decoder_config=None), **PRESETS}
+CONFIGS = {"tiny": tiny_config, "no decoder": lambda: tiny_config(y_decoder_config=None),
+           "chunks": lambda: tiny_config(x_encoder_chunk=2), **PRESETS}  # fmt: skip
 
 
 @pytest.mark.parametrize("make", CONFIGS.values(), ids=CONFIGS)
@@ -27,7 +28,7 @@ def test_json_round_trip_builds_the_same_model(make: Callable[[], VLJepaConfig],
     assert read.to_dict() == config.to_dict()
     assert shapes(read) == shapes(config)
     for field in ("embedding_dim", "sample_rate", "visual_merge", "query_length", "text_length",
-                  "default_query", "text_prompt", "visual_tokens"):  # fmt: skip
+                  "default_query", "text_prompt", "visual_tokens", "chunk", "chunks"):  # fmt: skip
         assert getattr(read, field) == getattr(config, field), field
 
 
@@ -37,6 +38,7 @@ def test_tabletop_is_the_clip_that_is_shipped():
     assert (vision.frames_per_clip, vision.crop_size, vision.tubelet_size) == (8, 96, 2)
     assert (config.sample_rate, config.embedding_dim, config.query_length) == (4.0, 384, 24)
     assert config.visual_tokens == 4 * 6 * 6
+    assert (config.chunk, config.chunks) == (8, 1)
     assert config.predictor_config.vocab_size == config.y_decoder_config.vocab_size == 2048
 
 

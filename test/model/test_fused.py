@@ -32,7 +32,7 @@ def reduced_open_vljepa() -> VLJepaConfig:
 
 CONFIGS = {
     "tabletop": tabletop, "open-vljepa, reduced": reduced_open_vljepa, "tiny": tiny_config,
-    "biases": lambda: tiny_config(
+    "chunks": lambda: tiny_config(x_encoder_chunk=2), "biases": lambda: tiny_config(
         predictor_config=LlamaConfig(
             vocab_size=60, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2,
             num_attention_heads=4, max_position_embeddings=64, attention_bias=True, mlp_bias=True,

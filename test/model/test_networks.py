@@ -79,6 +79,45 @@ def test_rotary_tables_are_no_weights(x_encoder: XEncoder):
     assert not [name for name in x_encoder.state_dict() if "rot" in name or "cos" in name]
 
 
+CHUNKED = tiny_config(x_encoder_chunk=2)
+
+
+def test_chunks_are_encoded_each_by_itself(x_encoder: XEncoder):
+    """Their tokens are those of transformers for a tubelet alone, in the order of the clip."""
+    theirs = VJEPA2Encoder(CONFIG.x_encoder_config).eval()
+    theirs.load_state_dict(x_encoder.encoder.state_dict())
+    chunked = XEncoder(CHUNKED).eval()
+    chunked.load_state_dict(x_encoder.state_dict())
+    clips = frames(4)
+    got = chunked(clips)
+    wanted = [theirs(by_hand(clips[:, k : k + 2])).last_hidden_state for k in (0, 2)]
+    torch.testing.assert_close(got, torch.cat(wanted, dim=1), atol=1e-5, rtol=0)
+    assert (got - x_encoder(clips)).abs().max() > 1e-3
+
+
+def test_chunks_are_what_attention_that_stays_inside_them_gives(
+    x_encoder: XEncoder, monkeypatch: pytest.MonkeyPatch
+):
+    chunked = XEncoder(CHUNKED).eval()
+    chunked.load_state_dict(x_encoder.state_dict())
+    wanted, softmax = chunked(frames(4)), F.softmax
+    of_tubelet = torch.arange(32) // 16
+    outside = of_tubelet[:, None] != of_tubelet[None]
+
+    def masked(scores: torch.Tensor, **how: object) -> torch.Tensor:
+        assert scores.shape[-2:] == outside.shape
+        return softmax(scores.masked_fill(outside, float("-inf")), **how)
+
+    monkeypatch.setattr(F, "softmax", masked)
+    torch.testing.assert_close(x_encoder(frames(4)), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_chunk_that_does_not_divide_is_refused(chunk: int):
+    with pytest.raises(ValueError, match=f"chunk of {chunk} frames is no multiple of .* 2 that di"):
+        XEncoder(tiny_config(x_encoder_chunk=chunk))
+
+
 # Predictor
 
 
@@ -178,6 +217,25 @@ def test_a_token_of_the_query_and_a_visual_token_each_count(predictor: Predictor
     changed = (predictor(moved, ids, mask) - wanted).abs().amax(dim=(1, 2))
     assert changed[1] > 1e-3
     assert changed[0] == changed[2] == 0
+
+
+def test_chunks_get_their_time_in_the_predictor(predictor: Predictor):
+    timed, (ids, mask) = Predictor(CHUNKED).eval(), queries()
+    assert not timed.embed_times.any()  # at first it changes nothing
+    times = torch.randn(2, 32, generator=torch.Generator().manual_seed(6))
+    timed.load_state_dict({**predictor.state_dict(), "embed_times": 0 * times})
+    visual = visual_tokens()
+    torch.testing.assert_close(timed(visual, ids, mask), predictor(visual, ids, mask))
+    timed.embed_times.copy_(times)
+    merged = timed.merged(visual)
+    wanted = timed.vis_proj(merged) + times.repeat_interleave(4, dim=0)
+    torch.testing.assert_close(timed.seen(merged), wanted)
+    newest = timed.seen(timed.merged(visual[:, 16:]))  # a still is what is seen now
+    torch.testing.assert_close(newest, wanted[:, 4:])
+    assert (timed(visual, ids, mask) - predictor(visual, ids, mask)).abs().max() > 1e-3
+    assert (
+        timed.paired(visual, ids, mask) - predictor.paired(visual, ids, mask)
+    ).abs().max() > 1e-3
 
 
 def test_merging_joins_neighbours_of_one_tubelet(predictor: Predictor):

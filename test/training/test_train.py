@@ -26,7 +26,7 @@ from vljepa_ros.tabletop import store
 from vljepa_ros.tabletop.clips import ClipDataset
 from vljepa_ros.tabletop.sim.episode import simulate
 from vljepa_ros.training import train as training
-from vljepa_ros.training.base import load_base, load_checkpoint, resized
+from vljepa_ros.training.base import load_base, load_checkpoint, rearranged, resized
 from vljepa_ros.training.stages import DecoderStage, JointStage
 from vljepa_ros.training.texts import sentence_encoder_folder
 from vljepa_ros.training.train import Recipe
@@ -257,6 +257,48 @@ def test_a_training_goes_on_with_larger_pictures(trained: Path, data: Path, tmp_
     out = training.train(data, tmp_path / "larger", recipe, load_base(str(trained)))
     assert load_checkpoint(out).config.x_encoder_config.crop_size == 192
     with pytest.raises(VLJepaError, match=f"began from {trained.name} at 192 px, .* --size"):
+        training.train(data, out, FURTHER, load_base(str(trained)))
+
+
+def answers(model: VLJepa, frames: torch.Tensor) -> torch.Tensor:
+    ids = torch.ones(1, 24, dtype=torch.long)
+    with torch.inference_mode():
+        return model.predictor(model.x_encoder(frames), ids, ids)
+
+
+def test_a_model_can_encode_in_chunks(trained: Path, tiny: Path):
+    """With the same weights; what is new in the predictor changes nothing until it is trained."""
+    start = load_checkpoint(trained)
+    frames = torch.randint(256, (2, 4, 96, 96, 3), dtype=torch.uint8)
+    assert rearranged(start, None, None) is start
+    whole = rearranged(start, 4, 3)
+    torch.testing.assert_close(answers(whole, frames), answers(start, frames))
+    other = rearranged(start, 2, 3)
+    assert other.config.predictor_config.num_hidden_layers == 3
+    assert torch.equal(other.predictor.layers[2].mlp.up_proj.weight,
+                       start.predictor.layers[0].mlp.up_proj.weight)  # fmt: skip
+    with torch.inference_mode():
+        alone = [start.x_encoder(frames[:, k : k + 2]) for k in (0, 2)]
+        torch.testing.assert_close(other.x_encoder(frames), torch.cat(alone, dim=1))
+    again = rearranged(other, None, 4)  # one that is rearranged stays in chunks
+    assert (again.config.chunk, other.config.chunk, start.config.chunk) == (2, 2, 4)
+    torch.testing.assert_close(answers(again, frames), answers(other, frames))
+    for chunk in (1, 3, 8):
+        with pytest.raises(VLJepaError, match=f"cannot be encoded {chunk} at a time: .* of 2"):
+            rearranged(start, chunk, None)
+    with pytest.raises(VLJepaError, match="the predictor has 3 layers, and none can be taken"):
+        rearranged(other, None, 2)
+
+
+def test_a_training_goes_on_in_chunks(trained: Path, data: Path, tmp_path: Path):
+    recipe = replace(FURTHER, chunk=2, predictor_layers=2)
+    out = training.train(data, tmp_path / "chunks", recipe, load_base(str(trained)))
+    model = load_checkpoint(out)
+    assert (model.config.chunk, len(model.predictor.layers)) == (2, 2)
+    learned = [model.predictor.embed_times, model.predictor.layers[0].mlp.down_proj.weight]
+    assert all(weight.any() for weight in learned)
+    begun = f"began from {trained.name} in chunks of 2 with 2 layers in the predictor, .* --chunk"
+    with pytest.raises(VLJepaError, match=begun):
         training.train(data, out, FURTHER, load_base(str(trained)))
 
 

@@ -20,7 +20,8 @@ def x_encoder(config: Any) -> int:
     tokens, width = config.visual_tokens, vision.hidden_size
     patch = 3 * vision.tubelet_size * vision.patch_size**2
     inner = int(width * vision.mlp_ratio)
-    layer = 4 * _product(tokens, width, width) + _attention(tokens, tokens, width)
+    layer = 4 * _product(tokens, width, width)
+    layer += _attention(tokens, tokens // config.chunks, width)
     layer += 2 * _product(tokens, width, inner)
     return _product(tokens, patch, width) + vision.num_hidden_layers * layer
 

@@ -100,10 +100,10 @@ class Saccadic(Torch):
         backbone.forward = partial(backbone.forward, skip_predictor=True)
         dtype = "float16" if device == "cuda" else "float32"
         asked = settings.ModelConfig(
-            frames=own.frames_per_clip, resolution=own.crop_size, device=device, dtype=dtype
+            frames=model.config.chunk, resolution=own.crop_size, device=device, dtype=dtype
         )
         spec = settings.CheckpointSpec(
-            "bundle", "", 0.0, own.frames_per_clip, own.crop_size, own.hidden_size,
+            "bundle", "", 0.0, model.config.chunk, own.crop_size, own.hidden_size,
             patch_size=own.patch_size, tubelet_size=own.tubelet_size,
         )  # fmt: skip
         self._encoder = import_module("saccade.model").FrozenEncoder(

@@ -27,9 +27,12 @@ class VLJepaConfig(PreTrainedConfig):
 
     `x_encoder_config` is of V-JEPA 2 or of an image encoder (`images.KINDS`). It also carries the
     clip: `frames_per_clip` frames of `crop_size` pixels in tubelets of `tubelet_size`;
-    `sample_rate` is in frames per second. `visual_merge` joins that many by that many neighbouring
-    visual tokens of a tubelet before the predictor (1: none). `y_decoder_config` None: the model
-    has no Y-decoder. `query_length` and `text_length` are in tokens; shorter texts are padded.
+    `sample_rate` is in frames per second. `x_encoder_chunk`: frames that a V-JEPA 2 encodes by
+    themselves, and then the predictor adds what it has learned of each tubelet's time; None: it
+    encodes the whole clip, whose tokens know their time. `visual_merge` joins that many by that
+    many neighbouring visual tokens of a tubelet before the predictor (1: none). `y_decoder_config`
+    None: the model has no Y-decoder. `query_length` and `text_length` are in tokens; shorter texts
+    are padded.
     """
 
     model_type = "vl_jepa"
@@ -46,6 +49,7 @@ class VLJepaConfig(PreTrainedConfig):
     y_decoder_config: SubConfig = None
     embedding_dim: int = 384
     sample_rate: float = 4.0
+    x_encoder_chunk: int | None = None
     visual_merge: int = 1
     query_length: int = 64
     text_length: int = 64
@@ -54,9 +58,16 @@ class VLJepaConfig(PreTrainedConfig):
 
     @property
     def chunk(self) -> int:
-        """Frames that the X-encoder looks at together: the clip's, or 1 of an image encoder."""
+        """Frames that the X-encoder looks at together: 1 of an image encoder."""
         vision = self.x_encoder_config
-        return vision.frames_per_clip if vision.model_type == "vjepa2" else 1
+        if vision.model_type != "vjepa2":
+            return 1
+        return self.x_encoder_chunk or vision.frames_per_clip
+
+    @property
+    def chunks(self) -> int:
+        """How many of them make a clip."""
+        return self.x_encoder_config.frames_per_clip // self.chunk
 
     @property
     def visual_tokens(self) -> int:

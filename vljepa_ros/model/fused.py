@@ -135,7 +135,7 @@ class Block(nn.Module):
 
 
 class FusedXEncoder(nn.Module):
-    """uint8 frames `[B, T, H, W, 3]` to visual tokens `[B, N, hidden]`."""
+    """uint8 frames `[B, T, H, W, 3]` to visual tokens `[B, N, hidden]`; T: of whole chunks."""
 
     scale: Tensor
     shift: Tensor
@@ -255,13 +255,16 @@ class FusedPredictor(nn.Module):
         positions = torch.arange(visual_tokens // source.merge**2 + query_length)[None]
         cos, sin = source.rotary(torch.zeros(1), positions)
         self.rotary = Rotary(cos[0], sin[0], halves(attention.head_dim), attention.scaling)
-        self.merged = source.merged
+        self.merged, self.tubelets = source.merged, visual_tokens // source.side**2
+        # Laid out as they are added: else the exporter would do it, and lose the name.
+        times = source.embed_times
+        self.embed_times = None if times is None else nn.Parameter(times.detach()[:, None].clone())
         self.vis_proj, self.out_proj = Product(source.vis_proj), Product(source.out_proj)
         self.embed_tokens, self.norm = source.embed_tokens, Norm(source.norm)
         self.blocks = nn.ModuleList(Answerer(layer, self.rotary) for layer in source.layers)
 
     def forward(self, visual_tokens: Tensor, query_ids: Tensor, query_mask: Tensor) -> Tensor:
-        vision = self.vis_proj(self.merged(visual_tokens))
+        vision = self._seen(visual_tokens)
         text = self.embed_tokens(query_ids)
         (batch, tokens, _), (queries, length) = vision.shape, query_ids.shape
         states = torch.cat(
@@ -276,12 +279,20 @@ class FusedPredictor(nn.Module):
         mean = (mask @ self.norm(states))[:, 0] / mask.sum(-1)
         return F.normalize(self.out_proj(mean), dim=-1).unflatten(0, (batch, queries))
 
+    def _seen(self, visual_tokens: Tensor) -> Tensor:
+        vision = self.vis_proj(self.merged(visual_tokens))
+        if self.embed_times is None:
+            return vision
+        return (vision.unflatten(1, (self.tubelets, -1)) + self.embed_times).flatten(1, 2)
+
     def unpacked(self) -> State:
         """The state dict of the Predictor that this was made from."""
         state = {
             **self.vis_proj.unpacked("vis_proj"), **self.out_proj.unpacked("out_proj"),
             "embed_tokens.weight": self.embed_tokens.weight, "norm.weight": self.norm.weight,
         }  # fmt: skip
+        if self.embed_times is not None:
+            state["embed_times"] = self.embed_times[:, 0]
         for index, block in enumerate(cast("list[Answerer]", self.blocks)):
             state |= block.unpacked(f"layers.{index}")
         return state

@@ -72,7 +72,9 @@ class BakedRotary(nn.Module):
 class XEncoder(nn.Module):
     """V-JEPA 2's encoder: uint8 frames `[B, T, H, W, 3]` to visual tokens `[B, N, hidden]`.
 
-    Paper, section 3.1. Scaling to 0..1 and ImageNet normalisation happen inside.
+    Paper, section 3.1. Scaling to 0..1 and ImageNet normalisation happen inside. T is that of the
+    clip, of some of its chunks, or less than a chunk; no chunk is looked at from another, and as
+    V-JEPA 2's positions are relative, that is what a mask on attention would give.
     """
 
     scale: Tensor
@@ -82,8 +84,15 @@ class XEncoder(nn.Module):
         super().__init__()
         vision = config.x_encoder_config
         vision._attn_implementation = ATTENTION
+        self.chunk = config.chunk
+        if vision.frames_per_clip % self.chunk or self.chunk % vision.tubelet_size:
+            raise ValueError(
+                f"a chunk of {self.chunk} frames is no multiple of the tubelet's "
+                f"{vision.tubelet_size} that divides the clip's {vision.frames_per_clip}"
+            )
         self.encoder = VJEPA2Encoder(vision)
-        rotary = BakedRotary(self.encoder.layer[0].attention, config.visual_tokens)
+        tokens = config.visual_tokens // config.chunks
+        rotary = BakedRotary(self.encoder.layer[0].attention, tokens)
         for layer in self.encoder.layer:
             # The bound method: a module set as an attribute would not hide the class's own method.
             layer.attention.apply_rotary_embeddings = rotary.forward
@@ -94,8 +103,11 @@ class XEncoder(nn.Module):
         _initialise(self, vision.initializer_range)
 
     def forward(self, frames: Tensor) -> Tensor:
-        pixels = frames.float() * self.scale + self.shift
-        return self.encoder(pixels.permute(0, 1, 4, 2, 3)).last_hidden_state
+        together = min(self.chunk, frames.shape[1])
+        chunks = frames.reshape(-1, together, *frames.shape[2:])
+        pixels = chunks.float() * self.scale + self.shift
+        states = self.encoder(pixels.permute(0, 1, 4, 2, 3)).last_hidden_state
+        return states.reshape(len(frames), -1, states.shape[-1])
 
 
 class Predictor(nn.Module):
@@ -116,6 +128,10 @@ class Predictor(nn.Module):
             )
         self.vis_proj = nn.Linear(vision.hidden_size * self.merge**2, blocks.hidden_size)
         self.embed_tokens = nn.Embedding(blocks.vocab_size, blocks.hidden_size)
+        self.embed_times: nn.Parameter | None = None
+        if config.x_encoder_chunk is not None:
+            times = vision.frames_per_clip // vision.tubelet_size
+            self.embed_times = nn.Parameter(torch.zeros(times, blocks.hidden_size))
         self.layers = nn.ModuleList(
             LlamaDecoderLayer(blocks, index) for index in range(blocks.num_hidden_layers)
         )
@@ -133,13 +149,25 @@ class Predictor(nn.Module):
         grid = visual_tokens.reshape(batch, -1, coarse, m, coarse, m, width)
         return grid.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, -1, m * m * width)
 
+    def seen(self, merged: Tensor) -> Tensor:
+        """Joined visual tokens `[B, N/m², C·m²]` as the layers take them, `[B, N/m², width]`.
+
+        Those of fewer tubelets than a clip has are the newest ones.
+        """
+        vision = self.vis_proj(merged)
+        if self.embed_times is None:
+            return vision
+        tubelets = merged.shape[1] // (self.side // self.merge) ** 2
+        times = self.embed_times[-tubelets:, None]
+        return (vision.unflatten(1, (tubelets, -1)) + times).flatten(1, 2)
+
     def forward(self, visual_tokens: Tensor, query_ids: Tensor, query_mask: Tensor) -> Tensor:
         """Every clip with every query.
 
         `visual_tokens` `[B, N, C]`, `query_ids` and `query_mask` `[Q, L]` int64 (mask 1: a token)
         to `[B, Q, D]`, unit length.
         """
-        vision = self.vis_proj(self.merged(visual_tokens))
+        vision = self.seen(self.merged(visual_tokens))
         batch, queries = vision.shape[0], query_ids.shape[0]
         text = self.embed_tokens(query_ids)
         vision = vision[:, None].expand(-1, queries, -1, -1).flatten(0, 1)
@@ -149,7 +177,7 @@ class Predictor(nn.Module):
 
     def paired(self, visual_tokens: Tensor, query_ids: Tensor, query_mask: Tensor) -> Tensor:
         """Clip i with query i, as in training: `[B, N, C]`, `[B, L]`, `[B, L]` to `[B, D]`."""
-        vision = self.vis_proj(self.merged(visual_tokens))
+        vision = self.seen(self.merged(visual_tokens))
         return self.answer(vision, self.embed_tokens(query_ids), query_mask)
 
     def answer(self, vision: Tensor, text: Tensor, mask: Tensor) -> Tensor:

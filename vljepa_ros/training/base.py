@@ -86,6 +86,50 @@ def resized(model: VLJepa, size: int | None) -> VLJepa:
     return other.eval()
 
 
+def rearranged(model: VLJepa, chunk: int | None, layers: int | None) -> VLJepa:
+    """A model with the same weights that encodes `chunk` frames at a time, in eval mode.
+
+    What its X-encoder no longer looks at together, its predictor must: that gets as many `layers`,
+    the new ones before its own, where they change nothing until they are trained further, and a
+    vector for each tubelet's time (0). So it is as good as `model` where the chunk is the clip, and
+    worse at first where it is less. None: as `model` has it. VLJepaError where that cannot be.
+    """
+    vision, own = model.config.x_encoder_config, model.config.predictor_config.num_hidden_layers
+    if chunk is None and layers is None:
+        return model
+    if chunk is not None and vision.model_type != "vjepa2":
+        raise VLJepaError(
+            f"a {vision.model_type} takes its frames one by one; leave the chunk out."
+        )
+    if chunk is not None and (vision.frames_per_clip % chunk or chunk % vision.tubelet_size):
+        raise VLJepaError(
+            f"clips of {vision.frames_per_clip} frames cannot be encoded {chunk} at a time: give a "
+            f"divisor that is a multiple of {vision.tubelet_size}."
+        )
+    added = (layers or own) - own
+    if added < 0:
+        raise VLJepaError(f"the predictor has {own} layers, and none can be taken away.")
+    config = copy.deepcopy(model.config)
+    config.x_encoder_chunk = chunk or config.x_encoder_chunk
+    config.predictor_config.num_hidden_layers = own + added
+    other = VLJepa(config)
+    state = other.state_dict()
+    state |= {_deeper(name, added): value for name, value in model.state_dict().items()}
+    for layer in range(added):
+        for product in ("self_attn.o_proj", "mlp.down_proj"):
+            state[f"predictor.layers.{layer}.{product}.weight"].zero_()
+    other.load_state_dict(state)
+    return other.eval()
+
+
+def _deeper(name: str, added: int) -> str:
+    """The name of a weight once so many layers stand before the predictor's own."""
+    parts = name.split(".")
+    if parts[:2] == ["predictor", "layers"]:
+        parts[2] = str(int(parts[2]) + added)
+    return ".".join(parts)
+
+
 def load_checkpoint(folder: Path) -> VLJepa:
     """The model in the folder of a finished training; VLJepaError where it is not finished."""
     if not (folder / WEIGHTS).is_file():

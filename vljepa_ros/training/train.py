@@ -32,7 +32,7 @@ from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.tabletop import language, store
 from vljepa_ros.tabletop.clips import ClipDataset, ClipShape, collate
 
-from .base import RECIPE, Base, resized
+from .base import RECIPE, Base, rearranged, resized
 from .loop import finished, fit, make_trainer, rank, save, seed_of
 from .stages import DecoderStage, JointStage, TextStage
 from .texts import Sentences, corpus, fit_head, mix, sentence_encoder_folder, train_tokenizer
@@ -64,7 +64,10 @@ class Recipe:
     seed: int = 0
     devices: int = 1
     workers: int = 1  # processes that cut clips; 0: in the training process
-    image_size: int | None = None  # pixels a side of the clips; None: the start's, or the preset's
+    # None, of the following: the start's, or the preset's.
+    image_size: int | None = None  # pixels a side of the clips
+    chunk: int | None = None  # frames that the X-encoder looks at together
+    predictor_layers: int | None = None
 
 
 def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Path:
@@ -84,6 +87,7 @@ def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Pa
     tokenizer = out / "tokenizer.json"
     model = _from_nothing(tokenizer) if base is None else _taken_up(base, tokenizer)
     model = resized(model, recipe.image_size)
+    model = rearranged(model, recipe.chunk, recipe.predictor_layers)
     if rank() == 0:
         model.config.to_json_file(str(out / CONFIG), use_diff=False)
         (out / RECIPE).write_text(json.dumps(said, indent=2) + "\n")
@@ -105,13 +109,20 @@ def _check_begun(out: Path, said: dict[str, Any]) -> None:
     if begun != start:
         raise VLJepaError(
             f"{out} holds a training that began from {begun}, and this one would from {start}: "
-            "give another folder, or the same --from and --size as before."
+            "give another folder, or the same --from, --size, --chunk and --predictor-layers as "
+            "before."
         )
 
 
 def _beginning(recipe: dict[str, Any]) -> str:
-    size = recipe.get("image_size")
-    return (recipe.get("from") or "nothing") + (f" at {size} px" if size else "")
+    said = recipe.get("from") or "nothing"
+    for name, words in (
+        ("image_size", "at {} px"), ("chunk", "in chunks of {}"),
+        ("predictor_layers", "with {} layers in the predictor"),
+    ):  # fmt: skip
+        if recipe.get(name):
+            said += " " + words.format(recipe[name])
+    return said
 
 
 def _from_nothing(tokenizer: Path) -> VLJepa:

@@ -39,6 +39,15 @@ BASE = typer.Option(
 SIZE = typer.Option(
     None, min=1, help="Pixels a side of the clips; by default those of the start, or tabletop's."
 )
+CHUNK = typer.Option(
+    None, min=1,
+    help="Frames that the X-encoder looks at together, e.g. 2: each is then encoded once on the "
+    "robot. By default those of the start, or the whole clip.",
+)  # fmt: skip
+LAYERS = typer.Option(
+    None, "--predictor-layers", min=1,
+    help="Layers of the predictor; those that the start lacks change nothing at first.",
+)  # fmt: skip
 WORKERS = typer.Option(
     None, min=1,
     help="Processes, by default 2. On a cluster: actors, by default one for each of its CPUs.",
@@ -98,6 +107,8 @@ def train(
     tasks: bool = TASKS,
     base: Optional[str] = BASE,
     size: Optional[int] = SIZE,
+    chunk: Optional[int] = CHUNK,
+    layers: Optional[int] = LAYERS,
     steps: int = typer.Option(400, min=1, help="With --data: steps at most."),
 ) -> None:
     """Train the tabletop model on simulated episodes, or fine-tune a model on your recordings."""
@@ -119,12 +130,17 @@ def train(
         raise VLJepaError(
             "--camera, --episodes and --tasks are of a data set: give it with --data."
         )
+    if recordings is not None and (chunk is not None or layers is not None):
+        raise VLJepaError(
+            "--chunk and --predictor-layers are of a training on the simulated table, and not of "
+            "recordings: leave them out, or --data."
+        )
     if recordings is not None:
         _finetune(recordings, choice, base or "tabletop", out, steps, seed, size)
         return
     recipe = Recipe(
         image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed, devices=devices,
-        image_size=size,
+        image_size=size, chunk=chunk, predictor_layers=layers,
     )  # fmt: skip
     start = load_base(base) if base else None
     console.print(f"trained: {run(folder or store.default_root(), out, recipe, start)}")

@@ -56,7 +56,7 @@ class EmbeddingNetworks(nn.Module):
 
     def predict(self, visual: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Merged visual tokens of B clips and B·k queries, clip by clip, to `[B·k, D]`."""
-        vision = self.predictor.vis_proj(visual).repeat_interleave(len(ids) // len(visual), dim=0)
+        vision = self.predictor.seen(visual).repeat_interleave(len(ids) // len(visual), dim=0)
         return self.predictor.answer(vision, self.predictor.embed_tokens(ids), mask)
 
     def write(self, sentences: Tensor) -> Tensor:
