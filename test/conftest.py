@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ sys.path.insert(0, str(TEST / "support"))
 if importlib.util.find_spec("vljepa_ros") is None:
     sys.path.insert(0, str(TEST.parent))
 importlib.import_module("vljepa_ros")  # silences ONNX Runtime, before a test imports that itself
+
+# A shell without job control has what it runs in the background ignore Ctrl-C, and all that starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # By UDP alone: what tests kill leaves nothing in shared memory then that could hang others
 # (Fast DDS 3.2). Tests of the default transports take the variable away: `default_transports`.
