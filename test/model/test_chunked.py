@@ -1,4 +1,4 @@
-"""A V-JEPA 2 that encodes tubelet by tubelet, from torch to a stream: each frame is seen once."""
+"""A V-JEPA 2 that encodes tubelet by tubelet, from torch to a stream: each is encoded once."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_bundle_takes_a_tubelet_and_says_what_torch_says(folder: Path, runti
     np.testing.assert_allclose(got, wanted, atol=1e-4)
 
 
-def test_a_stream_encodes_each_frame_once_and_answers_as_whole_clips(runtime: Runtime):
+def test_a_stream_encodes_each_chunk_once_and_answers_as_whole_clips(runtime: Runtime):
     """Of two cameras in one batch: a step a frame, and a clip takes every second chunk."""
     perceiver = Perceiver(runtime, ["left", "right"], UNGATED)
     seen = {name: pictures(12, seed) for seed, name in enumerate(perceiver.cameras)}

@@ -41,8 +41,8 @@ SIZE = typer.Option(
 )
 CHUNK = typer.Option(
     None, min=1,
-    help="Frames that the X-encoder looks at together, e.g. 2: each is then encoded once on the "
-    "robot. By default those of the start, or the whole clip.",
+    help="Frames that the X-encoder looks at together, e.g. 2: on the robot each such chunk is "
+    "encoded once. By default as in the start, or the whole clip.",
 )  # fmt: skip
 LAYERS = typer.Option(
     None, "--predictor-layers", min=1,
