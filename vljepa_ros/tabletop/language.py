@@ -205,7 +205,7 @@ def reword(text: str, version: int) -> str:
 _REWORDED = re.compile(rf"\b({'|'.join(REWORDINGS)})\b")
 
 
-def _every(
+def every(
     forms: Callable[[str], str], phrase: Callable[[tuple[str, str]], str]
 ) -> dict[str, tuple[str, str | None, str | None]]:
     """A sentence of every possible event, and the (kind, colour, shape) it names."""
@@ -221,7 +221,7 @@ def _every(
 
 def canonical() -> dict[str, tuple[str, str | None, str | None]]:
     """The canonical sentence of every possible event, and the (kind, colour, shape) it names."""
-    return _every(lambda kind: TEMPLATES[kind][0], object_phrase)
+    return every(lambda kind: TEMPLATES[kind][0], object_phrase)
 
 
 UNSEEN_WORDINGS = min(len(forms) for forms in UNSEEN_TEMPLATES.values())
@@ -229,7 +229,7 @@ UNSEEN_WORDINGS = min(len(forms) for forms in UNSEEN_TEMPLATES.values())
 
 def unseen(choice: int) -> dict[str, tuple[str, str | None, str | None]]:
     """Like `canonical` in words that training never uses; wording number `choice`."""
-    return _every(
+    return every(
         lambda kind: UNSEEN_TEMPLATES[kind][choice],
         lambda pair: object_phrase((SYNONYMS[pair[0]], SYNONYMS[pair[1]])),
     )

@@ -36,6 +36,11 @@ BASE = typer.Option(
     help="The start: a bundle (folder, name or Hub id) or a finished training. With --data it is "
     "tabletop if you name none; without, all is trained from nothing.",
 )  # fmt: skip
+WORDS = typer.Option(
+    None, "--words",
+    help="The Y-encoder alone learns more words, from the WordNet in this folder (Debian's package "
+    "wordnet-base: /usr/share/wordnet): docs/model.md.",
+)  # fmt: skip
 SIZE = typer.Option(
     None, min=1, help="Pixels a side of the clips; by default those of the start, or tabletop's."
 )
@@ -109,9 +114,13 @@ def train(
     size: Optional[int] = SIZE,
     chunk: Optional[int] = CHUNK,
     layers: Optional[int] = LAYERS,
-    steps: int = typer.Option(400, min=1, help="With --data: steps at most."),
+    words: Optional[Path] = WORDS,
+    steps: int = typer.Option(400, min=1, help="With --data: steps at most; with --words: steps."),
 ) -> None:
-    """Train the tabletop model on simulated episodes, or fine-tune a model on your recordings."""
+    """Train the tabletop model on simulated episodes, or fine-tune a model on your recordings.
+
+    With --words the Y-encoder alone learns, from texts.
+    """
     with needing("train"):
         from vljepa_ros.tabletop import store
         from vljepa_ros.training.base import load_base
@@ -130,6 +139,14 @@ def train(
         raise VLJepaError(
             "--camera, --episodes and --tasks are of a data set: give it with --data."
         )
+    if words is not None:
+        if any(given is not None for given in (recordings, size, chunk, layers)):
+            raise VLJepaError(
+                "--words is about texts alone: leave out --data, --size, --chunk and "
+                "--predictor-layers."
+            )
+        _words(words, base or "tabletop", out, steps, seed)
+        return
     if recordings is not None and (chunk is not None or layers is not None):
         raise VLJepaError(
             "--chunk and --predictor-layers are of a training on the simulated table, and not of "
@@ -144,6 +161,14 @@ def train(
     )  # fmt: skip
     start = load_base(base) if base else None
     console.print(f"trained: {run(folder or store.default_root(), out, recipe, start)}")
+
+
+def _words(folder: Path, base: str, out: Path, steps: int, seed: int) -> None:
+    from vljepa_ros.training.base import load_base
+    from vljepa_ros.training.words.learn import WordRecipe, learn_words
+
+    recipe = WordRecipe(steps=steps, seed=seed)
+    console.print(f"trained: {learn_words(load_base(base), folder, out, recipe, console.print)}")
 
 
 def _finetune(
