@@ -136,13 +136,26 @@ def fit_head(sentences: Sentences, seed: int) -> None:
     vectors, wanted = (sentences.vectors[rows].double() for rows in written)
     head = y_encoder.projector
     wanted = y_encoder.head(wanted.to(head.weight)).double().cpu()
-    weights = torch.ones(len(texts), 1, dtype=torch.float64)
+    weights = torch.ones(len(texts), dtype=torch.float64)
     weights[:known] = MEANINGS_WEIGH
+    solve_head(head, vectors, wanted, weights, RIDGE)
+
+
+@torch.no_grad()
+def solve_head(
+    head: nn.Linear, vectors: Tensor, wanted: Tensor, weights: Tensor, ridge: float
+) -> None:
+    """Set a head to what brings sentence vectors `[N, hidden]` nearest to embeddings `[N, D]`.
+
+    Least squares, double; `weights` `[N]` say how much each counts, `ridge` how large the numbers
+    of the head may become, in parts of the mean variance of a vector's numbers.
+    """
+    weights = weights[:, None]
     middle, aim = ((weights * v).sum(0) / weights.sum() for v in (vectors, wanted))
     vectors, wanted = vectors - middle, wanted - aim
-    ridge = RIDGE * weights.sum() * vectors.var(0).mean() * torch.eye(len(middle)).double()
+    even = ridge * weights.sum() * vectors.var(0).mean() * torch.eye(len(middle)).double()
     slope = torch.linalg.solve(
-        vectors.T @ (weights * vectors) + ridge, vectors.T @ (weights * wanted)
+        vectors.T @ (weights * vectors) + even, vectors.T @ (weights * wanted)
     )
     head.weight.copy_(slope.T)
     head.bias.copy_(aim - middle @ slope)
