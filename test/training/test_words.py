@@ -10,6 +10,7 @@ import pytest
 import torch
 from networks import scramble, tiny_config
 
+from vljepa_ros.cli import main
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.model.networks import VLJepa
 from vljepa_ros.tabletop import language
@@ -223,3 +224,18 @@ def test_what_is_read_again_and_again_is_learnt(base, entries):
         losses.append({name: loss.item() for name, loss in parts.items()})
     for name in ("captions", "entries"):
         assert losses[-1][name] < 0.9 * losses[0][name], name
+
+
+@pytest.mark.parametrize(
+    "more", [["--size", "64"], ["--chunk", "2"], ["--data", "lines.jsonl"], []]
+)
+def test_the_command_learns_from_texts_alone(more, tmp_path, monkeypatch, capsys):
+    run = [str(tmp_path / "run"), "--words", str(tmp_path / "absent"), *more]
+    monkeypatch.setattr("sys.argv", ["vljepa", "train", *run])
+    monkeypatch.setattr("vljepa_ros.training.base.load_base", lambda source: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert ("leave out" in said) if more else ("wordnet-base" in said)
+    assert not (tmp_path / "run").exists()
