@@ -44,7 +44,7 @@ KEEPING_WEIGHS = 4.0
 STAGE = "words"  # the folder of what is trained, beside the finished model
 BACK = 0.5  # of the way to the weights of before
 FITTED_CAPTIONS, FITTED_ENTRIES = 3000, 1200
-USUAL_WEIGHS, ENTRIES_WEIGH = 4.0, 0.3  # each, against a caption
+ANSWERS_WEIGH, USUAL_WEIGHS, ENTRIES_WEIGH = 200.0, 20.0, 0.3  # each, against a caption
 RIDGE = 3e-2
 
 
@@ -208,7 +208,8 @@ class WordStage(lightning.LightningModule):
         """
         rng = np.random.default_rng(self.recipe.seed)
         texts, wanted = list(usual), list(usual.values())
-        weights = [USUAL_WEIGHS] * len(texts)
+        closed = set(self.meanings) - set(language.canonical())  # few, and a question hangs on each
+        weights = [ANSWERS_WEIGH if text in closed else USUAL_WEIGHS for text in texts]
         for text, meaning in dict(reader.draw(rng) for _ in range(FITTED_CAPTIONS)).items():
             texts.append(text)
             wanted.append(self.places[self.row[meaning]])
