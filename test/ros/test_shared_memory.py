@@ -57,11 +57,16 @@ def test_a_dead_port_hangs_no_node_that_starts(
     monkeypatch.delenv(FASTDDS_VARIABLE, raising=False)  # its default, with shared memory
     number = domain()
     dead = FOLDER / f"fastdds_port{7400 + 250 * number + 11}"  # of the domain's first process
-    dead.unlink(missing_ok=True)  # where an earlier graph has left a whole one
-    dead.touch()
-    node = NodeProcess("perception_node", number, bundle=tiny_bundle)
-    node.wait_for_log("Active.")
-    assert f"Removed {dead}, which a process that was killed" in node.log
+    for _ in range(5):
+        dead.unlink(missing_ok=True)  # where an earlier graph has left a whole one
+        dead.touch()
+        node = NodeProcess("perception_node", number, bundle=tiny_bundle)
+        node.wait_for_log("Active.")
+        if f"Removed {dead}, which a process that was killed" in node.log:
+            break
+        assert node.end() == 0  # a process of another test has come first, and removed it
+    else:
+        pytest.fail(f"five times nobody said that {dead} was removed")
     probe = Probe(number)
     Stream(probe, "camera", noise(1))
     probe.close()

@@ -8,6 +8,7 @@ after SIGINT or SIGTERM.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -25,6 +26,7 @@ from vljepa_ros.recordings.offline import RecordedFrame
 from vljepa_ros.ros.process import Signals, init_ros, needs_ros, set_fastdds
 
 SPIN = 0.05  # seconds until a signal is seen
+DISCOVERY = 10.0  # seconds in which a camera that is there is found, on a busy machine, too
 MAX_GAP_NS = 3 * 10**9
 
 
@@ -55,6 +57,7 @@ def record(bundle: Bundle, topics: Sequence[str], seconds: float) -> list[Source
         )
         for topic in topics
     }  # fmt: skip
+    began = time.monotonic()
     notice(f"Looking at {', '.join(topics)} for {seconds:g} s; Ctrl-C ends it.")
     try:
         for camera in cameras.values():
@@ -74,7 +77,8 @@ def record(bundle: Bundle, topics: Sequence[str], seconds: float) -> list[Source
                     kept[topic].append(
                         RecordedFrame(camera.name, stamp, "", stamp, partial(np.asarray, square))
                     )
-                if silence := camera.look():
+                silence = camera.look()
+                if silence and time.monotonic() - began > DISCOVERY:
                     raise VLJepaError(f"Camera '{camera.name}': {silence}")
     finally:
         for camera in cameras.values():
