@@ -6,7 +6,6 @@ to, so what the predictor was trained to say still means the same.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import shutil
@@ -42,7 +41,6 @@ KINDS_ALIKE = 3
 KEPT_TEXTS = 300  # beside all canonical ones and all answers
 KEEPING_WEIGHS = 4.0
 STAGE = "words"  # the folder of what is trained, beside the finished model
-BACK = 0.5  # of the way to the weights of before
 FITTED_CAPTIONS, FITTED_ENTRIES = 3000, 1200
 ANSWERS_WEIGH, USUAL_WEIGHS, ENTRIES_WEIGH = 200.0, 20.0, 0.3  # each, against a caption
 RIDGE = 3e-2
@@ -82,10 +80,8 @@ def learn_words(
     stage = WordStage(model.y_encoder, words, recipe)
     say(f"before: {stage.judged()}")
     if not finished(model, out):
-        before = copy.deepcopy(model.y_encoder.model.state_dict())
         usual = stage.usual(reader)
         _train(model, stage, reader, usual, out / STAGE)
-        halved(model.y_encoder.model, before)
         stage.fit_head(reader, usual)
         save(model, out)
     say(f"after: {stage.judged()}")
@@ -101,14 +97,6 @@ def _train(
     readings = Readings(reader, usual, recipe, seed_of(recipe.seed, folder))
     fit(make_trainer(folder, recipe.steps), stage, DataLoader(readings, batch_size=None), folder)
     save(model, folder)
-
-
-@torch.no_grad()
-def halved(tuned: torch.nn.Module, before: Mapping[str, Tensor]) -> None:
-    """Bring trained weights half the way back: what training lets go is kept (arXiv 2109.01903)."""
-    for name, value in tuned.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(before[name], BACK)
 
 
 def _begin(base: Base, out: Path, recipe: WordRecipe) -> None:
