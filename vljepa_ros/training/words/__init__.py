@@ -1,1 +1,1 @@
-"""The Y-encoder learns more words, from a dictionary and a stronger sentence encoder."""
+"""The Y-encoder learns more words, from a dictionary and many wordings of captions."""

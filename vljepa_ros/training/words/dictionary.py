@@ -13,7 +13,6 @@ from pathlib import Path
 
 from vljepa_ros.errors import VLJepaError
 
-DEBIAN = Path("/usr/share/wordnet")  # where the package wordnet-base puts it
 NOUN, VERB = "noun", "verb"
 DEPTH = {NOUN: 8, VERB: 1}  # steps down to narrower words; verbs soon mean something else
 BROAD = 40  # a verb with more narrower ones says too little: then only its synonyms are read
@@ -69,7 +68,7 @@ class WordNet:
     Raises VLJepaError where `folder` does not hold them.
     """
 
-    def __init__(self, folder: Path = DEBIAN):
+    def __init__(self, folder: Path):
         self.folder = folder
         self.synsets: dict[str, dict[int, Synset]] = {}
         self.senses: dict[str, dict[str, tuple[int, ...]]] = {}

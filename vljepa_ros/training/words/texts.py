@@ -58,6 +58,7 @@ FRAMES: dict[str, str] = {
 """A caption for a verb of a dictionary, in the third person."""
 
 
+REWORDED = 0.75  # of the words that have others
 FROM_VERBS = 0.25  # of the captions of a kind for which the dictionary has verbs
 _WORD = re.compile(r"[a-z]+")
 
@@ -159,10 +160,12 @@ class Reader:
         made = self.made.get(kind, ())
         return str(rng.choice(made if made and rng.random() < FROM_VERBS else self.templates[kind]))
 
-    def reworded(self, text: str, rng: np.random.Generator, share: float = 0.75) -> str:
+    def reworded(self, text: str, rng: np.random.Generator) -> str:
+        """A text with most of its words of the table in other words."""
+
         def other(found: re.Match[str]) -> str:
             words = self.words.get(found[0], ())
-            return str(rng.choice(words)) if words and rng.random() < share else found[0]
+            return str(rng.choice(words)) if words and rng.random() < REWORDED else found[0]
 
         return _WORD.sub(other, text)
 
