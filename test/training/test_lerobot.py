@@ -127,8 +127,14 @@ def test_what_cannot_be_done_is_a_sentence(tmp_path: Path) -> None:
             "for a LeRobot data set",
         ),
         ((run, "--data", "no/cubes", "--from", bundle), "There is no no/cubes; if it is a "),
-        ((run, "--camera", "top"), "are of a data set: give it with --data"),
-        ((run, "--data", root, "--chunk", 2), "are of a training on the simulated table"),
+        (
+            (run, "--camera", "top"),
+            "--camera is for a training with --data, and this",
+        ),
+        (
+            (run, "--data", root, "--chunk", 2),
+            "would be one with --data: leave it out",
+        ),
     ):
         done = train(*arguments)
         assert done.exit_code == 1 and said in str(done.exception)

@@ -8,16 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import scramble, tiny_config
+from networks import MANIFEST, scramble, tiny_config
 
+from vljepa_ros.bundle.spec import Bundle, load_bundle
 from vljepa_ros.cli import main
 from vljepa_ros.errors import VLJepaError
+from vljepa_ros.inference.text import TextTokenizer
+from vljepa_ros.inference.verify import verify_bundle
+from vljepa_ros.model.export import storage
+from vljepa_ros.model.export.bundle import export_bundle
 from vljepa_ros.model.networks import VLJepa
-from vljepa_ros.tabletop import language
+from vljepa_ros.tabletop import language, store
+from vljepa_ros.tabletop.episode import SPLITS
+from vljepa_ros.tabletop.sim.episode import simulate
+from vljepa_ros.training import release
 from vljepa_ros.training.base import Base, load_base, load_checkpoint
 from vljepa_ros.training.texts import corpus, sentence_encoder_folder, train_tokenizer
 from vljepa_ros.training.words import learn
 from vljepa_ros.training.words.dictionary import NOUN, SENSES, VERB, WordNet
+from vljepa_ros.training.words.export import export_words, is_words
 from vljepa_ros.training.words.learn import WordRecipe, learn_words
 from vljepa_ros.training.words.texts import Reader, label_sets, reserved, stems, third_person
 
@@ -158,7 +167,9 @@ def test_verbs_are_said_in_the_third_person(verb, said):
 def base(tmp_path: Path) -> Base:
     tokenizer = tmp_path / "tokenizer.json"
     train_tokenizer(corpus(), 400, tokenizer)
-    model = scramble(VLJepa(tiny_config(text_vocabulary=30522, text_length=32)))
+    config = tiny_config(vocabulary=400, text_vocabulary=30522, text_length=32)
+    config.y_encoder_config.max_position_embeddings = 1024  # the exporter folds tiny tables away
+    model = scramble(VLJepa(config))
     y_tokenizer = sentence_encoder_folder() / "tokenizer.json"
     return Base(model, tokenizer, y_tokenizer, {"from": "tiny", "source": {"recipe": {"seed": 3}}})
 
@@ -195,6 +206,69 @@ def test_only_the_y_encoder_learns_and_the_folder_is_a_finished_training(
     assert not losses and said[2:] == said[:2]
 
 
+@pytest.fixture
+def bundle(base, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(storage, "COMPRESSED", 500)  # as small as these matrices are
+    words = TextTokenizer(base.y_tokenizer, 32)(
+        ["a ball rolls", "the gripper picks up the red cube"]
+    )
+    clips = np.random.default_rng(0).integers(256, size=(2, 4, 32, 32, 3), dtype=np.uint8)
+    files = {"tokenizer.json": base.tokenizer, "y_tokenizer.json": base.y_tokenizer}
+    return export_bundle(base.model, tmp_path / "bundle", MANIFEST, files, clips, words)
+
+
+def test_the_bundle_of_a_training_of_words_is_that_before_but_for_its_y_encoder(
+    bundle, wordnet, tmp_path, monkeypatch
+):
+    few = [dict(list(labels.items())[::20]) for labels in label_sets()]
+    monkeypatch.setattr(learn, "label_sets", lambda: few)
+    path = tmp_path / "data" / "stream" / f"{SPLITS['stream']:08d}.npz"
+    store.save_episode(path, simulate(SPLITS["stream"], 4.0))
+    run = learn_words(load_base(str(bundle)), wordnet, tmp_path / "run", RECIPE)
+    assert is_words(run)
+    out = tmp_path / "out"
+    found = export_words(run, tmp_path / "data", out, "0.2.0", None)
+    assert verify_bundle(out) == []
+    before, after = load_bundle(bundle), load_bundle(out)
+    changed = {name for name, digest in hashes(after).items() if hashes(before)[name] != digest}
+    assert changed == {"y_encoder.onnx", "y_encoder.data"}
+    assert (out / "y_encoder.data").stat().st_size < (bundle / "y_encoder.data").stat().st_size
+    assert after.thresholds.watch == found["watches"]["threshold"] != before.thresholds.watch
+    assert after.thresholds.change == before.thresholds.change
+    assert after.source["read"].startswith(release.READ) and learn.READ in after.source["read"]
+    assert after.source["recipe"]["from"] == before.model_id
+    assert set(after.evaluation) == {"onnx_against_torch", "calibration"}
+    again, learnt = load_base(str(out)).model.y_encoder, load_checkpoint(run).y_encoder
+    ids, mask = (
+        torch.from_numpy(a) for a in TextTokenizer(out / "y_tokenizer.json", 32)(["a cup"])
+    )
+    with torch.inference_mode():  # int8 moves it a little
+        assert torch.cosine_similarity(again(ids, mask), learnt(ids, mask)).item() > 0.99
+    with pytest.raises(VLJepaError, match="is the bundle that the training started from"):
+        export_words(run, tmp_path / "data", bundle, "0.2.0", None)
+    shutil.rmtree(bundle)
+    with pytest.raises(VLJepaError, match="has gone, the bundle tiny"):
+        export_words(run, tmp_path / "data", out, "0.2.0", None)
+
+
+def hashes(bundle: Bundle) -> dict[str, str]:
+    """The sha256 of every file of a bundle that its manifest names."""
+    graphs = bundle.manifest["graphs"].values()
+    return {**bundle.manifest["files"], **{graph["file"]: graph["sha256"] for graph in graphs}}
+
+
+def test_a_training_of_words_from_a_training_is_exported_like_any_other(base, wordnet, tmp_path):
+    assert not is_words(tmp_path / "run")
+    learn._begin(base, tmp_path / "run", RECIPE)
+    assert not is_words(tmp_path / "run")
+
+
+def test_what_the_texts_were_is_told_of_every_training_on_the_way():
+    assert release.read({"seed": 0, "before": {"stages": []}}) == release.READ
+    on_words = {"seed": 0, "before": {"read": "a dictionary", "before": {"stages": []}}}
+    assert release.read(on_words) == f"{release.READ}; a dictionary"
+
+
 def test_a_folder_with_another_training_is_refused(base, wordnet, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text("{}")
@@ -227,7 +301,7 @@ def test_what_is_read_again_and_again_is_learnt(base, entries):
 
 
 @pytest.mark.parametrize(
-    "more", [["--size", "64"], ["--chunk", "2"], ["--data", "lines.jsonl"], []]
+    "more", [["--size", "64"], ["--chunk", "2"], ["--data", "lines.jsonl"], ["--video", "3"], []]
 )
 def test_the_command_learns_from_texts_alone(more, tmp_path, monkeypatch, capsys):
     run = [str(tmp_path / "run"), "--words", str(tmp_path / "absent"), *more]
@@ -237,5 +311,9 @@ def test_the_command_learns_from_texts_alone(more, tmp_path, monkeypatch, capsys
         main()
     assert ended.value.code == 1
     said = capsys.readouterr().err
-    assert ("leave out" in said) if more else ("wordnet-base" in said)
+    assert (
+        ("one with --words: leave it out" in " ".join(said.split()))
+        if more
+        else ("wordnet-base" in said)
+    )
     assert not (tmp_path / "run").exists()

@@ -67,12 +67,13 @@ def _with_interval(figure: dict[str, float], write: Any) -> str:
 def _head(results: dict[str, Any]) -> str:
     model, extent = results["model"], results["extent"]
     source = ", ".join(f"{k} {v}" for k, v in model["source"].items() if v is not None)
+    read = f" Its Y-encoder has read {model['read']}." if model.get("read") else ""
     return f"""# Results
 
 Made by `vljepa evaluate` from results.json, which holds every figure of this page; do not edit.
 
 Model **{model["id"]}** ({source}), judged on {model["judged_on"]} by {model["judged_by"]} through \
-{model["backend"]} on {model["machine"]}: the bundle as the robot runs it.
+{model["backend"]} on {model["machine"]}: the bundle as the robot runs it.{read}
 
 Episodes: {extent["test"]} of 30 s with seeds that training never saw (*test*), \
 {extent["composition"]} of 30 s made to hold combinations of colour, shape and kind of event that \
@@ -102,8 +103,9 @@ def _classification(splits: dict[str, Any]) -> str:
     parts = [
         f"The nearest of the sentences of all {first['labels']} possible events names the event. "
         "*Kind* is the mean over the kinds of event, *kind of clips* the mean over clips; *object* "
-        "is colour and shape together. Unseen synonyms: the same labels in words that training "
-        "never used (crimson, cup, tumbles off), the mean of two wordings."
+        "is colour and shape together. Unseen synonyms: the same labels in words that no caption, "
+        "question or answer of training holds (crimson, cup, tumbles off), the mean of two "
+        "wordings."
     ]
     rows = {
         "training_wording": "training wording",

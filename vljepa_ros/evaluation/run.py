@@ -131,6 +131,7 @@ def _about(model: Runtime) -> dict[str, Any]:
     return {
         "id": bundle.model_id,
         "source": {k: bundle.source.get(k) for k in ("seed", "data", "code")},
+        "read": bundle.source.get("read"),
         "judged_on": f"tabletop-{DATA_VERSION}",
         "judged_by": f"vljepa_ros {__version__}",
         "backend": f"{model.info[0].backend} in {model.info[0].precision}",

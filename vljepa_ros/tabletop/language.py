@@ -228,7 +228,7 @@ UNSEEN_WORDINGS = min(len(forms) for forms in UNSEEN_TEMPLATES.values())
 
 
 def unseen(choice: int) -> dict[str, tuple[str, str | None, str | None]]:
-    """Like `canonical` in words that training never uses; wording number `choice`."""
+    """Like `canonical` in words of no caption of training; wording number `choice`."""
     return every(
         lambda kind: UNSEEN_TEMPLATES[kind][choice],
         lambda pair: object_phrase((SYNONYMS[pair[0]], SYNONYMS[pair[1]])),

@@ -15,7 +15,8 @@ from typing import Any
 from safetensors.torch import load_model
 
 from vljepa_ros.bundle.locate import find_bundle
-from vljepa_ros.bundle.spec import load_bundle
+from vljepa_ros.bundle.manifest import MANIFEST
+from vljepa_ros.bundle.spec import Bundle, load_bundle
 from vljepa_ros.errors import VLJepaError
 from vljepa_ros.model.config import CONFIG, VLJepaConfig
 from vljepa_ros.model.networks import VLJepa
@@ -43,6 +44,7 @@ class Base:
     tokenizer: Path
     y_tokenizer: Path
     about: dict[str, Any]
+    bundle: Path | None = None  # the folder of the bundle, where it is one
 
 
 def load_base(source: str) -> Base:
@@ -60,7 +62,28 @@ def load_base(source: str) -> Base:
     about["from"] = bundle.model_id
     model = restore(bundle.path)
     assert bundle.query is not None  # or `restore` would have refused
-    return Base(model, bundle.query.tokenizer, bundle.y_encoder.tokenizer, about)
+    return Base(model, bundle.query.tokenizer, bundle.y_encoder.tokenizer, about, bundle.path)
+
+
+def start_of(run: Path) -> Bundle:
+    """The bundle that the training in `run` started from, for what is taken over to the byte.
+
+    VLJepaError where it has gone or changed since.
+    """
+    about = json.loads((run / BASE).read_text())
+    folder = Path(about["bundle"])
+    if not (folder / MANIFEST).is_file():
+        raise VLJepaError(
+            f"{folder} has gone, the bundle {about['from']} that the training started from; bring "
+            "it back, then export again."
+        )
+    bundle = load_bundle(folder)
+    if bundle.model_id != about["from"]:
+        raise VLJepaError(
+            f"{folder} is {bundle.model_id} now, and the training started from {about['from']}; "
+            "train again."
+        )
+    return bundle
 
 
 def resized(model: VLJepa, size: int | None) -> VLJepa:

@@ -23,6 +23,7 @@ from vljepa_ros.model.export.quantise import add_fp8, add_int8
 from .base import BASE, KEPT, RECIPE, load_checkpoint
 from .finetune import HELD_OUT
 from .recordings import meaning
+from .release import storages
 from .retrieval_stop import by_query
 
 QUANTISED_ON = 128  # held-out clips: they give the range of numbers, and teach nothing
@@ -53,7 +54,7 @@ def export_finetuned(
     }  # fmt: skip
     manifest = {**{key: about[key] for key in KEPT}, "version": version, "source": source}
     clips = frames[np.arange(max(2, min(4, len(frames)))) % len(frames)]
-    export_bundle(model, out, manifest, files, clips, words(samples), storage)
+    export_bundle(model, out, manifest, files, clips, words(samples), storages(storage))
     queries = [query for query, _ in texts[:QUANTISED_ON]]
     add_int8(out, frames[:QUANTISED_ON], queries)
     if fp8:

@@ -36,6 +36,8 @@ from .texts import sentence_encoder_folder
 
 log = logging.getLogger(__name__)
 QUANTISED_ON = 128  # clips
+READ = "captions, questions and answers of the simulated table, in its own and in other words"
+CPU = "onnxruntime-cpu"
 GATE = 1.5  # grey levels; noise of a quiet camera stays below 1 in the mean of a block
 SENTENCES = ("the gripper picks up the red cube", "no", "a hand passes over the table", "a cup")
 
@@ -64,27 +66,50 @@ def release(
     export_bundle(
         model, out, _manifest(version, recipe),
         {"tokenizer.json": run / "tokenizer.json", "y_tokenizer.json": y_tokenizer},
-        clips[:4], texts, storage,
+        clips[:4], texts, storages(storage),
     )  # fmt: skip
     asked = [str(rng.choice(one["queries"])) for one in drawn]
     log.info("int8, least cosine of an embedding: %s", add_int8(out, clips, asked))
     if fp8:
         log.info("fp8, least cosine of an embedding: %s", add_fp8(out, clips, asked))
-    bundle = Runtime(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
+    bundle = Runtime(load_bundle(out), CPU, parts=PARTS)
     found = calibrate(bundle, store.needed(data, "stream"))
     watches = calibrate_watch(bundle, store.needed(data, "stream"))
     log.info("calibrated: %s, watches: %s", found, watches)
     add_familiarity(out, calibrate_familiarity(bundle, data))
     _amend(out, found, watches, {"calibration": {**_rounded(found), "watch": watches}})
-    evaluation: dict[str, Any] = {}
-    if video is not None:
-        bundle = Runtime(load_bundle(out), "onnxruntime-cpu", parts=PARTS)
-        judged = judge_stream(bundle, video, video.with_suffix(".json"), Settings())
-        for said in judged.pop("spoken"):
-            log.info("%(at)6.2f s  said: %(text)s  true: %(truth)s", said)
-        evaluation["shipped_stream"] = {**judged, **judge_agents(bundle, video)}
+    evaluation = judged(out, video)
     _amend(out, found, watches, evaluation)
     return evaluation
+
+
+def judged(out: Path, video: Path | None) -> dict[str, Any]:
+    """What the bundle `out` earns on a stream, as `release` is given it."""
+    if video is None:
+        return {}
+    bundle = Runtime(load_bundle(out), CPU, parts=PARTS)
+    found = judge_stream(bundle, video, video.with_suffix(".json"), Settings())
+    for said in found.pop("spoken"):
+        log.info("%(at)6.2f s  said: %(text)s  true: %(truth)s", said)
+    return {"shipped_stream": {**found, **judge_agents(bundle, video)}}
+
+
+def storages(storage: str) -> dict[str, str]:
+    """How each graph is kept: the Y-encoder, the largest by far, as int8 where the rest is fp16.
+
+    Of tabletop's that costs a cosine of 0.0005 and saves 11 MB.
+    """
+    texts = "int8" if storage == "fp16" else storage
+    return {**dict.fromkeys(PARTS, storage), "y_encoder": texts}
+
+
+def read(recipe: dict[str, Any] | None) -> str:
+    """What texts the Y-encoder of a training has read, beside those of its sentence encoder."""
+    texts = [READ]
+    while recipe:
+        texts += [recipe["read"]] if "read" in recipe else []
+        recipe = recipe.get("before")
+    return "; ".join(texts)
 
 
 def _manifest(version: str, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +126,7 @@ def _manifest(version: str, recipe: dict[str, Any]) -> dict[str, Any]:
             "seed": recipe["seed"],
             "data": f"tabletop-{DATA_VERSION}",
             "code": __version__,
+            "read": read(recipe),
             "recipe": recipe,
         },
     }

@@ -2,7 +2,7 @@
 
 From nothing the stages are texts, images, video, decoder; from another model on heads, video,
 decoder: what a bundle does not hold, the head of the state loss and the temperature, is fitted to
-its frozen networks first.
+its frozen networks first, and its Y-encoder stays as it is: texts lie where they lay.
 
 Invariant: an interrupted training goes on where it stopped: a finished stage is not run again.
 """
@@ -51,14 +51,15 @@ class Recipe:
     decoder_steps: int = 400
     text_batch: int = 64
     image_batch: int = 96
-    video_batch: int = 48
-    video_stills: int = 24  # stills in a batch of video, so that what one picture tells is kept
+    video_batch: int = 40
+    video_stills: int = 68  # stills in a batch of video: shapes are learnt from those
     decoder_batch: int = 256
     decoder_clips: int = 4000
     text_rate: float = 1e-4  # 0.1 of the rate of the rest; the paper has 0.05, all along
     rate: float = 1e-3
     head_rate: float = 1e-2
     video_rate: float = 6e-4
+    further_rate: float = 3e-4  # of the video stage where a model is trained further
     image_state_weight: float = 1.0
     video_state_weight: float = 0.5
     seed: int = 0
@@ -94,7 +95,7 @@ def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Pa
     if base is None:
         _text_stage(model, out, recipe)
     for name in ("images" if base is None else "heads", "video"):
-        _joint_stage(name, model, data, out, recipe)
+        _joint_stage(name, model, data, out, recipe, further=base is not None)
     _decoder_stage(model, data, out, recipe)
     save(model, out)
     return out
@@ -172,15 +173,17 @@ def clip_shape(config: VLJepaConfig, image: bool = False) -> ClipShape:
     return ClipShape(frames, vision.tubelet_size, side, vision.crop_size)
 
 
-def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe) -> None:
-    """The stage "images", "heads" (of frozen networks) or "video"."""
+def _joint_stage(
+    name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe, further: bool
+) -> None:
+    """The stage "images", "heads" (of frozen networks) or "video"; `further`: from a model on."""
     folder, image = out / name, name == "images"
     if finished(model, folder):
         return
     rate, steps = {
         "images": (recipe.rate, recipe.image_steps),
         "heads": (recipe.head_rate, recipe.head_steps),
-        "video": (recipe.video_rate, recipe.video_steps),
+        "video": (recipe.further_rate if further else recipe.video_rate, recipe.video_steps),
     }[name]
     stage = JointStage(
         model, TextTokenizer(out / "tokenizer.json", model.config.query_length),
@@ -191,8 +194,10 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
     assert state_head is not None  # the table's truth has a weight
     if name == "heads":
         model.requires_grad_(False)
+    if further:
+        model.y_encoder.requires_grad_(False)
     if name == "video":
-        before = out / ("heads" if (out / "heads").exists() else "images")
+        before = out / ("heads" if further else "images")
         heads = torch.load(before / "heads.pt", weights_only=True)
         state_head.load_state_dict(heads["state_head"])
         stage.log_temperature.data = heads["log_temperature"]
@@ -217,7 +222,7 @@ def _joint_stage(name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe
     part = folder / f".heads{rank()}.pt"  # every process reads it in the next stage
     torch.save(heads, part)
     part.replace(folder / "heads.pt")
-    if name == "video":  # the predictor is finished: its embeddings stay where they are
+    if name == "video" and not further:  # the predictor's embeddings stay where they are now
         fit_head(sentences_of(model), recipe.seed)  # new vectors: the same in every process
     save(model, folder)
 

@@ -61,7 +61,8 @@ PEOPLE = typer.Option(
 PRECISION = typer.Option(
     Storage.fp16, metavar="TYPE",
     help="How weights are kept in the files: fp16 is half of fp32 and as exact as a "
-    "GPU's fp16; bf16 for networks whose weights fp16 cannot hold. Graphs compute in fp32.",
+    "GPU's fp16, and a trained Y-encoder is int8 then; bf16 for networks whose weights fp16 cannot "
+    "hold. Graphs compute in fp32.",
 )  # fmt: skip
 FP8 = typer.Option(False, help="Add variants for GPUs with fp8; their scales come from the clips.")
 OUT_OPTION = typer.Option(None, "--out", help="The folder that is made.")
@@ -130,13 +131,16 @@ def _training(
         from vljepa_ros.training.release import release
         from vljepa_ros.training.site.export import export_site
         from vljepa_ros.training.site.learn import is_site
+        from vljepa_ros.training.words.export import export_words, is_words
 
+    data = folder or store.default_root()
     if is_site(run):
         evaluation = export_site(run, out, version, storage)
+    elif is_words(run):
+        evaluation = export_words(run, data, out, version, video, storage)
     elif is_finetuned(run):
         evaluation = export_finetuned(run, out, version, storage, fp8)
     else:
-        data = folder or store.default_root()
         evaluation = release(run, data, out, version, video, storage, fp8)
     for name, figures in evaluation.items():
         console.print(f"{name}: {figures}")

@@ -57,6 +57,9 @@ WORKERS = typer.Option(
     None, min=1,
     help="Processes, by default 2. On a cluster: actors, by default one for each of its CPUs.",
 )  # fmt: skip
+STEPS = typer.Option(
+    None, min=1, help="With --data: steps at most, by default 400; with --words: 160."
+)
 SPLIT = typer.Option("train", help="train, stills, stream, test or composition; or video.")
 SECONDS = typer.Option(
     None, min=0.25, callback=finite,
@@ -97,7 +100,31 @@ def data(
     )  # fmt: skip
 
 
+TABLE = {"folder", "video", "decoder", "devices", "size", "chunk", "layers"}
+TRAININGS = {  # what each can be told, beside what all can
+    "with --words": {"words", "steps"},
+    "with --data": {"recordings", "camera", "episodes", "tasks", "size", "steps"},
+    "on the table with --from": TABLE,
+    "on the table from nothing": {*TABLE, "images"},
+}
+ALL = {"out", "base", "seed", "threads"}
+
+
+def _refuse_others(context: typer.Context, kind: str) -> None:
+    """VLJepaError where an option is given that this kind of training would pass over."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        if given and name not in TRAININGS[kind] | ALL:
+            owners = [one for one, own in TRAININGS.items() if name in own]
+            raise VLJepaError(
+                f"{parameter.opts[0]} is for a training {' or '.join(owners)}, and this would be "
+                f"one {kind}: leave it out."
+            )
+
+
 def train(
+    context: typer.Context,
     out: Path = TRAINING,
     folder: Path = DATA,
     images: int = typer.Option(1000, min=1, help="Steps of the image stage."),
@@ -115,7 +142,7 @@ def train(
     chunk: Optional[int] = CHUNK,
     layers: Optional[int] = LAYERS,
     words: Optional[Path] = WORDS,
-    steps: int = typer.Option(400, min=1, help="With --data: steps at most; with --words: steps."),
+    steps: Optional[int] = STEPS,
 ) -> None:
     """Train the tabletop model on simulated episodes, or fine-tune a model on your recordings.
 
@@ -135,26 +162,15 @@ def train(
     if threads:
         use_threads(threads)
     choice = Choice(camera, episodes, tasks)
-    if recordings is None and choice != Choice():
-        raise VLJepaError(
-            "--camera, --episodes and --tasks are of a data set: give it with --data."
-        )
     if words is not None:
-        if any(given is not None for given in (recordings, size, chunk, layers)):
-            raise VLJepaError(
-                "--words is about texts alone: leave out --data, --size, --chunk and "
-                "--predictor-layers."
-            )
+        _refuse_others(context, "with --words")
         _words(words, base or "tabletop", out, steps, seed)
         return
-    if recordings is not None and (chunk is not None or layers is not None):
-        raise VLJepaError(
-            "--chunk and --predictor-layers are of a training on the simulated table, and not of "
-            "recordings: leave them out, or --data."
-        )
     if recordings is not None:
+        _refuse_others(context, "with --data")
         _finetune(recordings, choice, base or "tabletop", out, steps, seed, size)
         return
+    _refuse_others(context, f"on the table {'with --from' if base else 'from nothing'}")
     recipe = Recipe(
         image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed, devices=devices,
         image_size=size, chunk=chunk, predictor_layers=layers,
@@ -163,11 +179,11 @@ def train(
     console.print(f"trained: {run(folder or store.default_root(), out, recipe, start)}")
 
 
-def _words(folder: Path, base: str, out: Path, steps: int, seed: int) -> None:
+def _words(folder: Path, base: str, out: Path, steps: int | None, seed: int) -> None:
     from vljepa_ros.training.base import load_base
     from vljepa_ros.training.words.learn import WordRecipe, learn_words
 
-    recipe = WordRecipe(steps=steps, seed=seed)
+    recipe = WordRecipe(steps=steps or WordRecipe.steps, seed=seed)
     console.print(f"trained: {learn_words(load_base(base), folder, out, recipe, console.print)}")
 
 
@@ -176,7 +192,7 @@ def _finetune(
     choice: Choice,
     base: str,
     out: Path,
-    steps: int,
+    steps: int | None,
     seed: int,
     size: int | None,
 ) -> None:
@@ -186,10 +202,9 @@ def _finetune(
     if is_of_images(base):
         if size is not None:
             raise VLJepaError(f"{base} takes pictures of one size, as it is; leave out --size.")
-        made = learn(
-            recordings, base, out, SiteRecipe(steps=steps, seed=seed), console.print, choice
-        )
+        of_site = SiteRecipe(steps=steps or SiteRecipe.steps, seed=seed)
+        made = learn(recordings, base, out, of_site, console.print, choice)
     else:
-        recipe = FineTuneRecipe(steps=steps, seed=seed, image_size=size)
+        recipe = FineTuneRecipe(steps=steps or FineTuneRecipe.steps, seed=seed, image_size=size)
         made = finetune(recordings, base, out, recipe, console.print, choice)
     console.print(f"fine-tuned: {made}\nnext: vljepa export {made} BUNDLE")

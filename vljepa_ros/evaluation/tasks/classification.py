@@ -37,7 +37,7 @@ class Labels:
 
     @classmethod
     def unseen(cls, model: Runtime) -> list[Labels]:
-        """In words that training never uses: one set for each wording."""
+        """In words of no caption of training: one set for each wording."""
         return [
             cls._of(model, language.unseen(choice)) for choice in range(language.UNSEEN_WORDINGS)
         ]

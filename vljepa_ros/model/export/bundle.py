@@ -42,15 +42,17 @@ class ExportError(VLJepaError):
 
 def export_bundle(
     model: VLJepa, folder: Path, manifest: Mapping[str, Any], files: Mapping[str, Path],
-    clips: np.ndarray, texts: tuple[np.ndarray, np.ndarray], storage: str = "fp16",
+    clips: np.ndarray, texts: tuple[np.ndarray, np.ndarray],
+    storage: str | Mapping[str, str] = "fp16",
 ) -> Path:  # fmt: skip
     """Write the bundle of `model` into `folder` and return it.
 
     `manifest` holds the sections that the networks do not know (name, thresholds, source, …), or
     that shall differ from what they imply; `files` what to copy under its name: tokenizers,
     licences; `clips` uint8 `[B, T, S, S, 3]` and `texts` (ids, mask), int64 `[B, L]`, are what the
-    graphs are compared with torch on, B >= 2; `storage` is how matrices are kept (`store_small`).
-    A model without a Y-decoder makes a bundle without one. Raises ExportError if a graph differs.
+    graphs are compared with torch on, B >= 2; `storage` is how matrices are kept (`store_small`),
+    of all graphs or by their names. A model without a Y-decoder makes a bundle without one. Raises
+    ExportError if a graph differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.eval().float()

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 
 from vljepa_ros import __version__
-from vljepa_ros.bundle.manifest import MANIFEST, write_manifest
-from vljepa_ros.bundle.spec import Bundle, load_bundle
-from vljepa_ros.errors import VLJepaError
+from vljepa_ros.bundle.manifest import write_manifest
+from vljepa_ros.bundle.spec import Bundle
 from vljepa_ros.model.export.bundle import export_section
 
-from ..base import BASE, RECIPE
+from ..base import RECIPE, start_of
 from .learn import SITE, load_site
 
 DROPPED = ("query", "decoder", "evaluation", "familiarity", "calibration")  # of the old predictor
@@ -34,7 +33,7 @@ def export_site(run: Path, out: Path, version: str, storage: str = "fp16") -> di
     """
     predictor = load_site(run)
     told, recipe = (json.loads((run / name).read_text()) for name in (SITE, RECIPE))
-    base = _base(json.loads((run / BASE).read_text()))
+    base = start_of(run)
     out.mkdir(parents=True, exist_ok=True)
     of_a_chunk = base.graphs["x_encoder"].outputs["visual_tokens"].shape[1]
     tokens = torch.randn(2, base.clip.chunks * int(of_a_chunk), predictor.sizes.tokens)
@@ -65,22 +64,6 @@ def export_site(run: Path, out: Path, version: str, storage: str = "fp16") -> di
     }  # fmt: skip
     write_manifest(out, manifest)
     return {"recordings": manifest["evaluation"]["recordings"]}
-
-
-def _base(about: dict[str, Any]) -> Bundle:
-    folder = Path(about["bundle"])
-    if not (folder / MANIFEST).is_file():
-        raise VLJepaError(
-            f"{folder} has gone, the bundle {about['from']} that the training started from; bring "
-            "it back, then export again."
-        )
-    bundle = load_bundle(folder)
-    if bundle.model_id != about["from"]:
-        raise VLJepaError(
-            f"{folder} is {bundle.model_id} now, and the training started from {about['from']}; "
-            "train again."
-        )
-    return bundle
 
 
 def _copy(base: Bundle, out: Path) -> list[str]:

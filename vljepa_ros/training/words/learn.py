@@ -28,7 +28,7 @@ from vljepa_ros.model.networks import VLJepa, YEncoder
 from vljepa_ros.tabletop import language
 from vljepa_ros.tabletop.vocabulary import COLOURS, SHAPES
 
-from ..base import RECIPE, Base
+from ..base import BASE, RECIPE, Base
 from ..loop import finished, fit, make_trainer, save, seed_of
 from ..stages import TEXT_TEMPERATURE, TEXTS_AT_ONCE, scheduled
 from ..texts import sentence_encoder_folder, solve_head, tokens
@@ -40,6 +40,10 @@ TOGETHER = 24  # texts of about one length, for which no padding is computed
 KINDS_ALIKE = 3
 KEPT_TEXTS = 300  # beside all canonical ones and all answers
 KEEPING_WEIGHS = 4.0
+READ = (
+    "what WordNet 3.0 (Princeton University) has under the table's words, each by itself, in which "
+    "some words of the evaluation's unseen synonyms stand (crimson, under red)"
+)
 STAGE = "words"  # the folder of what is trained, beside the finished model
 FITTED_CAPTIONS, FITTED_ENTRIES = 3000, 1200
 ANSWERS_WEIGH, USUAL_WEIGHS, ENTRIES_WEIGH = 200.0, 20.0, 0.3  # each, against a caption
@@ -102,7 +106,7 @@ def _train(
 def _begin(base: Base, out: Path, recipe: WordRecipe) -> None:
     out.mkdir(parents=True, exist_ok=True)
     said = {
-        **asdict(recipe), "from": base.about["from"], "read": "WordNet 3.0",
+        **asdict(recipe), "from": base.about["from"], "read": READ,
         "before": base.about.get("source", {}).get("recipe"),
     }  # fmt: skip
     text = json.dumps(said, indent=2) + "\n"
@@ -112,6 +116,10 @@ def _begin(base: Base, out: Path, recipe: WordRecipe) -> None:
             "--steps and --seed as before."
         )
     (out / RECIPE).write_text(text)
+    if base.bundle is not None:
+        about = {"from": base.about["from"], "bundle": str(base.bundle)}
+        (out / STAGE).mkdir(exist_ok=True)
+        (out / STAGE / BASE).write_text(json.dumps(about, indent=2) + "\n")
     shutil.copyfile(base.tokenizer, out / "tokenizer.json")
     base.model.config.to_json_file(str(out / CONFIG), use_diff=False)
 
