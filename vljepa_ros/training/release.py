@@ -23,7 +23,7 @@ from vljepa_ros.inference.familiarity import add_familiarity
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.export.bundle import export_bundle
-from vljepa_ros.model.export.quantise import add_fp8, add_int8
+from vljepa_ros.model.export.quantise import CPU, add_fp8, add_int8
 from vljepa_ros.perception.settings import Settings
 from vljepa_ros.tabletop import store
 from vljepa_ros.tabletop.clips import ClipDataset
@@ -37,7 +37,6 @@ from .texts import sentence_encoder_folder
 log = logging.getLogger(__name__)
 QUANTISED_ON = 128  # clips
 READ = "captions, questions and answers of the simulated table, in its own and in other words"
-CPU = "onnxruntime-cpu"
 GATE = 1.5  # grey levels; noise of a quiet camera stays below 1 in the mean of a block
 SENTENCES = ("the gripper picks up the red cube", "no", "a hand passes over the table", "a cup")
 

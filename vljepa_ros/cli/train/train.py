@@ -148,6 +148,10 @@ def train(
 
     With --words the Y-encoder alone learns, from texts.
     """
+    kind = f"on the table {'with --from' if base else 'from nothing'}"
+    if words is not None or recordings is not None:
+        kind = "with --data" if words is None else "with --words"
+    _refuse_others(context, kind)
     with needing("train"):
         from vljepa_ros.tabletop import store
         from vljepa_ros.training.base import load_base
@@ -163,14 +167,11 @@ def train(
         use_threads(threads)
     choice = Choice(camera, episodes, tasks)
     if words is not None:
-        _refuse_others(context, "with --words")
         _words(words, base or "tabletop", out, steps, seed)
         return
     if recordings is not None:
-        _refuse_others(context, "with --data")
         _finetune(recordings, choice, base or "tabletop", out, steps, seed, size)
         return
-    _refuse_others(context, f"on the table {'with --from' if base else 'from nothing'}")
     recipe = Recipe(
         image_steps=images, video_steps=video, decoder_steps=decoder, seed=seed, devices=devices,
         image_size=size, chunk=chunk, predictor_layers=layers,

@@ -21,11 +21,12 @@ from vljepa_ros.errors import VLJepaError
 from vljepa_ros.inference.runtime import Runtime
 from vljepa_ros.inference.text import TextTokenizer
 from vljepa_ros.model.export.bundle import export_section
+from vljepa_ros.model.export.quantise import CPU
 from vljepa_ros.tabletop import store
 
 from ..base import BASE, RECIPE, load_checkpoint, start_of
 from ..calibrate import calibrate_watch
-from ..release import CPU, SENTENCES, judged, read, storages
+from ..release import SENTENCES, judged, read, storages
 from .learn import STAGE
 
 PART = "y_encoder"
