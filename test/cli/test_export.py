@@ -13,6 +13,10 @@ from vljepa_ros.errors import VLJepaError
 from vljepa_ros.model.export import public
 from vljepa_ros.training import finetune_export, release
 from vljepa_ros.training.base import BASE
+from vljepa_ros.training.site.learn import SITE
+from vljepa_ros.training.words.export import STAGE
+
+MARKS = {"words": Path(STAGE) / BASE, "tuned": Path(BASE), "site": Path(SITE)}
 
 
 @pytest.fixture
@@ -70,8 +74,28 @@ def test_a_public_checkpoint_is_kept_in_the_precision_asked_for(
     assert kept == [("loaded", tmp_path / "out", "1.0.0", "bf16")]
 
 
-def test_fp8_without_clips_is_refused(tmp_path: Path):
-    arguments = ["export", "--from", "open-vljepa", "--out", str(tmp_path / "out"), "--fp8"]
-    result = CliRunner().invoke(app, arguments)
-    assert isinstance(result.exception, VLJepaError)
-    assert "--fp8 needs clips" in str(result.exception)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--from open-vljepa --fp8", "--fp8 is for an export of a training on the table or of a "
+         "fine-tuning, and this would be one with --from open-vljepa: leave it out."),
+        ("--from hf --precision fp32", "one with --from hf"),
+        ("--from everyday --folder .", "one with --from everyday"),
+        ("--from clip --x-encoder X", "--x-encoder is for an export with --from open-vljepa or "
+         "with --from hf, and this would be one with --from clip"),
+        ("--people X", "one of a training on the table"),
+        ("words --fp8", "one of a training of words"),
+        ("tuned --video X.mp4", "one of a fine-tuning"),
+        ("site --fp8", "one of a training from an image encoder"),
+    ],
+)  # fmt: skip
+def test_what_an_export_would_pass_over_is_refused(tmp_path: Path, options: str, said: str):
+    kind, *_ = given = options.split()
+    if kind in MARKS:  # what tells one kind of training from another
+        given.pop(0)
+        (tmp_path / MARKS[kind]).parent.mkdir(exist_ok=True)
+        (tmp_path / MARKS[kind]).write_text("{}")
+    result = CliRunner().invoke(app, ["export", str(tmp_path), str(tmp_path / "out"), *given])
+    assert isinstance(result.exception, VLJepaError), result.output
+    assert said in str(result.exception)
+    assert not (tmp_path / "out").exists()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -12,6 +14,7 @@ import typer
 from vljepa_ros.console import console
 from vljepa_ros.errors import VLJepaError, needing
 
+from ..usage import refuse_others
 from .train import DATA
 
 
@@ -67,8 +70,27 @@ PRECISION = typer.Option(
 FP8 = typer.Option(False, help="Add variants for GPUs with fp8; their scales come from the clips.")
 OUT_OPTION = typer.Option(None, "--out", help="The folder that is made.")
 
+ALL = {"run", "out", "out_option", "source"}
+KEPT = {"version", "precision"}
+CLIPS = {"folder", "video", *KEPT}
+TRAININGS = {  # what each export can be told, beside what all can
+    "of a training on the table": {*CLIPS, "fp8"},
+    "of a fine-tuning": {*KEPT, "fp8"},
+    "of a training of words": CLIPS,
+    "of a training from an image encoder": KEPT,
+}
+PUBLIC = {
+    Start.open_vljepa: {"checkpoint", "x_encoder", "llama", "gemma", *KEPT},
+    Start.clip: {"model", *KEPT},
+    Start.siglip: {"model", *KEPT},
+    Start.hf: {"x_encoder"},
+    Start.everyday: {"people", *KEPT},
+}
+KINDS = {**TRAININGS, **{f"with --from {kind.value}": takes for kind, takes in PUBLIC.items()}}
+
 
 def export(
+    context: typer.Context,
     run: Path = RUN,
     out: Path = OUT,
     source: Start = FROM,
@@ -89,8 +111,9 @@ def export(
     made = out_option or out or (run if source is not Start.training else None)
     if made is None:
         raise VLJepaError("Say which folder to make: vljepa export RUN OUT, or --out FOLDER.")
-    if fp8 and source is not Start.training:
-        raise VLJepaError("--fp8 needs clips, and only a training has them; leave it out.")
+    refuse = partial(refuse_others, context, "an export", KINDS, ALL)
+    if source in PUBLIC:
+        refuse(f"with --from {source.value}")
     _say_what_is_ours()
     if source is Start.open_vljepa:
         _open_vljepa(checkpoint, x_encoder, llama, gemma, made, version, precision.value)
@@ -103,7 +126,7 @@ def export(
     elif run is None:
         raise VLJepaError("Say which training to export: vljepa export RUN OUT.")
     else:
-        _training(run, made, version, folder, video, precision.value, fp8)
+        _training(refuse, run, made, version, folder, video, precision.value, fp8)
 
 
 def _say_what_is_ours() -> None:
@@ -121,8 +144,8 @@ def _say_what_is_ours() -> None:
 
 
 def _training(
-    run: Path, out: Path, version: str, folder: Path | None, video: Path | None, storage: str,
-    fp8: bool,
+    refuse: Callable[[str], None], run: Path, out: Path, version: str, folder: Path | None,
+    video: Path | None, storage: str, fp8: bool,
 ) -> None:  # fmt: skip
     with needing("train"):
         from vljepa_ros.tabletop import store
@@ -135,12 +158,16 @@ def _training(
 
     data = folder or store.default_root()
     if is_site(run):
+        refuse("of a training from an image encoder")
         evaluation = export_site(run, out, version, storage)
     elif is_words(run):
+        refuse("of a training of words")
         evaluation = export_words(run, data, out, version, video, storage)
     elif is_finetuned(run):
+        refuse("of a fine-tuning")
         evaluation = export_finetuned(run, out, version, storage, fp8)
     else:
+        refuse("of a training on the table")
         evaluation = release(run, data, out, version, video, storage, fp8)
     for name, figures in evaluation.items():
         console.print(f"{name}: {figures}")

@@ -14,7 +14,7 @@ from vljepa_ros.errors import VLJepaError, needing
 from vljepa_ros.workers.choice import open_pool
 
 from ..times import finite
-from ..usage import RAY
+from ..usage import RAY, refuse_others
 
 if TYPE_CHECKING:
     from vljepa_ros.training.lines import Choice
@@ -110,19 +110,6 @@ TRAININGS = {  # what each can be told, beside what all can
 ALL = {"out", "base", "seed", "threads"}
 
 
-def _refuse_others(context: typer.Context, kind: str) -> None:
-    """VLJepaError where an option is given that this kind of training would pass over."""
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        if given and name not in TRAININGS[kind] | ALL:
-            owners = [one for one, own in TRAININGS.items() if name in own]
-            raise VLJepaError(
-                f"{parameter.opts[0]} is for a training {' or '.join(owners)}, and this would be "
-                f"one {kind}: leave it out."
-            )
-
-
 def train(
     context: typer.Context,
     out: Path = TRAINING,
@@ -151,7 +138,7 @@ def train(
     kind = f"on the table {'with --from' if base else 'from nothing'}"
     if words is not None or recordings is not None:
         kind = "with --data" if words is None else "with --words"
-    _refuse_others(context, kind)
+    refuse_others(context, "a training", TRAININGS, ALL, kind)
     with needing("train"):
         from vljepa_ros.tabletop import store
         from vljepa_ros.training.base import load_base
