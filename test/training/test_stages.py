@@ -1,11 +1,13 @@
 """The stages of training: what they ask of the networks, and what they train."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from networks import scramble, tiny_config
+from torch import Tensor
 from torch.nn import functional as F
 
 from vljepa_ros.inference.text import TextTokenizer
@@ -15,6 +17,7 @@ from vljepa_ros.tabletop.vocabulary import held_out
 from vljepa_ros.training.losses import info_nce
 from vljepa_ros.training.stages import (
     FURTHER_NEGATIVES,
+    TEACHER_WEIGHS,
     DecoderStage,
     JointStage,
     TextStage,
@@ -93,24 +96,67 @@ def test_events_kept_for_the_composition_split_are_no_negatives(joint: JointStag
     assert missing and all(held_out(colour, shape, kind) for kind, colour, shape in missing)
 
 
-def test_the_joint_loss_trains_what_it_should_and_nothing_else(joint: JointStage):
+@pytest.fixture
+def clips() -> dict[str, Any]:
+    """Two clips with two questions each, and a truth of the right shapes."""
     random = np.random.default_rng(0)
-    clips = torch.from_numpy(random.integers(0, 256, (2, 4, 32, 32, 3), np.uint8))
+    frames = torch.from_numpy(random.integers(0, 256, (2, 4, 32, 32, 3), np.uint8))
     more = {"offset": 2, "motion": 2, "flags": 5, "gripper_state": 3}
     fields = ("objectness", "shape", "colour", "offset", "motion", "flags", "gripper",
               "gripper_state", "hand")  # fmt: skip
     state = {f: torch.zeros(2, 32, more[f]) if f in more else torch.zeros(2, 32) for f in fields}
     state["objectness"][:, 3] = state["gripper"][:, 3] = 1
     state["shape"], state["colour"] = state["shape"].long(), state["colour"].long()
-    batch = {"frames": clips, "queries": QUERIES, "answers": SAID, "meanings": SAID, "state": state}
+    return {
+        "frames": frames, "queries": QUERIES, "answers": SAID, "meanings": SAID, "state": state,
+    }  # fmt: skip
+
+
+def test_the_joint_loss_trains_what_it_should_and_nothing_else(
+    joint: JointStage, clips: dict[str, Any]
+):
     joint.log_dict = lambda *_, **__: None  # type: ignore[method-assign]  # no trainer
-    joint.training_step(batch, 0).backward()
+    joint.training_step(clips, 0).backward()
     trained = {name for name, value in joint.named_parameters() if value.grad is not None}
     for part in ("x_encoder.encoder", "predictor.layers", "predictor.embed_tokens",
                  "y_encoder.projector"):  # fmt: skip
         assert any(name.startswith(f"model.{part}") for name in trained), part
     assert "log_temperature" in trained and "state_head.linear.weight" in trained
     assert not [n for n in trained if n.startswith(("model.y_decoder", "model.y_encoder.model"))]
+
+
+def test_a_teacher_draws_the_embeddings_of_clips_to_its_own(
+    joint: JointStage, clips: dict[str, Any]
+):
+    """The loss grows by how far they lie apart; stills have no teacher, and it is no weight."""
+    said: dict[str, Tensor] = {}
+    joint.log_dict = lambda named, **_: said.update(named)  # type: ignore[method-assign]
+    kept = set(joint.state_dict())
+
+    def loss(name: str = "") -> Tensor:
+        torch.manual_seed(5)  # of the further negatives
+        return joint.loss(clips, name)
+
+    loss()  # the texts are known from now on
+    alone = loss()
+    teacher = scramble(VLJepa(joint.model.config))
+    with torch.no_grad():
+        for weight in teacher.predictor.parameters():
+            weight.add_(0.1)
+        visual, other = (model.x_encoder(clips["frames"]) for model in (joint.model, teacher))
+        ids, mask = tokens(joint.query_tokens, QUERIES)
+        pairs = [0, 0, 1, 1]
+        mine = joint.model.predictor.paired(visual[pairs], ids, mask)
+        wanted = teacher.predictor.paired(other[pairs], ids, mask)
+        apart = 1 - torch.nn.functional.cosine_similarity(mine, wanted).mean()
+    joint.teachers = [teacher]
+    taught, stills = loss(), loss("stills ")
+    assert apart > 0.01 and set(joint.state_dict()) == kept
+    torch.testing.assert_close(said["apart"], apart)
+    torch.testing.assert_close(taught, alone + TEACHER_WEIGHS * apart)
+    torch.testing.assert_close(stills, alone)
+    taught.backward()
+    assert not [n for n, value in teacher.named_parameters() if value.grad is not None]
 
 
 def test_temperature_never_falls_below_a_fiftieth(joint: JointStage):

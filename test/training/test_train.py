@@ -1,5 +1,6 @@
 """Training in small from episodes to a bundle: the tabletop's recipe with tiny networks."""
 
+import copy
 import csv
 import json
 import os
@@ -290,9 +291,22 @@ def test_a_model_can_encode_in_chunks(trained: Path, tiny: Path):
         rearranged(other, None, 2)
 
 
-def test_a_training_goes_on_in_chunks(trained: Path, data: Path, tmp_path: Path):
+def test_a_training_goes_on_in_chunks(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What they take away is learnt from the start as it was; otherwise it has no teacher."""
+    taught, apart = [], JointStage.apart
+    monkeypatch.setattr(JointStage, "apart", lambda *told: taught.append(told[1]) or apart(*told))
     recipe = replace(FURTHER, chunk=2, predictor_layers=2)
-    out = training.train(data, tmp_path / "chunks", recipe, load_base(str(trained)))
+    start = load_base(str(trained))
+    before = copy.deepcopy(start.model.state_dict())
+    out = training.train(data, tmp_path / "chunks", recipe, start)
+    assert taught == [start.model] * FURTHER.video_steps
+    assert all(torch.equal(value, before[n]) for n, value in start.model.state_dict().items())
+    training.train(
+        data, tmp_path / "more", replace(FURTHER, predictor_layers=2), load_base(str(out))
+    )
+    assert len(taught) == FURTHER.video_steps
     model = load_checkpoint(out)
     assert (model.config.chunk, len(model.predictor.layers)) == (2, 2)
     learned = [model.predictor.embed_times, model.predictor.layers[0].mlp.down_proj.weight]

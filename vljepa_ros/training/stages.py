@@ -23,6 +23,7 @@ from .texts import BEGIN, END, PAD, Sentences, tokens
 
 FURTHER_NEGATIVES = 128
 STILLS_SHARE = 0.5  # of the loss on stills, beside that on video
+TEACHER_WEIGHS = 8.0  # of a clip's loss: how far its embeddings lie from the teacher's
 WARM_UP = 200
 TEXTS_AT_ONCE = 128
 TEXT_TEMPERATURE = 0.05
@@ -35,15 +36,18 @@ class JointStage(lightning.LightningModule):
     The loss is InfoNCE between predicted and text embeddings, with the sentences of all events that
     training may show and texts of the past as further negatives, plus the state loss on the
     X-encoder's visual tokens (none with a `state_weight` of 0: recordings of a real robot have no
-    such truth).
+    such truth). A `teacher`, a model of the same clips and texts that stays as it is, adds how far
+    the predicted embeddings of a clip lie from its own (CLIP-KD, arXiv 2307.12732, section 3.2:
+    feature distillation, the best of its single losses).
     """
 
     def __init__(
         self, model: VLJepa, query_tokens: TextTokenizer, sentences: Sentences, rate: float,
-        steps: int, state_weight: float,
+        steps: int, state_weight: float, teacher: VLJepa | None = None,
     ):  # fmt: skip
         super().__init__()
         self.model, self.query_tokens, self.sentences = model, query_tokens, sentences
+        self.teachers = [] if teacher is None else [teacher]  # a list: no weight is kept or trained
         self.rate, self.steps, self.state_weight = rate, steps, state_weight
         # A combination that is never drawn is no negative either: it would be unlearned.
         self.canonical = [
@@ -82,17 +86,31 @@ class JointStage(lightning.LightningModule):
         if self.state_head is not None:
             said["state"] = self.state_head(visual.float(), batch["state"])
             loss = loss + self.state_weight * said["state"]
+        if not name:
+            for teacher in self.teachers:
+                said["apart"] = self.apart(teacher, predicted, batch)
+                loss = loss + TEACHER_WEIGHS * said["apart"]
         named = {name + key: value for key, value in said.items()}
         self.log_dict(named, prog_bar=True, batch_size=len(visual))
         return loss
 
-    def predict(self, visual: Tensor, queries: list[str]) -> Tensor:
-        """Visual tokens of B clips and B·k queries, clip by clip, to embeddings `[B·k, D]`."""
+    def apart(self, teacher: VLJepa, predicted: Tensor, batch: dict[str, Any]) -> Tensor:
+        """1 - the cosine of what is predicted and what the teacher predicts, the mean."""
+        with torch.no_grad():
+            visual = teacher.to(predicted.device).x_encoder(batch["frames"])
+            taught = self.predict(visual, batch["queries"], teacher)
+        return 1 - (predicted * taught).sum(-1).mean()
+
+    def predict(self, visual: Tensor, queries: list[str], model: VLJepa | None = None) -> Tensor:
+        """Visual tokens of B clips and B·k queries, clip by clip, to embeddings `[B·k, D]`.
+
+        They are the stage's own model's, or those of `model`, whose visual tokens these are.
+        """
         ids, mask = tokens(self.query_tokens, queries)
         longest = int(mask.sum(1).max())  # padding is masked, so leaving it out changes nothing
         ids, mask = ids[:, :longest].to(visual.device), mask[:, :longest].to(visual.device)
         repeated = visual.repeat_interleave(len(queries) // len(visual), dim=0)
-        return self.model.predictor.paired(repeated, ids, mask)
+        return (model or self.model).predictor.paired(repeated, ids, mask)
 
     def contrast(
         self, predicted: Tensor, answers: list[str], meanings: list[str]

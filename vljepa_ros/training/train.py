@@ -86,16 +86,19 @@ def train(data: Path, out: Path, recipe: Recipe, base: Base | None = None) -> Pa
         said |= {"from": base.about["from"], "before": base.about.get("source", {}).get("recipe")}
     _check_begun(out, said)
     tokenizer = out / "tokenizer.json"
-    model = _from_nothing(tokenizer) if base is None else _taken_up(base, tokenizer)
-    model = resized(model, recipe.image_size)
-    model = rearranged(model, recipe.chunk, recipe.predictor_layers)
+    start = _from_nothing(tokenizer) if base is None else _taken_up(base, tokenizer)
+    start = resized(start, recipe.image_size)
+    model = rearranged(start, recipe.chunk, recipe.predictor_layers)
     if rank() == 0:
         model.config.to_json_file(str(out / CONFIG), use_diff=False)
         (out / RECIPE).write_text(json.dumps(said, indent=2) + "\n")
     if base is None:
         _text_stage(model, out, recipe)
+    teacher = None
+    if base is not None and start is base.model and model.config.chunk < start.config.chunk:
+        teacher = start  # of what the smaller chunks take away
     for name in ("images" if base is None else "heads", "video"):
-        _joint_stage(name, model, data, out, recipe, further=base is not None)
+        _joint_stage(name, model, data, out, recipe, base is not None, teacher)
     _decoder_stage(model, data, out, recipe)
     save(model, out)
     return out
@@ -174,9 +177,13 @@ def clip_shape(config: VLJepaConfig, image: bool = False) -> ClipShape:
 
 
 def _joint_stage(
-    name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe, further: bool
-) -> None:
-    """The stage "images", "heads" (of frozen networks) or "video"; `further`: from a model on."""
+    name: str, model: VLJepa, data: Path, out: Path, recipe: Recipe, further: bool,
+    teacher: VLJepa | None,
+) -> None:  # fmt: skip
+    """The stage "images", "heads" (of frozen networks) or "video"; `further`: from a model on.
+
+    `teacher`, if there is one, teaches the stage "video".
+    """
     folder, image = out / name, name == "images"
     if finished(model, folder):
         return
@@ -189,6 +196,7 @@ def _joint_stage(
         model, TextTokenizer(out / "tokenizer.json", model.config.query_length),
         sentences_of(model), rate, steps,
         recipe.image_state_weight if image else recipe.video_state_weight,
+        teacher if name == "video" else None,
     )  # fmt: skip
     state_head = stage.state_head
     assert state_head is not None  # the table's truth has a weight
