@@ -39,7 +39,9 @@ def make_trainer(
     looking: dict[str, Any] = {}
     if looks:
         looking = {"val_check_interval": min(every, steps), "check_val_every_n_epoch": None}
-    keep = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=100)
+    keep = ModelCheckpoint(
+        folder, save_last=True, save_top_k=0, every_n_train_steps=100, enable_version_counter=False
+    )
     return lightning.Trainer(
         max_steps=steps, precision=precision(), accelerator="auto", devices=devices,
         strategy="ddp" if devices > 1 else "auto", gradient_clip_val=1.0,
