@@ -22,7 +22,7 @@ from vljepa_ros.recordings.video import VideoSource
 
 PICTURES = 3  # of each scene
 SCENE = 4.0  # seconds until the other one comes
-SCENES = (21.0, 35.0)  # seconds of the video: what `tabletop` tells apart, and knows
+SCENES = (21.0, 32.0)  # seconds of the video: a quiet table, and a hand over it
 NOISE = 64  # grey levels
 
 
