@@ -38,7 +38,7 @@ class JointStage(lightning.LightningModule):
     X-encoder's visual tokens (none with a `state_weight` of 0: recordings of a real robot have no
     such truth). A `teacher`, a model of the same clips and texts that stays as it is, adds how far
     the predicted embeddings of a clip lie from its own (CLIP-KD, arXiv 2307.12732, section 3.2:
-    feature distillation, the best of its single losses).
+    feature distillation).
     """
 
     def __init__(
