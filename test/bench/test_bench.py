@@ -20,6 +20,7 @@ from bundles import make_bundle
 from vljepa_ros.bench import contenders as bench_contender
 from vljepa_ros.bench import engines as bench_engines
 from vljepa_ros.bench import flop as bench_flop
+from vljepa_ros.bench import publisher
 from vljepa_ros.bench.contender import ANEW, STEP
 from vljepa_ros.bench.contenders import Bench, EngineContender, Stream, cosines
 from vljepa_ros.bench.footprint import Footprint
@@ -27,6 +28,10 @@ from vljepa_ros.bench.machine import describe, machine
 from vljepa_ros.bundle.spec import load_bundle
 from vljepa_ros.cli.records import REPORTS
 from vljepa_ros.errors import EngineError, VLJepaError
+from vljepa_ros.inference.runtime import Runtime
+from vljepa_ros.perception.perceiver import Perceiver
+from vljepa_ros.perception.settings import Settings
+from vljepa_ros.stamps import SECOND_NS
 
 SHIPPED = Path(__file__).parents[2] / "engines" / "tabletop"
 PARTS = ["x_encoder", "predictor", "y_encoder", "y_decoder"]
@@ -271,6 +276,20 @@ def test_saccadic_runs_the_weights_of_the_bundle(
     timed = Bench(bench_torch.open_contender("saccadic", bundle, 1), bundle)
     assert timed.tasks() == ["x_encoder"]
     assert cosines(timed.answers(), tmp_path / "wanted.npz")["x_encoder"] > 0.9999
+
+
+def test_the_bench_s_camera_shows_what_the_shipped_bundle_tells_apart() -> None:
+    """So that its decoder has something to say: a change at each change of the scene."""
+    perceiver = Perceiver(Runtime(load_bundle(SHIPPED)), ["camera"], Settings())
+    pictures, rate, changes = publisher.pictures(320, 240), 4, 0
+    for k in range(round(4 * publisher.SCENE) * rate):
+        picture = pictures[publisher.shown(k, rate)]
+        stamp_ns = SECOND_NS + k * SECOND_NS // rate
+        if perceiver.due("camera", stamp_ns).due and perceiver.take(
+            "camera", stamp_ns, "", picture
+        ):
+            changes += sum(step.change is not None for step in perceiver.step(["camera"]))
+    assert changes >= 4  # the first opens the stream
 
 
 def test_saccadic_that_is_not_installed_is_a_sentence(tiny_bundle: Path) -> None:

@@ -37,7 +37,7 @@ def main() -> None:
         for name in cameras
     ]
     messages = []
-    for picture in _pictures(width, height):
+    for picture in pictures(width, height):
         message = Image(width=width, height=height, encoding="rgb8", step=3 * width)
         message.data = array("B", picture.tobytes())
         messages.append(message)
@@ -48,15 +48,19 @@ def main() -> None:
     while k / fps < seconds:
         stamp = start + round(k * 1e9 / fps)
         time.sleep(max(0.0, (stamp - time.time_ns()) / 1e9))
-        scene = int(k / fps / SCENE) % len(SCENES)
-        message = messages[scene * PICTURES + k % PICTURES]
+        message = messages[shown(k, fps)]
         message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 1_000_000_000)
         for publisher in publishers:
             publisher.publish(message)
         k += 1
 
 
-def _pictures(width: int, height: int) -> list[np.ndarray]:
+def shown(frame: int, fps: float) -> int:
+    """Which of the pictures a frame shows, by its number."""
+    return int(frame / fps / SCENE) % len(SCENES) * PICTURES + frame % PICTURES
+
+
+def pictures(width: int, height: int) -> list[np.ndarray]:
     """`PICTURES` of each scene, uint8 `[height, width, 3]`, each with other noise."""
     random = np.random.default_rng(0)
     videos = (folder / "tabletop.mp4" for folder in shared_folders("videos"))

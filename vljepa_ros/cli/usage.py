@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -16,7 +16,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vljepa_ros.console import error_line
-from vljepa_ros.errors import VLJepaError
 
 INTERRUPTED = 130  # exit code on Ctrl-C: 128 + SIGINT
 # Typer's own, or Click's, which older versions of Typer build on.
@@ -46,25 +45,6 @@ def _with_values(args: list[str]) -> Iterator[str]:
             yield f"{arg}="
         else:
             yield arg
-
-
-def refuse_others(
-    context: typer.Context, noun: str, kinds: Mapping[str, set[str]], every: set[str], kind: str
-) -> None:
-    """VLJepaError where an option is given that this kind of command would pass over.
-
-    `kinds`: the parameters that each kind takes, beside those that `every` kind does; `noun` is
-    what there are kinds of.
-    """
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        if given and name not in kinds[kind] | every:
-            owners = [one for one, own in kinds.items() if name in own]
-            raise VLJepaError(
-                f"{parameter.opts[0]} is for {noun} {' or '.join(owners)}, and this would be one "
-                f"{kind}: leave it out."
-            )
 
 
 class Group(TyperGroup):

@@ -14,7 +14,7 @@ import typer
 from vljepa_ros.console import console
 from vljepa_ros.errors import VLJepaError, needing
 
-from ..usage import refuse_others
+from .kinds import refuse_others
 from .train import DATA
 
 

@@ -14,7 +14,8 @@ from vljepa_ros.errors import VLJepaError, needing
 from vljepa_ros.workers.choice import open_pool
 
 from ..times import finite
-from ..usage import RAY, refuse_others
+from ..usage import RAY
+from .kinds import refuse_others
 
 if TYPE_CHECKING:
     from vljepa_ros.training.lines import Choice
